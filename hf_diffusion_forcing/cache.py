@@ -1,0 +1,272 @@
+"""Keys and values of a recurrent-depth model, addressed by absolute position."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers.cache_utils import Cache
+
+
+@dataclass
+class Placement:
+    """Where the positions of one model pass stand: made once per pass, read by every layer.
+
+    Attributes:
+        positions: int64 [batch, width], absolute positions counted from each row's first real token; -1 is padding.
+        extent: every position is below this.
+        start: the first position when all rows stand at start, start + 1, ..., else None.
+        mask: bool [batch, 1, width, extent], True where a query sees a key; None when every key is seen.
+        rotary: what the family's attention needs to rotate queries and keys, filled by the family.
+    """
+
+    positions: torch.Tensor
+    extent: int
+    start: int | None
+    mask: torch.Tensor | None
+    is_causal: bool = False
+    rotary: Any = None
+
+
+class NoCache:
+    """Attention among the positions of one call only: training, and `forward(use_cache=False)`."""
+
+    placement: Placement | None = None
+
+    def place(self, positions: torch.Tensor, start: int | None = None, extent: int | None = None) -> Placement:
+        """Make the placement of a pass (see `RecurrentDepthCache.place`)."""
+        if start is not None:
+            self.placement = Placement(positions, positions.shape[1], start, None, is_causal=True)
+        else:
+            query = positions.clamp_min(0)[:, None, :, None]
+            key = positions[:, None, None, :]
+            self.placement = Placement(positions, positions.shape[1], None, (key <= query) & (key >= 0))
+        return self.placement
+
+    def slot(self, depth: int) -> int:
+        """Nothing is kept from one recurrence to the next."""
+        return 0
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, slot: int = 0
+    ) -> torch.Tensor:
+        """Attention of the placed positions to each other, [batch, heads, width, head_dim]."""
+        placed = self.placement
+        return F.scaled_dot_product_attention(
+            query, key, value, placed.mask, is_causal=placed.is_causal, enable_gqa=query.shape[1] != key.shape[1]
+        )
+
+
+class RecurrentDepthCache(Cache):
+    """Preallocated keys and values of the prelude, core and coda layers.
+
+    A layer's keys are one tensor [slots, batch, heads, capacity + 1, head_dim], written at absolute positions counted
+    from each row's first real token: padding is never stored (the last place of `capacity + 1` takes it and is never
+    read). Dropping tokens moves a number; nothing is copied. Memory, in bytes, is
+
+        2 x batch x heads x (capacity + 1) x head_dim x itemsize x (prelude + slots x core + coda)
+
+    with slots = 1 for `kv_sharing="last"` and slots = num_steps for `"none"`.
+
+    Args:
+        num_prelude_layers, num_core_layers, num_coda_layers: layers of each part.
+        num_steps: recurrences of a position; the number of slots of the core layers without sharing.
+        kv_sharing: "last" (one entry per layer and position, overwritten by later recurrences; section 4.1 of arXiv
+            2510.14961) or "none" (one entry per recurrence, the model's native semantics).
+        capacity: positions to allocate at first; grows by doubling when a longer sequence comes.
+
+    Raises:
+        ValueError: `kv_sharing` is neither, or `num_steps` < 1.
+    """
+
+    def __init__(
+        self,
+        num_prelude_layers: int,
+        num_core_layers: int,
+        num_coda_layers: int,
+        num_steps: int,
+        kv_sharing: str = "last",
+        capacity: int = 0,
+    ):
+        super().__init__(layers=[])
+        if kv_sharing not in ("last", "none"):
+            raise ValueError(f"kv_sharing={kv_sharing!r} is unknown: use 'last' or 'none'.")
+        if num_steps < 1:
+            raise ValueError(f"num_steps={num_steps} must be at least 1.")
+        self.num_prelude_layers = num_prelude_layers
+        self.num_core_layers = num_core_layers
+        self.num_coda_layers = num_coda_layers
+        self.num_steps = num_steps
+        self.kv_sharing = kv_sharing
+        self.capacity = capacity
+        self.columns = 0
+        self.placement: Placement | None = None
+        self.keys: list[torch.Tensor | None] = [None] * self.num_layers
+        self.values: list[torch.Tensor | None] = [None] * self.num_layers
+
+    @property
+    def num_layers(self) -> int:
+        return self.num_prelude_layers + self.num_core_layers + self.num_coda_layers
+
+    def slots(self, layer: int) -> int:
+        """Entries per position of a layer."""
+        in_core = 0 <= layer - self.num_prelude_layers < self.num_core_layers
+        return self.num_steps if in_core and self.kv_sharing == "none" else 1
+
+    def slot(self, depth: int | torch.Tensor) -> int | torch.Tensor:
+        """The slot of the core layers that recurrence `depth` (0-based) writes and reads.
+
+        `depth` may be int64 [batch, width], one recurrence per position; recurrences past the last slot stay in it.
+        """
+        if self.kv_sharing == "last":
+            return 0
+        if isinstance(depth, torch.Tensor):
+            return depth.clamp_max(self.num_steps - 1)
+        if depth >= self.num_steps:
+            raise ValueError(
+                f"recurrence {depth} does not fit a cache made for num_steps={self.num_steps} with kv_sharing='none': "
+                "make the cache with a larger num_steps, or share keys and values with kv_sharing='last'."
+            )
+        return depth
+
+    def place(self, positions: torch.Tensor, start: int | None = None, extent: int | None = None) -> Placement:
+        """Say where the next passes stand; makes room, and the mask all layers share.
+
+        Args:
+            positions: int64 [batch, width], absolute; -1 is padding (stored nowhere, its output means nothing).
+            start: first position, when every row of `positions` is start, start + 1, ... (spares the index writes).
+            extent: a bound above every position, when known (spares a host sync on an accelerator).
+        """
+        if start is not None:
+            extent = start + positions.shape[1]
+        elif extent is None:
+            extent = int(positions.max()) + 1
+        self._reserve(extent)
+        mask = None
+        if start is None or positions.shape[1] > 1:
+            key = torch.arange(extent, device=positions.device)
+            mask = key <= positions.clamp_min(0)[:, None, :, None]
+        self.placement = Placement(positions, extent, start, mask)
+        return self.placement
+
+    def _reserve(self, extent: int) -> None:
+        if extent <= self.capacity:
+            return
+        capacity = max(extent, 2 * self.capacity)
+        for tensors in (self.keys, self.values):
+            for layer, old in enumerate(tensors):
+                if old is not None:
+                    new = old.new_zeros(*old.shape[:3], capacity + 1, old.shape[4])
+                    new[:, :, :, : self.capacity] = old[:, :, :, : self.capacity]
+                    tensors[layer] = new
+        self.capacity = capacity
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        slot: int | torch.Tensor = 0,
+    ) -> torch.Tensor:
+        """Store the keys and values of the placed positions, then attend to all that stands before each.
+
+        Args:
+            layer: 0-based over prelude, core, coda.
+            query: [batch, heads, width, head_dim].
+            key, value: [batch, kv_heads, width, head_dim].
+            slot: which entry of the layer, see `slot()`. A tensor [batch, width] gives every position its own: it
+                writes that slot and all later ones, so a deeper query sees the last recurrence there has been.
+
+        Returns:
+            [batch, heads, width, head_dim].
+        """
+        if self.keys[layer] is None:
+            batch, heads, _, head_dim = key.shape
+            shape = (self.slots(layer), batch, heads, self.capacity + 1, head_dim)
+            # Zeros, not empty: a masked NaN in unwritten memory would still poison 0 * NaN in attention.
+            self.keys[layer], self.values[layer] = key.new_zeros(shape), value.new_zeros(shape)
+        if isinstance(slot, torch.Tensor):
+            return self._attend_by_position(layer, query, key, value, slot)
+        placed = self.placement
+        keys, values = self.keys[layer][slot], self.values[layer][slot]
+        if placed.start is not None:
+            keys[:, :, placed.start : placed.extent] = key
+            values[:, :, placed.start : placed.extent] = value
+        else:
+            # [batch, 1] and [batch, width] indices around the sliced heads: the result is [batch, width, heads, dim].
+            rows = torch.arange(key.shape[0], device=key.device)[:, None]
+            keys[rows, :, placed.positions] = key.transpose(1, 2)
+            values[rows, :, placed.positions] = value.transpose(1, 2)
+        return F.scaled_dot_product_attention(
+            query,
+            keys[:, :, : placed.extent],
+            values[:, :, : placed.extent],
+            placed.mask,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+
+    def _attend_by_position(self, layer, query, key, value, slot):
+        """`attend` for positions at different recurrences: every query reads its own slot (a copy per query)."""
+        placed = self.placement
+        batch, heads, width, head_dim = query.shape
+        rows = torch.arange(batch, device=key.device)[:, None]
+        later = torch.arange(self.slots(layer), device=key.device)[:, None, None] >= slot
+        read = []
+        for stored, new in ((self.keys[layer], key), (self.values[layer], value)):
+            old = stored[:, rows, :, placed.positions]  # [batch, width, slots, heads, head_dim]
+            stored[:, rows, :, placed.positions] = torch.where(
+                later.permute(1, 2, 0)[..., None, None], new.transpose(1, 2)[:, :, None], old
+            )
+            read.append(stored[slot, rows, :, : placed.extent].flatten(0, 1))
+        mask = (
+            None
+            if placed.mask is None
+            else placed.mask.expand(batch, 1, width, -1).transpose(1, 2).flatten(0, 1)[:, None]
+        )
+        y = F.scaled_dot_product_attention(
+            query.transpose(1, 2).reshape(batch * width, heads, 1, head_dim),
+            *read,
+            mask,
+            enable_gqa=heads != key.shape[1],
+        )
+        return y.reshape(batch, width, heads, head_dim).transpose(1, 2)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated for keys and values."""
+        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values) if t is not None)
+
+    # --- the part of transformers' Cache that generate() and its callers use ---
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns of `input_ids` seen so far, left padding included."""
+        return self.columns
+
+    def get_max_length(self) -> int | None:
+        return None
+
+    @property
+    def is_compileable(self) -> bool:
+        return False
+
+    def crop(self, max_length: int) -> None:
+        """Keep the first `max_length` columns (all but -max_length when negative). Moves a number; copies nothing."""
+        self.columns = min(self.columns, max_length if max_length >= 0 else self.columns + max_length)
+
+    def reset(self) -> None:
+        self.columns = 0
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the rows `indices` (int64 [rows])."""
+        for tensors in (self.keys, self.values):
+            tensors[:] = [None if t is None else t.index_select(1, indices.to(t.device)) for t in tensors]
+
+    def __len__(self) -> int:
+        return self.num_layers
+
+    def __repr__(self) -> str:
+        return (
+            f"RecurrentDepthCache(layers={self.num_prelude_layers}/{self.num_core_layers}/{self.num_coda_layers}, "
+            f"kv_sharing={self.kv_sharing!r}, num_steps={self.num_steps}, columns={self.columns})"
+        )

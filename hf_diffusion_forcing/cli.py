@@ -1,0 +1,251 @@
+"""The command `hf-diffusion-forcing`: see diffusion forcing happen, and compare it with autoregression."""
+
+import json
+import os
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(add_completion=False, help="Decode recurrent-depth language models by diffusion forcing.")
+
+ModelArgument = Annotated[
+    str | None, typer.Argument(help="A checkpoint folder or Hub id; the bundled checkpoint by default.")
+]
+Wavefront = Annotated[int, typer.Option(help="Most positions refined at once.")]
+ExitThreshold = Annotated[float, typer.Option(help="A state has converged when it moves by less than this share.")]
+InnerRecurrence = Annotated[int, typer.Option(help="Core passes in a tick.")]
+NumSteps = Annotated[int | None, typer.Option(help="Recurrences of a token; the model's own depth by default.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Most tokens to generate.")]
+
+DEMO_SEED = 7
+
+
+def fail(message: str) -> typer.Exit:
+    """Say what is wrong on standard error; raise the result to leave with status 2."""
+    Console(stderr=True, soft_wrap=True).print(f"error: {message}", style="red", highlight=False, markup=False)
+    return typer.Exit(2)
+
+
+def load(name: str | None):
+    """Model and tokenizer of a checkpoint; only recurrent-depth models are taken.
+
+    Raises:
+        typer.Exit: the checkpoint is missing, damaged, or of another kind; the reason is printed.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    from . import RecurrentDepthGenerationMixin, bundled_checkpoint
+
+    logging.disable_progress_bar()
+    path = name or bundled_checkpoint()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+        model = AutoModelForCausalLM.from_pretrained(path)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise fail(f"{path} could not be loaded: {error}") from error
+    if not isinstance(model, RecurrentDepthGenerationMixin):
+        raise fail(
+            f"{path} is a {model.config.model_type} model; diffusion forcing needs a recurrent-depth one (huginn_raven)."
+        )
+    return model.eval(), tokenizer
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def comparison_table(title: str, runs, problems=None, answers=None) -> Table:
+    """One row a run against the first: right answers (when known), tokens, core passes, time, equal tokens."""
+    table = Table(title=title)
+    columns = ["sampler", "right", "tokens", "core passes", "passes/token", "seconds", "tokens/s", "speedup", "equal"]
+    for name in columns if problems else columns[:1] + columns[2:]:
+        table.add_column(name, justify="left" if name == "sampler" else "right")
+    base = runs[0]
+    for position, run in enumerate(runs):
+        cells = [
+            run.name,
+            str(run.tokens),
+            str(run.core_passes),
+            f"{run.core_passes / max(run.tokens, 1):.1f}",
+            f"{sum(run.seconds):.2f}",
+            f"{run.tokens_per_second:.0f}",
+            f"{run.tokens_per_second / base.tokens_per_second:.1f}x",
+            percent(run.equal_share(base)),
+        ]
+        if problems:
+            right = sum(p.is_solved_by(a) for p, a in zip(problems, answers[position], strict=True))
+            cells.insert(1, f"{right} of {len(problems)}")
+        table.add_row(*cells)
+    return table
+
+
+def show_live(console: Console, model, tokenizer, problem, **kwargs) -> None:
+    """Print a problem and its answer, drafts in yellow while they are refined when the output is a terminal."""
+    from transformers import TextDiffusionStreamer
+
+    console.print(problem.prompt.removesuffix("A:").strip(), style="bold", highlight=False)
+    inputs = tokenizer(problem.prompt, return_tensors="pt")
+    streamer = None
+    if console.is_terminal:
+        streamer = TextDiffusionStreamer(tokenizer, skip_prompt=True, sleep_time=0.02, skip_special_tokens=True)
+    ids = model.generate(**inputs, streamer=streamer, **kwargs)
+    if streamer is None:
+        text = tokenizer.decode(ids[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+        console.print("A:" + text, highlight=False, soft_wrap=True)
+    console.print()
+
+
+def quiet_start() -> None:
+    # Nothing here needs the network, and a missing Hub must not slow the start.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@app.callback(invoke_without_command=True)
+def main(context: typer.Context) -> None:
+    """Without a subcommand: show the bundled checkpoint decode held-out problems, then compare."""
+    quiet_start()
+    if context.invoked_subcommand is None:
+        demo()
+
+
+def demo(shown: int = 2, compared: int = 6) -> None:
+    """The main job in under a minute: `shown` problems live, then `compared` problems timed with both samplers."""
+    from .evaluation.measure import Run, compare
+    from .evaluation.problems import problems
+
+    console = Console()
+    began = time.perf_counter()
+    model, tokenizer = load(None)
+    forcing = {
+        "sampler": "diffusion_forcing",
+        "wavefront": 32,
+        "exit_threshold": 0.03,
+        "inner_recurrence": 1,
+        "seed": 0,
+    }
+    stream = problems(DEMO_SEED, held_out=True)
+    chosen = [next(stream) for _ in range(compared)]
+    parameters = sum(p.numel() for p in model.parameters())
+    console.print(
+        f"A recurrent-depth model of {parameters / 1e6:.1f}M parameters, {model.config.mean_recurrence} recurrences a "
+        "token, on problems it was not trained on.",
+        highlight=False,
+    )
+    if console.is_terminal:
+        console.print("Yellow tokens are drafts: refined together, final once their latent state has settled.\n")
+    for problem in [p for p in chosen if p.kind == "worked"][:shown]:
+        show_live(console, model, tokenizer, problem, **forcing)
+
+    prompts = [tokenizer(p.prompt, return_tensors="pt").input_ids for p in chosen]
+    runs = [
+        Run("autoregressive", {"sampler": "autoregressive", "seed": 0}),
+        Run("diffusion_forcing, 4 recurrences a tick", forcing | {"inner_recurrence": 4}),
+        Run("diffusion_forcing, 1 recurrence a tick", forcing),
+    ]
+    with console.status("Comparing with autoregression ..."):
+        compare(model, prompts, runs)
+    answers = [tokenizer.batch_decode(run.sequences, skip_special_tokens=True) for run in runs]
+    console.print(comparison_table("The same problems, the same model", runs, chosen, answers))
+    console.print(f"Done in {time.perf_counter() - began:.0f} seconds.", highlight=False)
+
+
+@app.command()
+def generate(
+    model: ModelArgument = None,
+    prompt: Annotated[str, typer.Option(help="The text to continue.")] = ...,
+    sampler: Annotated[str, typer.Option(help="diffusion_forcing or autoregressive.")] = "diffusion_forcing",
+    wavefront: Wavefront = 32,
+    exit_threshold: ExitThreshold = 0.03,
+    inner_recurrence: InnerRecurrence = 4,
+    num_steps: NumSteps = None,
+    max_new_tokens: MaxNewTokens = 160,
+    seed: Annotated[int, typer.Option(help="Seed of the latent states.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Continue a prompt; drafts are shown while they are refined when the output is a terminal."""
+    from transformers import TextDiffusionStreamer
+
+    console = Console()
+    network, tokenizer = load(model)
+    kwargs = {"sampler": sampler, "num_steps": num_steps, "seed": seed, "max_new_tokens": max_new_tokens}
+    if sampler == "diffusion_forcing":
+        kwargs |= {"wavefront": wavefront, "exit_threshold": exit_threshold, "inner_recurrence": inner_recurrence}
+    live = console.is_terminal and not as_json
+    streamer = TextDiffusionStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if live else None
+    inputs = tokenizer(prompt, return_tensors="pt")
+    began = time.perf_counter()
+    try:
+        output = network.generate(**inputs, **kwargs, streamer=streamer, return_dict_in_generate=True)
+    except (ValueError, TypeError) as error:
+        raise fail(str(error)) from error
+    seconds = time.perf_counter() - began
+    new = output.sequences[0, inputs.input_ids.shape[1] :]
+    text = tokenizer.decode(new, skip_special_tokens=True)
+    if as_json:
+        stats = getattr(output, "stats", None)
+        record = {"prompt": prompt, "text": text, "tokens": len(new), "seconds": seconds, "settings": kwargs}
+        print(json.dumps(record | {"stats": stats.to_dict() if stats else None}))
+    elif not live:
+        print(text)
+
+
+@app.command()
+def compare(
+    model: ModelArgument = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A text to continue; may be given several times.")] = None,
+    wavefront: Wavefront = 32,
+    exit_threshold: ExitThreshold = 0.03,
+    inner_recurrence: InnerRecurrence = 4,
+    num_steps: NumSteps = None,
+    max_new_tokens: MaxNewTokens = 160,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Time diffusion forcing against autoregression on the same prompts (held-out problems by default)."""
+    from .evaluation.measure import Run
+    from .evaluation.measure import compare as compare_runs
+    from .evaluation.problems import problems
+
+    console = Console()
+    network, tokenizer = load(model)
+    chosen = None
+    if prompt is None:
+        stream = problems(DEMO_SEED, held_out=True)
+        chosen = [next(stream) for _ in range(6)]
+    prompts = [tokenizer(text, return_tensors="pt").input_ids for text in prompt or [p.prompt for p in chosen]]
+    common = {"num_steps": num_steps, "seed": 0}
+    forcing = {"wavefront": wavefront, "exit_threshold": exit_threshold, "inner_recurrence": inner_recurrence}
+    runs = [
+        Run("autoregressive", common | {"sampler": "autoregressive"}),
+        Run("diffusion_forcing", common | {"sampler": "diffusion_forcing"} | forcing),
+    ]
+    try:
+        compare_runs(network, prompts, runs, max_new_tokens=max_new_tokens)
+    except (ValueError, TypeError) as error:
+        raise fail(str(error)) from error
+    answers = [tokenizer.batch_decode(run.sequences, skip_special_tokens=True) for run in runs]
+    if as_json:
+        record = {
+            run.name: {
+                "settings": run.kwargs,
+                "tokens": run.tokens,
+                "core_passes": run.core_passes,
+                "seconds": sum(run.seconds),
+                "tokens_per_second": run.tokens_per_second,
+                "speedup": run.tokens_per_second / runs[0].tokens_per_second,
+                "equal_share": run.equal_share(runs[0]),
+                "texts": texts,
+            }
+            for run, texts in zip(runs, answers, strict=True)
+        }
+        print(json.dumps(record))
+    else:
+        console.print(comparison_table("Autoregression and diffusion forcing", runs, chosen, answers))
+
+
+if __name__ == "__main__":
+    app()

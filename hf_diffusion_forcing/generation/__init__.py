@@ -1,0 +1,1 @@
+"""Samplers, and the mixin that puts them behind `generate()`."""

@@ -1,0 +1,67 @@
+"""The tokens that are final: kept per row, checked against every stop, streamed in order."""
+
+import torch
+from transformers import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+
+class CommittedTokens:
+    """Rows of committed tokens. A row ends exactly at the token that meets a stopping criterion.
+
+    Args:
+        input_ids: int64 [batch, length], left-padded prompts.
+        stopping_criteria: EOS and length are checked on the host; any other criterion is called after every token
+            with that row alone: `input_ids` [1, length so far] and `scores` None.
+        pad_token_id: fills rows that ended early.
+        streamer: gets each committed token once, in order.
+    """
+
+    def __init__(
+        self,
+        input_ids: torch.Tensor,
+        stopping_criteria: StoppingCriteriaList,
+        pad_token_id: int | None,
+        streamer: BaseStreamer | None = None,
+    ):
+        self.device = input_ids.device
+        self.prompt_length = input_ids.shape[1]
+        self.rows: list[list[int]] = input_ids.tolist()
+        self.finished = [False] * len(self.rows)
+        self.pad_token_id = pad_token_id
+        self.streamer = streamer
+        self.max_length = stopping_criteria.max_length
+        self.eos: set[int] = set()
+        self.criteria = StoppingCriteriaList()
+        for criterion in stopping_criteria:
+            if type(criterion) is EosTokenCriteria:
+                self.eos.update(criterion.eos_token_id.flatten().tolist())
+            elif type(criterion) is not MaxLengthCriteria:
+                self.criteria.append(criterion)
+
+    def commit(self, row: int, token: int) -> bool:
+        """Append a token to a row; returns whether the row is finished by it."""
+        tokens = self.rows[row]
+        tokens.append(token)
+        if self.streamer is not None:
+            self.streamer.put(torch.tensor([token]))
+        done = token in self.eos or (self.max_length is not None and len(tokens) >= self.max_length)
+        if self.criteria:
+            ids = torch.tensor([tokens], device=self.device)
+            done = bool(self.criteria(ids, None).any()) or done
+        self.finished[row] = done
+        return done
+
+    @property
+    def all_finished(self) -> bool:
+        return all(self.finished)
+
+    @property
+    def counts(self) -> list[int]:
+        """New tokens per row."""
+        return [len(tokens) - self.prompt_length for tokens in self.rows]
+
+    def sequences(self) -> torch.Tensor:
+        """int64 [batch, longest row], right-padded with `pad_token_id` where rows ended early."""
+        longest = max(map(len, self.rows))
+        padded = [tokens + [self.pad_token_id] * (longest - len(tokens)) for tokens in self.rows]
+        return torch.tensor(padded, device=self.device)

@@ -1,0 +1,196 @@
+"""`generate()` with `sampler=`: transformers' own generation, with the decoding loop chosen by name."""
+
+import inspect
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation import GenerationMode
+from transformers.utils import TransformersKwargs
+
+from ..cache import RecurrentDepthCache
+from ..configuration import SAMPLER_CONFIGS, AutoregressiveConfig, SamplerConfig, nearest, sampler_config_class
+from ..randomness import row_seeds
+from .choice import KeyedGumbelProcessor
+from .diffusion_forcing import diffusion_forcing
+
+SAMPLER_KEYWORDS = {name for config in SAMPLER_CONFIGS.values() for name in config.fields()}
+
+
+class RecurrentDepthGenerationMixin(GenerationMixin):
+    """`GenerationMixin` for recurrent-depth models.
+
+    `generate()` takes `sampler="diffusion_forcing"` or `"autoregressive"` and every field of that sampler's config as a
+    keyword; without them it reads `sampler` and `sampler_config` of the generation config. With neither it is plain
+    transformers decoding, where `num_steps` and `state_scale` still apply.
+    """
+
+    def _prepare_generation_config(
+        self, generation_config: GenerationConfig | None, **kwargs: Any
+    ) -> tuple[GenerationConfig, dict]:
+        """Take the sampler's keywords out of the call, resolve and validate them."""
+        sampler = kwargs.pop("sampler", None)
+        given = {name: kwargs.pop(name) for name in SAMPLER_KEYWORDS & kwargs.keys()}
+        generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        self._refuse_unknown_keywords(model_kwargs)
+
+        stored_sampler = getattr(generation_config, "sampler", None)
+        stored = getattr(generation_config, "sampler_config", None) or {}
+        if sampler is None:
+            sampler = stored_sampler
+        elif sampler != stored_sampler:
+            stored = {}
+        config_class = sampler_config_class(sampler) if sampler is not None else AutoregressiveConfig
+        for name in given:
+            if name not in config_class.fields():
+                takers = [key for key, config in SAMPLER_CONFIGS.items() if name in config.fields()]
+                raise ValueError(
+                    f"{name}={given[name]!r} is not a setting of sampler={sampler!r}: "
+                    f"pass sampler={' or '.join(map(repr, takers))}, or leave it out."
+                )
+        settings = config_class.from_dict(stored | given)
+        generation_config.sampler = sampler
+        generation_config.sampler_config = self._fill_depth(settings).to_dict()
+        return generation_config, model_kwargs
+
+    def _fill_depth(self, settings: SamplerConfig) -> SamplerConfig:
+        """The settings with the model's own depth where none was given; validated together."""
+        values = settings.to_dict()
+        if values["num_steps"] is None:
+            values["num_steps"] = self.config.mean_recurrence
+        if "max_steps" in values and values["max_steps"] is None:
+            values["max_steps"] = values["num_steps"]
+        return type(settings).from_dict(values)
+
+    def _refuse_unknown_keywords(self, model_kwargs: dict[str, Any]) -> None:
+        forward = set(inspect.signature(self.forward).parameters) - {"kwargs"}
+        known = forward | set(TransformersKwargs.__optional_keys__) | {"inputs_embeds"}
+        for name, value in model_kwargs.items():
+            if value is not None and name not in known:
+                candidates = SAMPLER_KEYWORDS | forward | {"sampler"} | set(GenerationConfig().to_dict())
+                raise ValueError(f"generate() has no keyword {name!r}{_nearest_only(name, candidates)}.")
+
+    def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
+        """Refuse by name what a sampler cannot do."""
+        sampler = generation_config.sampler
+        if sampler is not None:
+            if generation_mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+                raise ValueError(
+                    f"sampler={sampler!r} decodes greedily or by sampling; {generation_mode.value} was asked for. "
+                    "Leave out its arguments (num_beams, assistant_model, penalty_alpha, dola_layers, ...) "
+                    "or leave out sampler."
+                )
+            for name in ("output_attentions", "output_hidden_states", "output_scores", "output_logits"):
+                if getattr(generation_config, name) and sampler != "autoregressive":
+                    raise ValueError(f"{name}=True is not supported with sampler={sampler!r}: leave it out.")
+            if generation_config.use_cache is False:
+                raise ValueError(f"use_cache=False is not possible with sampler={sampler!r}: leave it out.")
+            if generation_config.cache_implementation is not None:
+                raise ValueError(
+                    f"cache_implementation={generation_config.cache_implementation!r} is not possible with "
+                    f"sampler={sampler!r}: its cache is a RecurrentDepthCache, leave the argument out."
+                )
+        super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
+
+    def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
+        """transformers' own step, after refusing an empty prompt (which it would index into)."""
+        given = inputs if inputs is not None else model_kwargs.get("input_ids")
+        if given is not None and 0 in given.shape:
+            raise ValueError(f"The prompt is empty: input_ids has shape {tuple(given.shape)}. Pass at least one token.")
+        return super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
+
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+    ) -> None:
+        """A `RecurrentDepthCache` with room for the whole text, unless the caller brought one."""
+        settings = generation_config.sampler_config
+        cache = model_kwargs.get("past_key_values")
+        if cache is None:
+            if generation_config.use_cache is not False:
+                steps = max(settings["num_steps"], settings.get("max_steps") or 0)
+                model_kwargs["past_key_values"] = self.new_cache(steps, settings["kv_sharing"], max_cache_length + 1)
+            return
+        if not isinstance(cache, RecurrentDepthCache):
+            raise TypeError(
+                f"past_key_values is a {type(cache).__name__}; a recurrent-depth model needs a RecurrentDepthCache: "
+                "pass the one an earlier generate() returned, or model.new_cache(...)."
+            )
+        if generation_config.sampler is not None and cache.kv_sharing != settings["kv_sharing"]:
+            raise ValueError(
+                f"past_key_values was made with kv_sharing={cache.kv_sharing!r}, the call asks for "
+                f"{settings['kv_sharing']!r}: pass kv_sharing={cache.kv_sharing!r}, or start a new cache."
+            )
+
+    def _validate_prompt(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, max_length: int) -> None:
+        vocabulary = self.config.padded_vocab_size
+        low, high = int(input_ids.min()), int(input_ids.max())
+        if low < 0 or high >= vocabulary:
+            raise ValueError(
+                f"input_ids holds {low if low < 0 else high}, outside the vocabulary of {vocabulary} tokens: "
+                "was the text encoded with this model's tokenizer?"
+            )
+        if attention_mask is not None:
+            if not bool(attention_mask.any(-1).all()):
+                raise ValueError("A row of attention_mask is all zeros: its prompt is empty. Pass at least one token.")
+            if not bool((attention_mask.long().diff(dim=-1) >= 0).all()):
+                raise ValueError(
+                    "attention_mask has padding after a real token; prompts must be padded on the left: "
+                    "set tokenizer.padding_side = 'left'."
+                )
+        limit = self.config.max_position_embeddings
+        if max_length > limit:
+            prompt = input_ids.shape[1]
+            remedy = (
+                f"Use max_new_tokens <= {limit - prompt}."
+                if prompt < limit
+                else f"Shorten it to fewer than {limit} tokens."
+            )
+            raise ValueError(
+                f"A prompt of {prompt} tokens continued to {max_length} exceeds the context of {limit}. {remedy}"
+            )
+
+    def _sample(
+        self,
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        streamer=None,
+        **model_kwargs,
+    ):
+        """Greedy or sampled decoding by the sampler of the generation config."""
+        attention_mask = model_kwargs.get("attention_mask")
+        self._validate_prompt(input_ids, attention_mask, generation_config.max_length)
+        sampler = generation_config.sampler
+        config_class = AutoregressiveConfig if sampler is None else sampler_config_class(sampler)
+        config = config_class.from_dict(generation_config.sampler_config)
+        if sampler == "diffusion_forcing":
+            return diffusion_forcing(
+                self,
+                input_ids,
+                logits_processor,
+                stopping_criteria,
+                generation_config,
+                config,
+                streamer,
+                attention_mask,
+                model_kwargs["past_key_values"],
+            )
+        batch, length = input_ids.shape
+        seeds = row_seeds(config.seed, batch, input_ids.device)
+        model_kwargs |= {"num_steps": config.num_steps, "state_scale": config.state_scale, "seeds": seeds}
+        if sampler is not None and generation_config.do_sample:
+            # The same keyed noise as the parallel samplers; the argmax of transformers' greedy loop then samples.
+            padding = torch.zeros_like(seeds) if attention_mask is None else length - attention_mask.sum(-1)
+            logits_processor = LogitsProcessorList([*logits_processor, KeyedGumbelProcessor(seeds, padding)])
+            generation_config.do_sample = False
+        return super()._sample(
+            input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs
+        )
+
+
+def _nearest_only(name: str, candidates: set[str]) -> str:
+    """The nearest candidate, without the list of all when none is near."""
+    hint = nearest(name, candidates)
+    return hint if "did you mean" in hint else ""

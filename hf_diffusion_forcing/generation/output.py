@@ -1,0 +1,62 @@
+"""What the samplers return, and how much work they did."""
+
+from dataclasses import asdict, dataclass, field
+
+import torch
+from transformers.utils import ModelOutput
+
+from ..cache import RecurrentDepthCache
+
+
+@dataclass
+class SamplerStats:
+    """Counts of one `generate()` call.
+
+    Attributes:
+        ticks: decoding ticks: embed, some recurrences, decode.
+        core_passes: core calls in those ticks, each over the whole wave of all rows.
+        positions_refined: sum of wave widths over core calls and rows.
+        prefill_core_passes: core calls over the prompt.
+        tokens_committed: new tokens per row; the first of a row comes from the prompt's own pass.
+    """
+
+    ticks: int = 0
+    core_passes: int = 0
+    positions_refined: int = 0
+    prefill_core_passes: int = 0
+    tokens_committed: list[int] = field(default_factory=list)
+
+    @property
+    def decoded_tokens(self) -> int:
+        """Tokens that ticks produced: all but each row's first."""
+        return sum(max(count - 1, 0) for count in self.tokens_committed)
+
+    @property
+    def recurrences_per_token(self) -> float:
+        """Position refinements per decoded token, 0.0 when nothing was decoded."""
+        return self.positions_refined / self.decoded_tokens if self.decoded_tokens else 0.0
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Decoded tokens per tick, 0.0 when there was none."""
+        return self.decoded_tokens / self.ticks if self.ticks else 0.0
+
+    def to_dict(self) -> dict:
+        """Counts and ratios as plain JSON values."""
+        ratios = {name: getattr(self, name) for name in ("recurrences_per_token", "tokens_per_forward")}
+        return asdict(self) | ratios
+
+
+@dataclass
+class DiffusionForcingOutput(ModelOutput):
+    """Output of `generate(sampler="diffusion_forcing", return_dict_in_generate=True)`.
+
+    Attributes:
+        sequences: int64 [batch, length], prompt and new tokens; rows that ended early are padded on the right.
+        past_key_values: the cache, holding every column but the last.
+        stats: `SamplerStats` of the call.
+    """
+
+    sequences: torch.LongTensor
+    past_key_values: RecurrentDepthCache | None = None
+    stats: SamplerStats | None = None

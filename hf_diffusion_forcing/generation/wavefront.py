@@ -1,0 +1,106 @@
+"""The positions being refined: ragged over rows, contiguous within a row."""
+
+import torch
+
+
+class Wavefront:
+    """Where each row's wave stands, its input tokens, its latent states and how often they were refined.
+
+    Column j of row b is absolute position `fronts[b] + j`; columns past a row's width are padding (position -1).
+    The bookkeeping is host integers, moved once a tick; states stay on the device.
+
+    Attributes:
+        fronts: per row, the first position that is not frozen.
+        tokens: per row, the ids at its positions; the first is committed, the others are drafts.
+        steps: per row, recurrences of each position since its input token last changed.
+        states: [batch, width, channels], or None before the first tick.
+        embeddings: the injected embeddings of the last tick, kept when momentum needs them.
+    """
+
+    def __init__(self, fronts: list[int], tokens: list[list[int]], device: torch.device):
+        self.fronts = fronts
+        self.tokens = tokens
+        self.steps = [[0] * len(row) for row in tokens]
+        self.device = device
+        self.states: torch.Tensor | None = None
+        self.embeddings: torch.Tensor | None = None
+        # Which column of the last tick each column was, or -1 for a position that is new.
+        self.origins = [[-1] * len(row) for row in tokens]
+
+    @property
+    def width(self) -> int:
+        return max(map(len, self.tokens))
+
+    @property
+    def extent(self) -> int:
+        """A bound above every position."""
+        return max(front + len(row) for front, row in zip(self.fronts, self.tokens, strict=True) if row)
+
+    @property
+    def start(self) -> int | None:
+        """The first position when all rows stand alike, else None."""
+        alike = len(set(self.fronts)) == 1 and len(set(map(len, self.tokens))) == 1
+        return self.fronts[0] if alike else None
+
+    def _grid(self, rows: list[list[int]], fill: int) -> torch.Tensor:
+        width = self.width
+        return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=self.device)
+
+    def input_ids(self) -> torch.Tensor:
+        """int64 [batch, width]."""
+        return self._grid(self.tokens, 0)
+
+    def positions(self) -> torch.Tensor:
+        """int64 [batch, width], -1 past a row's width."""
+        spans = zip(self.fronts, self.tokens, strict=True)
+        return self._grid([list(range(front, front + len(row))) for front, row in spans], -1)
+
+    def step_counts(self) -> torch.Tensor:
+        """int64 [batch, width]."""
+        return self._grid(self.steps, 0)
+
+    @property
+    def first_fresh(self) -> int:
+        """The first column in which some row has a position it did not have a tick ago; `width` when there is none."""
+        return min((row.index(-1) for row in self.origins if -1 in row), default=self.width)
+
+    def carry(self, old: torch.Tensor | None, fresh: torch.Tensor) -> torch.Tensor:
+        """Last tick's values at this tick's columns.
+
+        Args:
+            old: [batch, last width, channels], or None before the first tick.
+            fresh: [batch, width - first_fresh, channels], the values of positions that are new.
+
+        Returns:
+            [batch, width, channels].
+        """
+        if old is None:
+            return fresh
+        first = self.first_fresh
+        if len(self.origins) == 1:
+            origin = self.origins[0][0] if first else 0
+            return torch.cat((old[:, origin : origin + first], fresh), dim=1)
+        origins = self._grid(self.origins, -1)
+        moved = old.gather(1, origins.clamp_min(0)[..., None].expand(-1, -1, old.shape[-1]))
+        tail = torch.where((origins[:, first:] >= 0)[..., None], moved[:, first:], fresh)
+        return torch.cat((moved[:, :first], tail), dim=1)
+
+    def advance(self, row: int, frozen: int, predictions: list[int], width: int, recurrences: int) -> None:
+        """Drop a row's first `frozen` positions, take the new drafts, and fill up to `width` positions.
+
+        Args:
+            predictions: for each position of the row's wave, the token it predicts.
+            width: of the row's next wave; 0 ends the row. Positions beyond the last prediction repeat it as draft.
+            recurrences: how many this tick made.
+        """
+        before, steps = self.tokens[row], self.steps[row]
+        following = [before[0], *predictions][frozen:]
+        following += following[-1:] * (width - len(following))
+        self.tokens[row] = following[:width]
+        kept = range(frozen, min(len(before), frozen + width))
+        fresh = width - len(kept)
+        self.steps[row] = [
+            steps[column] + recurrences if before[column] == following[column - frozen] else 0 for column in kept
+        ] + [0] * fresh
+        self.origins[row] = [*kept, *[-1] * fresh]
+        self.fronts[row] += frozen

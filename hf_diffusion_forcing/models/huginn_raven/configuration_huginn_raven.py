@@ -1,0 +1,139 @@
+"""Configuration of `huginn_raven` checkpoints (Huginn-0125)."""
+
+import math
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class RavenConfig(PreTrainedConfig):
+    r"""Sizes and settings of a recurrent-depth transformer: prelude, core, coda (arXiv 2502.05171, section 3).
+
+    The field names are those of the Hub's config.json; `hidden_size`, `num_attention_heads`, `num_hidden_layers` and
+    `max_position_embeddings` read the same values.
+
+    Args:
+        vocab_size: tokens; `padded_vocab_size` (a multiple of 64 on the Hub) is the size of the embedding.
+        n_embd: channels of a latent state.
+        n_heads, num_key_value_heads, head_dim: attention shape.
+        intermediate_size: channels inside the gated MLP.
+        n_layers_in_prelude, n_layers_in_recurrent_block, n_layers_in_coda: blocks of each part.
+        mean_recurrence: recurrences when `num_steps` is not given, and the mean of the random depth in training.
+        mean_backprop_depth: how many of the last recurrences carry gradients in training.
+        block_size: longest sequence.
+        rope_base: base of the rotary embedding (interleaved pairs).
+        qk_bias: whether queries and keys have a bias.
+        init_values: `std` of the state start and weights, `out_proj` std of output projections, `embedding` std,
+            and `embed_scale`, the factor on embeddings and on the state start.
+
+    Raises:
+        ValueError: sizes that cannot make a model, each named with its value.
+    """
+
+    model_type = "huginn_raven"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {
+        "hidden_size": "n_embd",
+        "num_attention_heads": "n_heads",
+        "num_hidden_layers": "n_layers",
+        "max_position_embeddings": "block_size",
+    }
+    # Attention is replicated: Wqkv packs three maps and qk_bias is per head, which no built-in style shards together.
+    base_model_tp_plan = {
+        f"{part}.*.mlp.{name}": style
+        for part in ("prelude", "core_block", "coda")
+        for name, style in (("fc", "packed_colwise"), ("proj", "rowwise"))
+    }
+
+    vocab_size: int = 65536
+    padded_vocab_size: int | None = None
+    n_embd: int = 5280
+    n_heads: int = 55
+    n_layers: int | None = None
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    intermediate_size: int = 17920
+    n_layers_in_prelude: int = 2
+    n_layers_in_recurrent_block: int = 4
+    n_layers_in_coda: int = 2
+    mean_recurrence: int = 32
+    mean_backprop_depth: int = 8
+    block_size: int = 4096
+    rope_base: int | float = 50000
+    norm_eps: float = 1e-6
+    qk_bias: bool = True
+    tie_embeddings: bool | None = None
+    tie_word_embeddings: bool = True
+    init_values: dict | None = None
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.n_heads
+        if self.head_dim is None:
+            self.head_dim = self.n_embd // self.n_heads if self.n_heads > 0 else 0
+        if self.padded_vocab_size is None:
+            self.padded_vocab_size = self.vocab_size
+        if self.tie_embeddings is None:
+            self.tie_embeddings = self.tie_word_embeddings
+        # The Hub's files say tie_embeddings; transformers reads tie_word_embeddings.
+        self.tie_word_embeddings = self.tie_embeddings
+        if self.n_layers is None:
+            self.n_layers = self.n_layers_in_prelude + self.n_layers_in_recurrent_block + self.n_layers_in_coda
+        if self.init_values is None and self.n_embd > 0:
+            std = math.sqrt(2 / (5 * self.n_embd))
+            depth = self.n_layers_in_prelude + self.n_layers_in_coda
+            depth += self.n_layers_in_recurrent_block * self.mean_recurrence
+            self.init_values = {
+                "std": std,
+                "out_proj": std / math.sqrt(2 * max(depth, 1)),
+                "embedding": std,
+                "embed_scale": math.sqrt(self.n_embd),
+            }
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Part of `@strict` validation: refuse sizes that cannot make a model."""
+        at_least_one = (
+            "vocab_size",
+            "n_embd",
+            "n_heads",
+            "num_key_value_heads",
+            "intermediate_size",
+            "n_layers_in_recurrent_block",
+            "mean_recurrence",
+            "mean_backprop_depth",
+            "block_size",
+        )
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name in ("n_layers_in_prelude", "n_layers_in_coda"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be 0 or more.")
+        if self.padded_vocab_size < self.vocab_size:
+            raise ValueError(
+                f"padded_vocab_size={self.padded_vocab_size} is smaller than vocab_size={self.vocab_size}."
+            )
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even and positive: RoPE rotates pairs of channels.")
+        if self.n_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"n_heads={self.n_heads} must be a multiple of num_key_value_heads={self.num_key_value_heads}."
+            )
+        if self.qk_bias and self.n_heads != self.num_key_value_heads:
+            raise ValueError("qk_bias=True needs num_key_value_heads == n_heads: one tensor holds both biases.")
+        for name in ("rope_base", "norm_eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be a positive number.")
+        for name in ("std", "embed_scale"):
+            value = (self.init_values or {}).get(name)
+            if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise ValueError(f"init_values[{name!r}]={value!r} must be a positive number.")
+
+
+__all__ = ["RavenConfig"]

@@ -1,0 +1,344 @@
+"""Huginn: prelude, core and coda of sandwich-norm blocks (arXiv 2502.05171, section 3)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from ...cache import NoCache, Placement, RecurrentDepthCache
+from ...generation.mixin import RecurrentDepthGenerationMixin
+from ...randomness import STATE, keyed_truncated_normal, row_seeds
+from ..interface import RecurrentDepthInterface
+from .configuration_huginn_raven import RavenConfig
+
+
+@dataclass
+class RavenOutput(CausalLMOutputWithPast):
+    """`CausalLMOutputWithPast` and the latents the coda read.
+
+    Attributes:
+        latents: [batch, width, n_embd], ln_f of the last recurrence's state.
+    """
+
+    latents: torch.FloatTensor | None = None
+
+
+class RavenRMSNorm(nn.Module):
+    """RMSNorm in float32; the weight multiplies after the cast back."""
+
+    def __init__(self, channels: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        return y.type_as(x) * self.weight
+
+
+def rotate_pairs(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
+    """Rotate neighbouring channel pairs in float32.
+
+    Args:
+        x: [batch, width, heads, head_dim].
+        rotary: complex64 [batch, width, 1, head_dim / 2].
+    """
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotary).flatten(-2).type_as(x)
+
+
+class RavenAttention(nn.Module):
+    """Causal attention with a bias on queries and keys before RoPE."""
+
+    def __init__(self, config: RavenConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.heads, self.kv_heads, self.head_dim = config.n_heads, config.num_key_value_heads, config.head_dim
+        self.Wqkv = nn.Linear(config.n_embd, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
+        self.proj = nn.Linear(self.heads * self.head_dim, config.n_embd, bias=False)
+        if config.qk_bias:
+            self.qk_bias = nn.Parameter(torch.zeros(2, 1, self.heads, self.head_dim))
+        else:
+            self.qk_bias = None
+
+    def forward(self, x: torch.Tensor, cache: RecurrentDepthCache | NoCache, placed: Placement, slot: int):
+        qkv = self.Wqkv(x).unflatten(-1, (-1, self.head_dim))
+        qk, value = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
+        if self.qk_bias is not None:
+            qk = qk + self.qk_bias.flatten(0, 2)
+        query, key = rotate_pairs(qk, placed.rotary).split((self.heads, self.kv_heads), dim=2)
+        y = cache.attend(self.layer, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), slot)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
+class RavenMLP(nn.Module):
+    """silu(gate) * up, then a projection; gate and up are one map."""
+
+    def __init__(self, config: RavenConfig):
+        super().__init__()
+        self.fc = nn.Linear(config.n_embd, 2 * config.intermediate_size, bias=False)
+        self.proj = nn.Linear(config.intermediate_size, config.n_embd, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.fc(x).chunk(2, dim=-1)
+        return self.proj(F.silu(gate) * up)
+
+
+class RavenBlock(GradientCheckpointingLayer):
+    """Sandwich block: a norm before and after the residual sum."""
+
+    def __init__(self, config: RavenConfig, layer: int):
+        super().__init__()
+        self.norm_1 = RavenRMSNorm(config.n_embd, config.norm_eps)
+        self.attn = RavenAttention(config, layer)
+        self.norm_2 = RavenRMSNorm(config.n_embd, config.norm_eps)
+        self.norm_3 = RavenRMSNorm(config.n_embd, config.norm_eps)
+        self.mlp = RavenMLP(config)
+        self.norm_4 = RavenRMSNorm(config.n_embd, config.norm_eps)
+
+    def forward(self, x: torch.Tensor, cache: RecurrentDepthCache | NoCache, placed: Placement, slot: int = 0):
+        x = self.norm_2(self.attn(self.norm_1(x), cache, placed, slot) + x)
+        return self.norm_4(self.mlp(self.norm_3(x)) + x)
+
+
+class RavenPreTrainedModel(PreTrainedModel):
+    config: RavenConfig
+    config_class = RavenConfig
+    base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["RavenBlock"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
+    _supports_sdpa = True
+    _can_compile_fullgraph = False
+    # Huginn checkpoints store the rotation table as a buffer; here it is computed from the positions.
+    _keys_to_ignore_on_load_unexpected = [r"freqs_cis"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Takase initialisation: std sqrt(2 / 5d), output projections scaled down by the effective depth."""
+        values = self.config.init_values
+        if isinstance(module, RavenRMSNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, nn.Embedding):
+            init.trunc_normal_(module.weight, std=values.get("embedding", values["std"]))
+        elif isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=values["std"])
+        if isinstance(module, (RavenAttention, RavenMLP)):
+            init.trunc_normal_(module.proj.weight, std=values.get("out_proj", values["std"]))
+        if isinstance(module, RavenAttention) and module.qk_bias is not None:
+            init.zeros_(module.qk_bias)
+
+
+class RavenModel(RavenPreTrainedModel):
+    """The parts, without the head. `RavenForCausalLM` puts them to work."""
+
+    def __init__(self, config: RavenConfig):
+        super().__init__(config)
+        prelude, core, coda = (
+            config.n_layers_in_prelude,
+            config.n_layers_in_recurrent_block,
+            config.n_layers_in_coda,
+        )
+        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        self.prelude = nn.ModuleList(RavenBlock(config, layer) for layer in range(prelude))
+        self.adapter = nn.Linear(2 * config.n_embd, config.n_embd, bias=False)
+        self.core_block = nn.ModuleList(RavenBlock(config, prelude + layer) for layer in range(core))
+        self.coda = nn.ModuleList(RavenBlock(config, prelude + core + layer) for layer in range(coda))
+        self.ln_f = RavenRMSNorm(config.n_embd, config.norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.wte
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.wte = value
+
+
+class RavenForCausalLM(RavenPreTrainedModel, RecurrentDepthInterface, RecurrentDepthGenerationMixin):
+    """A Huginn language model that decodes by any of this package's samplers."""
+
+    _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: RavenConfig):
+        super().__init__(config)
+        self.transformer = RavenModel(config)
+        self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.transformer.wte
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.transformer.wte = value
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.lm_head = value
+
+    # --- the verbs ---
+
+    def _placed(self, positions: torch.Tensor, cache: RecurrentDepthCache | NoCache) -> Placement:
+        """The placement of `positions`, with the rotation of its queries and keys; made once per positions tensor."""
+        placed = cache.placement
+        if placed is None or placed.positions is not positions:
+            placed = cache.place(positions)
+        if placed.rotary is None:
+            pairs = torch.arange(0, self.config.head_dim, 2, device=positions.device).float() / self.config.head_dim
+            angles = positions.clamp_min(0)[..., None].float() / self.config.rope_base**pairs
+            placed.rotary = torch.polar(torch.ones_like(angles), angles)[:, :, None]
+        return placed
+
+    def embed(self, input_ids, positions, cache):
+        placed = self._placed(positions, cache)
+        x = self.transformer.wte(input_ids) * self.config.init_values["embed_scale"]
+        for block in self.transformer.prelude:
+            x = block(x, cache, placed)
+        return x
+
+    def initialize_state(self, e, positions, seeds, scale=1.0):
+        if scale == 0.0:
+            return torch.zeros_like(e)
+        values = self.config.init_values
+        noise = keyed_truncated_normal(seeds, positions, STATE, e.shape[-1])
+        return (noise * (values["std"] * scale * values["embed_scale"])).type_as(e)
+
+    def recur(self, s, e, positions, cache, depth):
+        placed = self._placed(positions, cache)
+        slot = cache.slot(depth)
+        x = self.transformer.adapter(torch.cat((s, e), dim=-1))
+        for block in self.transformer.core_block:
+            x = block(x, cache, placed, slot)
+        return x
+
+    def decode(self, s, positions, cache, readout=0, logits_to_keep=0):
+        placed = self._placed(positions, cache)
+        x = self.transformer.ln_f(s)
+        for block in self.transformer.coda:
+            x = block(x, cache, placed, readout)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        return self.lm_head(self.transformer.ln_f(x[:, kept]))
+
+    def new_cache(self, num_steps, kv_sharing="last", capacity=0):
+        config = self.config
+        return RecurrentDepthCache(
+            config.n_layers_in_prelude,
+            config.n_layers_in_recurrent_block,
+            config.n_layers_in_coda,
+            num_steps,
+            kv_sharing,
+            capacity,
+        )
+
+    # --- forward: embed, num_steps x recur, decode ---
+
+    def sample_depth(self) -> int:
+        """A random number of recurrences for training: 1 + Poisson(log-normal) with mean about `mean_recurrence`.
+
+        Section 3.3 of arXiv 2502.05171, sigma = 0.5; drawn from torch's global generator.
+        """
+        sigma = 0.5
+        mu = math.log(self.config.mean_recurrence) - sigma**2 / 2
+        rate = torch.empty(()).log_normal_(mu, sigma)
+        return int(torch.poisson(rate)) + 1
+
+    def unroll(self, s, e, positions, cache, num_steps: int) -> torch.Tensor:
+        """`num_steps` recurrences. In training only the last `mean_backprop_depth` carry gradients."""
+        truncated = num_steps - self.config.mean_backprop_depth if self.training else 0
+        with torch.no_grad():
+            for depth in range(truncated):
+                s = self.recur(s, e, positions, cache, depth)
+        for depth in range(max(truncated, 0), num_steps):
+            s = self.recur(s, e, positions, cache, depth)
+        return s
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: RecurrentDepthCache | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        num_steps: int | None = None,
+        state_scale: float = 1.0,
+        seeds: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> RavenOutput | tuple:
+        """Logits of every position after `num_steps` recurrences.
+
+        Args:
+            input_ids: int64 [batch, width].
+            attention_mask: [batch, columns seen so far + width], 1 for real tokens; padding may stand on either side.
+            position_ids: int64 [batch, width]; by default counted from each row's first real token.
+            past_key_values: a cache that holds the earlier columns.
+            labels: int64 [batch, width]; -100 is ignored; gives `loss` (shifted cross-entropy).
+            use_cache: make a cache when none is given; off while training.
+            num_steps: recurrences; `mean_recurrence` by default, random (`sample_depth`) while training.
+            state_scale: factor on the state start; 0.0 starts from zeros.
+            seeds: int64 [batch], seeds of the state start; drawn from torch's global generator by default.
+            logits_to_keep: last columns to compute logits for; 0 is all.
+
+        Raises:
+            ValueError: `num_steps` < 1, or a sequence longer than `block_size`.
+        """
+        config = self.config
+        if num_steps is None:
+            num_steps = self.sample_depth() if self.training else config.mean_recurrence
+        if num_steps < 1:
+            raise ValueError(f"num_steps={num_steps} must be at least 1.")
+        batch, width = input_ids.shape
+        if past_key_values is None and (config.use_cache if use_cache is None else use_cache) and not self.training:
+            past_key_values = self.new_cache(num_steps, "none")
+        cache = past_key_values if past_key_values is not None else NoCache()
+        seen = cache.columns if past_key_values is not None else 0
+        if seen + width > config.block_size:
+            raise ValueError(
+                f"The sequence has {seen + width} tokens, more than block_size={config.block_size}: shorten the prompt."
+            )
+
+        positions, start = self._positions(attention_mask, position_ids, seen, batch, width, input_ids.device)
+        cache.place(positions, start=start, extent=None if position_ids is not None else seen + width)
+        if seeds is None:
+            seeds = row_seeds(None, batch, input_ids.device)
+
+        e = self.embed(input_ids, positions, cache)
+        s = self.initialize_state(e, positions, seeds, state_scale)
+        s = self.unroll(s, e, positions, cache, num_steps)
+        logits = self.decode(s, positions, cache, logits_to_keep=logits_to_keep)
+        if past_key_values is not None:
+            past_key_values.columns += width
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=config.padded_vocab_size, **kwargs)
+        output = RavenOutput(
+            loss=loss, logits=logits, past_key_values=past_key_values, latents=self.transformer.ln_f(s)
+        )
+        return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    @staticmethod
+    def _positions(attention_mask, position_ids, seen, batch, width, device) -> tuple[torch.Tensor, int | None]:
+        """Absolute positions [batch, width], and where they start when all rows stand alike."""
+        if attention_mask is not None:
+            mask = attention_mask.to(device)
+            if position_ids is None:
+                position_ids = (mask.long().cumsum(-1) - 1)[:, -width:]
+            return position_ids.masked_fill(mask[:, -width:] == 0, -1), None
+        if position_ids is not None:
+            return position_ids.expand(batch, width), None
+        return torch.arange(seen, seen + width, device=device).expand(batch, width), seen
+
+
+__all__ = ["RavenConfig", "RavenForCausalLM", "RavenModel", "RavenOutput", "RavenPreTrainedModel"]

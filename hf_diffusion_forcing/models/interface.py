@@ -1,0 +1,59 @@
+"""What a recurrent-depth model can do. Samplers use these verbs and know nothing else about a family."""
+
+from abc import abstractmethod
+
+import torch
+
+from ..cache import NoCache, RecurrentDepthCache
+
+
+class RecurrentDepthInterface:
+    """The verbs of a recurrent-depth language model: logits = decode(recur(... initialize_state(embed(ids)))).
+
+    `positions` is int64 [batch, width]: absolute positions counted from each row's first real token, -1 for padding.
+    `cache` is a `RecurrentDepthCache`, or a `NoCache` to attend among the given positions only. A caller that makes
+    several passes over the same positions calls `cache.place(positions)` once and passes the same tensor to each verb.
+    """
+
+    has_injected_embedding: bool = True
+    """Whether the core reads e at every recurrence; diffusion forcing needs it."""
+
+    @abstractmethod
+    def embed(self, input_ids: torch.Tensor, positions: torch.Tensor, cache: RecurrentDepthCache | NoCache):
+        """The prelude: token ids int64 [batch, width] -> injected embedding e [batch, width, channels]."""
+
+    @abstractmethod
+    def initialize_state(
+        self, e: torch.Tensor, positions: torch.Tensor, seeds: torch.Tensor, scale: float = 1.0
+    ) -> torch.Tensor:
+        """s0 [batch, width, channels], from position-keyed noise; seeds int64 [batch]; `scale` 0.0 gives zeros."""
+
+    @abstractmethod
+    def recur(
+        self,
+        s: torch.Tensor,
+        e: torch.Tensor,
+        positions: torch.Tensor,
+        cache: RecurrentDepthCache | NoCache,
+        depth: int,
+    ) -> torch.Tensor:
+        """One pass of the core, recurrence `depth` (0-based): s [batch, width, channels] -> s, same shape."""
+
+    @abstractmethod
+    def decode(
+        self,
+        s: torch.Tensor,
+        positions: torch.Tensor,
+        cache: RecurrentDepthCache | NoCache,
+        readout: int = 0,
+        logits_to_keep: int | torch.Tensor = 0,
+    ) -> torch.Tensor:
+        """Coda and head: logits [batch, kept, vocabulary].
+
+        `readout` names the coda timeline (0 is the only one of a plain cache). `logits_to_keep` keeps the last n
+        columns (0: all), or the columns of an index tensor: the coda's keys and values are written for all anyway.
+        """
+
+    @abstractmethod
+    def new_cache(self, num_steps: int, kv_sharing: str = "last", capacity: int = 0) -> RecurrentDepthCache:
+        """An empty cache of this model's shape."""
