@@ -11,7 +11,6 @@ from .generation.output import DiffusionForcingOutput, SamplerStats
 from .models import RavenConfig, RavenForCausalLM, RavenModel, RecurrentDepthInterface
 from .version import __version__
 
-
 __all__ = [
     "AutoregressiveConfig",
     "DiffusionForcingConfig",

@@ -243,16 +243,17 @@ class RecurrentDepthCache(Cache):
         """Columns of `input_ids` seen so far, left padding included."""
         return self.columns
 
-    def get_max_length(self) -> int | None:
-        return None
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """-1: there is no limit but memory."""
+        return -1
 
     @property
     def is_compileable(self) -> bool:
         return False
 
-    def crop(self, max_length: int) -> None:
-        """Keep the first `max_length` columns (all but -max_length when negative). Moves a number; copies nothing."""
-        self.columns = min(self.columns, max_length if max_length >= 0 else self.columns + max_length)
+    def crop(self, length: int) -> None:
+        """Forget the last columns: -n forgets n, 0 none, a positive number keeps that many. Copies nothing."""
+        self.columns = min(self.columns, length) if length > 0 else max(self.columns + length, 0)
 
     def reset(self) -> None:
         self.columns = 0
@@ -261,6 +262,15 @@ class RecurrentDepthCache(Cache):
         """Keep the rows `indices` (int64 [rows])."""
         for tensors in (self.keys, self.values):
             tensors[:] = [None if t is None else t.index_select(1, indices.to(t.device)) for t in tensors]
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Rows as beam search picked them."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row `repeats` times."""
+        for tensors in (self.keys, self.values):
+            tensors[:] = [None if t is None else t.repeat_interleave(repeats, dim=1) for t in tensors]
 
     def __len__(self) -> int:
         return self.num_layers

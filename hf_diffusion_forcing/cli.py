@@ -14,9 +14,11 @@ app = typer.Typer(add_completion=False, help="Decode recurrent-depth language mo
 ModelArgument = Annotated[
     str | None, typer.Argument(help="A checkpoint folder or Hub id; the bundled checkpoint by default.")
 ]
-Wavefront = Annotated[int, typer.Option(help="Most positions refined at once.")]
-ExitThreshold = Annotated[float, typer.Option(help="A state has converged when it moves by less than this share.")]
-InnerRecurrence = Annotated[int, typer.Option(help="Core passes in a tick.")]
+Wavefront = Annotated[int | None, typer.Option(help="Most positions refined at once (32).")]
+ExitThreshold = Annotated[
+    float | None, typer.Option(help="A state has converged when it moves by less than this share (0.03).")
+]
+InnerRecurrence = Annotated[int | None, typer.Option(help="Core passes in a tick (4).")]
 NumSteps = Annotated[int | None, typer.Option(help="Recurrences of a token; the model's own depth by default.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Most tokens to generate.")]
 
@@ -49,10 +51,13 @@ def load(name: str | None):
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise fail(f"{path} could not be loaded: {error}") from error
     if not isinstance(model, RecurrentDepthGenerationMixin):
-        raise fail(
-            f"{path} is a {model.config.model_type} model; diffusion forcing needs a recurrent-depth one (huginn_raven)."
-        )
+        raise fail(f"{path} is a {model.config.model_type} model; diffusion forcing needs a recurrent-depth one.")
     return model.eval(), tokenizer
+
+
+def given(**options) -> dict:
+    """The options that were given; the others keep the sampler's own defaults."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def percent(share: float) -> str:
@@ -71,7 +76,7 @@ def comparison_table(title: str, runs, problems=None, answers=None) -> Table:
             run.name,
             str(run.tokens),
             str(run.core_passes),
-            f"{run.core_passes / max(run.tokens, 1):.1f}",
+            f"{run.passes_per_token:.1f}",
             f"{sum(run.seconds):.2f}",
             f"{run.tokens_per_second:.0f}",
             f"{run.tokens_per_second / base.tokens_per_second:.1f}x",
@@ -159,9 +164,9 @@ def generate(
     model: ModelArgument = None,
     prompt: Annotated[str, typer.Option(help="The text to continue.")] = ...,
     sampler: Annotated[str, typer.Option(help="diffusion_forcing or autoregressive.")] = "diffusion_forcing",
-    wavefront: Wavefront = 32,
-    exit_threshold: ExitThreshold = 0.03,
-    inner_recurrence: InnerRecurrence = 4,
+    wavefront: Wavefront = None,
+    exit_threshold: ExitThreshold = None,
+    inner_recurrence: InnerRecurrence = None,
     num_steps: NumSteps = None,
     max_new_tokens: MaxNewTokens = 160,
     seed: Annotated[int, typer.Option(help="Seed of the latent states.")] = 0,
@@ -172,9 +177,10 @@ def generate(
 
     console = Console()
     network, tokenizer = load(model)
-    kwargs = {"sampler": sampler, "num_steps": num_steps, "seed": seed, "max_new_tokens": max_new_tokens}
-    if sampler == "diffusion_forcing":
-        kwargs |= {"wavefront": wavefront, "exit_threshold": exit_threshold, "inner_recurrence": inner_recurrence}
+    kwargs = {"sampler": sampler, "seed": seed, "max_new_tokens": max_new_tokens}
+    kwargs |= given(
+        num_steps=num_steps, wavefront=wavefront, exit_threshold=exit_threshold, inner_recurrence=inner_recurrence
+    )
     live = console.is_terminal and not as_json
     streamer = TextDiffusionStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if live else None
     inputs = tokenizer(prompt, return_tensors="pt")
@@ -198,9 +204,9 @@ def generate(
 def compare(
     model: ModelArgument = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A text to continue; may be given several times.")] = None,
-    wavefront: Wavefront = 32,
-    exit_threshold: ExitThreshold = 0.03,
-    inner_recurrence: InnerRecurrence = 4,
+    wavefront: Wavefront = None,
+    exit_threshold: ExitThreshold = None,
+    inner_recurrence: InnerRecurrence = None,
     num_steps: NumSteps = None,
     max_new_tokens: MaxNewTokens = 160,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
@@ -217,8 +223,8 @@ def compare(
         stream = problems(DEMO_SEED, held_out=True)
         chosen = [next(stream) for _ in range(6)]
     prompts = [tokenizer(text, return_tensors="pt").input_ids for text in prompt or [p.prompt for p in chosen]]
-    common = {"num_steps": num_steps, "seed": 0}
-    forcing = {"wavefront": wavefront, "exit_threshold": exit_threshold, "inner_recurrence": inner_recurrence}
+    common = {"seed": 0} | given(num_steps=num_steps)
+    forcing = given(wavefront=wavefront, exit_threshold=exit_threshold, inner_recurrence=inner_recurrence)
     runs = [
         Run("autoregressive", common | {"sampler": "autoregressive"}),
         Run("diffusion_forcing", common | {"sampler": "diffusion_forcing"} | forcing),

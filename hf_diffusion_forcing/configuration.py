@@ -36,7 +36,7 @@ class SamplerConfig:
         kv_sharing: "last" (one entry per layer and position, overwritten by later recurrences) or "none" (one entry
             per recurrence).
         state_scale: factor on the random state start; 0.0 starts from zeros.
-        seed: an int (row i of the batch uses seed + i) or one int per row; None draws one from torch's global generator.
+        seed: an int (row i of the batch uses seed + i) or one int per row; None draws one from torch's generator.
 
     Raises:
         TypeError: a value of the wrong type.
@@ -66,6 +66,14 @@ class SamplerConfig:
                 raise TypeError(f"seed={self.seed!r} must be an int, a list of one int per row, or None.")
             if seed is not None and not -(2**63) <= seed < 2**63:
                 raise ValueError(f"seed={seed} must fit in 64 bits.")
+
+    def resolve(self, mean_recurrence: int) -> "SamplerConfig":
+        """The settings with every depth filled in, validated together.
+
+        Args:
+            mean_recurrence: the model's own depth, the default of `num_steps`.
+        """
+        return dataclasses.replace(self, num_steps=self.num_steps or mean_recurrence)
 
     @classmethod
     def fields(cls) -> tuple[str, ...]:
@@ -122,7 +130,7 @@ class DiffusionForcingConfig(SamplerConfig):
     Args:
         wavefront: most positions refined at once.
         headway: new positions a tick may add.
-        inner_recurrence: core passes in a tick (r').
+        inner_recurrence: core passes in a tick (r'); when None 4, or the token's budget where that is less.
         exit_threshold: a position has converged when ||s - s_before|| / ||s|| over a tick is below this; 0 never.
         max_steps: recurrences after which the front position freezes anyway; `num_steps` when None.
         embedding_momentum: eta, the share of a position's earlier injected embedding kept in a tick.
@@ -134,7 +142,7 @@ class DiffusionForcingConfig(SamplerConfig):
     kv_sharing: str = "last"
     wavefront: int = 32
     headway: int = 1
-    inner_recurrence: int = 4
+    inner_recurrence: int | None = None
     exit_threshold: float = 0.03
     max_steps: int | None = None
     embedding_momentum: float = 0.0
@@ -144,19 +152,25 @@ class DiffusionForcingConfig(SamplerConfig):
         super().validate()
         _check_integer("wavefront", self.wavefront, 1)
         _check_integer("headway", self.headway, 1)
-        _check_integer("inner_recurrence", self.inner_recurrence, 1)
         _check_number("exit_threshold", self.exit_threshold)
         _check_number("embedding_momentum", self.embedding_momentum, 1.0)
         _check_number("state_noise", self.state_noise, 1.0)
-        if self.max_steps is not None:
-            _check_integer("max_steps", self.max_steps, 1)
+        for name in ("inner_recurrence", "max_steps"):
+            if getattr(self, name) is not None:
+                _check_integer(name, getattr(self, name), 1)
         for name in ("num_steps", "max_steps"):
             budget = getattr(self, name)
-            if budget is not None and self.inner_recurrence > budget:
+            if None not in (budget, self.inner_recurrence) and self.inner_recurrence > budget:
                 raise ValueError(
                     f"inner_recurrence={self.inner_recurrence} is more than {name}={budget}: a tick would overrun the "
                     f"budget of a token. Use inner_recurrence <= {budget}."
                 )
+
+    def resolve(self, mean_recurrence: int) -> "DiffusionForcingConfig":
+        settings = super().resolve(mean_recurrence)
+        max_steps = settings.max_steps or settings.num_steps
+        inner_recurrence = settings.inner_recurrence or min(4, settings.num_steps, max_steps)
+        return dataclasses.replace(settings, max_steps=max_steps, inner_recurrence=inner_recurrence)
 
 
 SAMPLER_CONFIGS: dict[str, type[SamplerConfig]] = {

@@ -35,7 +35,7 @@ def row_seeds(seed: int | list[int] | None, batch: int, device: torch.device | s
     """One seed a row, int64 [batch].
 
     Args:
-        seed: an int (row i uses seed + i), one int per row, or None (a base seed is drawn from torch's global generator).
+        seed: an int (row i uses seed + i), one int per row, or None (one is drawn from torch's global generator).
         batch: number of rows.
 
     Raises:
@@ -51,7 +51,7 @@ def row_seeds(seed: int | list[int] | None, batch: int, device: torch.device | s
 
 
 def fold_in(seeds: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
-    """New seeds int64 [batch, width] from seeds [batch] and one number a position (its step count, say) [batch, width]."""
+    """New seeds int64 [batch, width] from seeds [batch] and one number a position [batch, width]."""
     return _mix(_mix(seeds[:, None] * _GOLDEN) + data * _GOLDEN)
 
 

@@ -88,6 +88,11 @@ class Run:
     def tokens_per_second(self) -> float:
         return self.tokens / sum(self.seconds)
 
+    @property
+    def passes_per_token(self) -> float:
+        """Core passes per decoded token; each text's first token comes from its prompt's own pass."""
+        return self.core_passes / max(self.tokens - len(self.sequences), 1)
+
     def equal_share(self, other: "Run") -> float:
         """Share of the other run's tokens that this one has at the same place."""
         equal = sum(

@@ -1,8 +1,8 @@
-"""Arithmetic problems with known answers, made from a seed: what the bundled checkpoint was trained and is measured on.
+"""Arithmetic problems with known answers, made from a seed: the bundled checkpoint's training and test.
 
-*Worked* problems are word problems answered with every step written out. *Mental* ones are chains of small operations on
-the last digit, answered with the result alone, so the work must happen in latent space. A problem belongs to the held-out
-split by a hash of its numbers (not of its names), so no held-out sum was ever trained on under another name.
+*Worked* problems are word problems answered with every step written out. *Mental* ones are chains of small operations
+on the last digit, answered with the result alone, so the work must happen in latent space. A problem belongs to the
+held-out split by a hash of its numbers (not of its names), so no held-out sum was ever trained on under another name.
 """
 
 import hashlib

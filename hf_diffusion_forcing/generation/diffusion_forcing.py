@@ -1,4 +1,4 @@
-"""Diffusion forcing: refine a wave of positions at once, freeze those that have converged (arXiv 2510.14961, section 4)."""
+"""Diffusion forcing: refine a wave of positions, freeze those that have converged (arXiv 2510.14961, section 4)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class DiffusionForcing:
         config: validated settings, `num_steps` and `max_steps` filled in.
         cache: holds the keys and values of the positions before the prompt's new part, if any.
         committed: the rows and their stopping rules.
-        padding: left padding of each row.
+        offset: columns before the first of `committed`, when only new ids were passed with a cache; else 0.
+        padding: left padding of each row, counted from the first column there ever was.
         logits_processor: applied to every position with its own prefix.
         seeds: int64 [batch].
         do_sample: sample with keyed Gumbel noise instead of taking the argmax.
@@ -41,13 +42,14 @@ class DiffusionForcing:
         config: DiffusionForcingConfig,
         cache: RecurrentDepthCache,
         committed: CommittedTokens,
+        offset: int,
         padding: list[int],
         logits_processor: LogitsProcessorList,
         seeds: torch.Tensor,
         do_sample: bool,
     ):
         self.model, self.config, self.cache, self.committed = model, config, cache, committed
-        self.padding = padding
+        self.offset, self.padding = offset, padding
         self.logits_processor = logits_processor
         self.seeds = seeds
         self.gumbel_seeds = seeds if do_sample else None
@@ -55,9 +57,8 @@ class DiffusionForcing:
 
     def prefill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> Wavefront:
         """Run the prompt at full depth and commit each row's first token; its position starts the wave."""
-        seen = self.cache.columns
         logits = self.model(
-            input_ids[:, seen:],
+            input_ids[:, self.cache.columns - self.offset :],
             attention_mask=attention_mask,
             past_key_values=self.cache,
             num_steps=self.config.num_steps,
@@ -66,7 +67,7 @@ class DiffusionForcing:
             logits_to_keep=1,
         ).logits
         self.stats.prefill_core_passes = self.config.num_steps
-        fronts = [len(row) - pad for row, pad in zip(self.committed.rows, self.padding, strict=True)]
+        fronts = [self.offset + len(row) - pad for row, pad in zip(self.committed.rows, self.padding, strict=True)]
         positions = torch.tensor(fronts, device=logits.device)[:, None] - 1
         prefixes = [row[:-1] for row in self.committed.rows]
         last = [row[-1:] for row in self.committed.rows]
@@ -81,7 +82,7 @@ class DiffusionForcing:
 
     def _next_width(self, row: int, front: int, kept: int) -> int:
         """How wide a row's next wave may be: `headway` more than it keeps, within `wavefront` and the length limit."""
-        last_position = self.committed.max_length - self.padding[row] - 2
+        last_position = self.offset + self.committed.max_length - self.padding[row] - 2
         return min(self.config.wavefront, kept + self.config.headway, last_position - front + 1)
 
     @torch.no_grad()
@@ -160,9 +161,10 @@ def diffusion_forcing(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     config: DiffusionForcingConfig,
-    streamer: BaseStreamer | None = None,
-    attention_mask: torch.Tensor | None = None,
-    past_key_values: RecurrentDepthCache | None = None,
+    streamer: BaseStreamer | None,
+    attention_mask: torch.Tensor | None,
+    past_key_values: RecurrentDepthCache,
+    columns: int,
 ) -> DiffusionForcingOutput | torch.LongTensor:
     """Decode by diffusion forcing; called by `generate(sampler="diffusion_forcing")`.
 
@@ -170,8 +172,10 @@ def diffusion_forcing(
         model: a recurrent-depth language model.
         input_ids: int64 [batch, length], left-padded.
         config: the settings, `num_steps` and `max_steps` filled in.
-        attention_mask: [batch, length], or None when there is no padding.
-        past_key_values: an empty cache, or one that holds the first columns of `input_ids`.
+        attention_mask: [batch, columns], or None when there is no padding.
+        past_key_values: an empty cache, or one that holds the first columns. `input_ids` may then be the new ids
+            alone, with an `attention_mask` over all columns, as in transformers.
+        columns: all columns up to the last id.
 
     Returns:
         int64 [batch, length + new tokens], or a `DiffusionForcingOutput` with `return_dict_in_generate`.
@@ -179,12 +183,13 @@ def diffusion_forcing(
     pad = generation_config._pad_token_tensor
     committed = CommittedTokens(input_ids, stopping_criteria, None if pad is None else int(pad), streamer)
     batch, length = input_ids.shape
-    padding = [0] * batch if attention_mask is None else (length - attention_mask.sum(-1)).tolist()
+    padding = [0] * batch if attention_mask is None else (columns - attention_mask.sum(-1)).tolist()
     sampler = DiffusionForcing(
         model,
         config,
         past_key_values,
         committed,
+        columns - length,
         padding,
         logits_processor,
         row_seeds(config.seed, batch, input_ids.device),
@@ -194,7 +199,7 @@ def diffusion_forcing(
     if streamer is not None:
         streamer.end()
     sequences = committed.sequences()
-    past_key_values.columns = sequences.shape[1] - 1
+    past_key_values.columns = columns - length + sequences.shape[1] - 1
     if generation_config.return_dict_in_generate:
         return DiffusionForcingOutput(sequences=sequences, past_key_values=past_key_values, stats=sampler.stats)
     return sequences

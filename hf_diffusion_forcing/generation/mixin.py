@@ -4,12 +4,18 @@ import inspect
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    PrefixConstrainedLogitsProcessor,
+    StoppingCriteriaList,
+)
 from transformers.generation import GenerationMode
 from transformers.utils import TransformersKwargs
 
 from ..cache import RecurrentDepthCache
-from ..configuration import SAMPLER_CONFIGS, AutoregressiveConfig, SamplerConfig, nearest, sampler_config_class
+from ..configuration import SAMPLER_CONFIGS, AutoregressiveConfig, nearest, sampler_config_class
 from ..randomness import row_seeds
 from .choice import KeyedGumbelProcessor
 from .diffusion_forcing import diffusion_forcing
@@ -29,6 +35,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         self, generation_config: GenerationConfig | None, **kwargs: Any
     ) -> tuple[GenerationConfig, dict]:
         """Take the sampler's keywords out of the call, resolve and validate them."""
+        chosen = "sampler" in kwargs
         sampler = kwargs.pop("sampler", None)
         given = {name: kwargs.pop(name) for name in SAMPLER_KEYWORDS & kwargs.keys()}
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
@@ -36,7 +43,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
 
         stored_sampler = getattr(generation_config, "sampler", None)
         stored = getattr(generation_config, "sampler_config", None) or {}
-        if sampler is None:
+        if not chosen:
             sampler = stored_sampler
         elif sampler != stored_sampler:
             stored = {}
@@ -48,22 +55,15 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                     f"{name}={given[name]!r} is not a setting of sampler={sampler!r}: "
                     f"pass sampler={' or '.join(map(repr, takers))}, or leave it out."
                 )
-        settings = config_class.from_dict(stored | given)
+        settings = config_class.from_dict(stored | given).resolve(self.config.mean_recurrence)
         generation_config.sampler = sampler
-        generation_config.sampler_config = self._fill_depth(settings).to_dict()
+        generation_config.sampler_config = settings.to_dict()
         return generation_config, model_kwargs
-
-    def _fill_depth(self, settings: SamplerConfig) -> SamplerConfig:
-        """The settings with the model's own depth where none was given; validated together."""
-        values = settings.to_dict()
-        if values["num_steps"] is None:
-            values["num_steps"] = self.config.mean_recurrence
-        if "max_steps" in values and values["max_steps"] is None:
-            values["max_steps"] = values["num_steps"]
-        return type(settings).from_dict(values)
 
     def _refuse_unknown_keywords(self, model_kwargs: dict[str, Any]) -> None:
         forward = set(inspect.signature(self.forward).parameters) - {"kwargs"}
+        if model_kwargs.get("position_ids") is not None:
+            raise ValueError("position_ids is not taken: positions are counted from attention_mask's first real token.")
         known = forward | set(TransformersKwargs.__optional_keys__) | {"inputs_embeds"}
         for name, value in model_kwargs.items():
             if value is not None and name not in known:
@@ -90,6 +90,11 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                     f"cache_implementation={generation_config.cache_implementation!r} is not possible with "
                     f"sampler={sampler!r}: its cache is a RecurrentDepthCache, leave the argument out."
                 )
+            if generation_config.guidance_scale not in (None, 1) and sampler != "autoregressive":
+                raise ValueError(
+                    f"guidance_scale={generation_config.guidance_scale} is not supported with sampler={sampler!r}: it "
+                    "runs the model once more for every token, not for a wave. Use sampler='autoregressive'."
+                )
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
 
     def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
@@ -104,10 +109,15 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
     ) -> None:
         """A `RecurrentDepthCache` with room for the whole text, unless the caller brought one."""
         settings = generation_config.sampler_config
+        if generation_mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+            # Plain transformers decoding that does not pass through _sample: beams of a row share its state noise.
+            seeds = row_seeds(settings["seed"], batch_size, self.device)
+            model_kwargs["seeds"] = seeds.repeat_interleave(generation_config.num_beams)
+            model_kwargs |= {name: settings[name] for name in ("num_steps", "state_scale")}
         cache = model_kwargs.get("past_key_values")
         if cache is None:
             if generation_config.use_cache is not False:
-                steps = max(settings["num_steps"], settings.get("max_steps") or 0)
+                steps = max(settings["num_steps"], settings.get("max_steps", 0))
                 model_kwargs["past_key_values"] = self.new_cache(steps, settings["kv_sharing"], max_cache_length + 1)
             return
         if not isinstance(cache, RecurrentDepthCache):
@@ -121,7 +131,15 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                 f"{settings['kv_sharing']!r}: pass kv_sharing={cache.kv_sharing!r}, or start a new cache."
             )
 
-    def _validate_prompt(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, max_length: int) -> None:
+    def _validate_prompt(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        cache: RecurrentDepthCache | None,
+        columns: int,
+        max_length: int,
+    ) -> None:
+        """Refuse ids, masks and lengths the model cannot read; `columns` counts all there are up to the last id."""
         vocabulary = self.config.padded_vocab_size
         low, high = int(input_ids.min()), int(input_ids.max())
         if low < 0 or high >= vocabulary:
@@ -137,16 +155,21 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                     "attention_mask has padding after a real token; prompts must be padded on the left: "
                     "set tokenizer.padding_side = 'left'."
                 )
-        limit = self.config.max_position_embeddings
-        if max_length > limit:
-            prompt = input_ids.shape[1]
+        seen = cache.columns if cache is not None else 0
+        if not 1 <= columns - seen <= input_ids.shape[1]:
+            raise ValueError(
+                f"past_key_values holds {seen} columns; the call speaks of {columns} and has {input_ids.shape[1]} ids: "
+                "pass the whole text, or the new ids with an attention_mask over the whole text."
+            )
+        limit, length = self.config.max_position_embeddings, columns - input_ids.shape[1] + max_length
+        if length > limit:
             remedy = (
-                f"Use max_new_tokens <= {limit - prompt}."
-                if prompt < limit
+                f"Use max_new_tokens <= {limit - columns}."
+                if columns < limit
                 else f"Shorten it to fewer than {limit} tokens."
             )
             raise ValueError(
-                f"A prompt of {prompt} tokens continued to {max_length} exceeds the context of {limit}. {remedy}"
+                f"A prompt of {columns} tokens continued to {length} exceeds the context of {limit}. {remedy}"
             )
 
     def _sample(
@@ -161,11 +184,22 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
     ):
         """Greedy or sampled decoding by the sampler of the generation config."""
         attention_mask = model_kwargs.get("attention_mask")
-        self._validate_prompt(input_ids, attention_mask, generation_config.max_length)
+        cache = model_kwargs.get("past_key_values")
+        columns = (
+            getattr(generation_config, "_mask_length", input_ids.shape[1])
+            if attention_mask is None
+            else attention_mask.shape[1]
+        )
+        self._validate_prompt(input_ids, attention_mask, cache, columns, generation_config.max_length)
         sampler = generation_config.sampler
         config_class = AutoregressiveConfig if sampler is None else sampler_config_class(sampler)
         config = config_class.from_dict(generation_config.sampler_config)
         if sampler == "diffusion_forcing":
+            if len(input_ids) > 1 and any(isinstance(p, PrefixConstrainedLogitsProcessor) for p in logits_processor):
+                raise ValueError(
+                    f"prefix_allowed_tokens_fn is not supported in a batch with sampler={sampler!r}: "
+                    "rows are processed one by one, so it would not learn which row it sees. Pass one row at a time."
+                )
             return diffusion_forcing(
                 self,
                 input_ids,
@@ -175,7 +209,8 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                 config,
                 streamer,
                 attention_mask,
-                model_kwargs["past_key_values"],
+                cache,
+                columns,
             )
         batch, length = input_ids.shape
         seeds = row_seeds(config.seed, batch, input_ids.device)

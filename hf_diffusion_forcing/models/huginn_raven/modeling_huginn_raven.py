@@ -265,7 +265,6 @@ class RavenForCausalLM(RavenPreTrainedModel, RecurrentDepthInterface, RecurrentD
         self,
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
         past_key_values: RecurrentDepthCache | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -281,7 +280,6 @@ class RavenForCausalLM(RavenPreTrainedModel, RecurrentDepthInterface, RecurrentD
         Args:
             input_ids: int64 [batch, width].
             attention_mask: [batch, columns seen so far + width], 1 for real tokens; padding may stand on either side.
-            position_ids: int64 [batch, width]; by default counted from each row's first real token.
             past_key_values: a cache that holds the earlier columns.
             labels: int64 [batch, width]; -100 is ignored; gives `loss` (shifted cross-entropy).
             use_cache: make a cache when none is given; off while training.
@@ -291,9 +289,11 @@ class RavenForCausalLM(RavenPreTrainedModel, RecurrentDepthInterface, RecurrentD
             logits_to_keep: last columns to compute logits for; 0 is all.
 
         Raises:
-            ValueError: `num_steps` < 1, or a sequence longer than `block_size`.
+            ValueError: `num_steps` < 1, a sequence longer than `block_size`, or `position_ids`.
         """
         config = self.config
+        if kwargs.pop("position_ids", None) is not None:
+            raise ValueError("position_ids is not taken: positions are counted from attention_mask's first real token.")
         if num_steps is None:
             num_steps = self.sample_depth() if self.training else config.mean_recurrence
         if num_steps < 1:
@@ -308,8 +308,13 @@ class RavenForCausalLM(RavenPreTrainedModel, RecurrentDepthInterface, RecurrentD
                 f"The sequence has {seen + width} tokens, more than block_size={config.block_size}: shorten the prompt."
             )
 
-        positions, start = self._positions(attention_mask, position_ids, seen, batch, width, input_ids.device)
-        cache.place(positions, start=start, extent=None if position_ids is not None else seen + width)
+        if attention_mask is None:
+            start, positions = seen, torch.arange(seen, seen + width, device=input_ids.device).expand(batch, width)
+        else:
+            mask = attention_mask.to(input_ids.device)
+            start, positions = None, (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, -1)[:, -width:]
+        # The same tensor in every verb below: its placement is made once.
+        cache.place(positions, start=start, extent=seen + width)
         if seeds is None:
             seeds = row_seeds(None, batch, input_ids.device)
 
@@ -327,18 +332,6 @@ class RavenForCausalLM(RavenPreTrainedModel, RecurrentDepthInterface, RecurrentD
             loss=loss, logits=logits, past_key_values=past_key_values, latents=self.transformer.ln_f(s)
         )
         return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
-
-    @staticmethod
-    def _positions(attention_mask, position_ids, seen, batch, width, device) -> tuple[torch.Tensor, int | None]:
-        """Absolute positions [batch, width], and where they start when all rows stand alike."""
-        if attention_mask is not None:
-            mask = attention_mask.to(device)
-            if position_ids is None:
-                position_ids = (mask.long().cumsum(-1) - 1)[:, -width:]
-            return position_ids.masked_fill(mask[:, -width:] == 0, -1), None
-        if position_ids is not None:
-            return position_ids.expand(batch, width), None
-        return torch.arange(seen, seen + width, device=device).expand(batch, width), seen
 
 
 __all__ = ["RavenConfig", "RavenForCausalLM", "RavenModel", "RavenOutput", "RavenPreTrainedModel"]

@@ -1,0 +1,74 @@
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import hf_diffusion_forcing
+from hf_diffusion_forcing import RavenConfig, RavenForCausalLM
+
+FIXTURES = Path(__file__).parent / "fixtures"
+HUGINN_MINI = FIXTURES / "huginn-mini"
+
+
+@pytest.fixture(scope="session")
+def huginn_mini():
+    return AutoModelForCausalLM.from_pretrained(HUGINN_MINI).eval()
+
+
+@pytest.fixture(scope="session")
+def golden():
+    return load_file(HUGINN_MINI / "golden.safetensors")
+
+
+@pytest.fixture(scope="session")
+def prompts():
+    """Four prompts of different lengths in huginn-mini's vocabulary (ASCII codes), as id lists."""
+    return [[ord(c) for c in text] for text in json.loads((HUGINN_MINI / "prompts.json").read_text())]
+
+
+@pytest.fixture(scope="session")
+def bundled():
+    path = hf_diffusion_forcing.bundled_checkpoint()
+    return AutoModelForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+
+
+def tiny_config(**changes) -> RavenConfig:
+    sizes = {
+        "vocab_size": 61,
+        "n_embd": 32,
+        "n_heads": 2,
+        "intermediate_size": 48,
+        "n_layers_in_prelude": 1,
+        "n_layers_in_recurrent_block": 2,
+        "n_layers_in_coda": 1,
+        "mean_recurrence": 6,
+        "mean_backprop_depth": 3,
+        "block_size": 128,
+    }
+    return RavenConfig(**sizes | changes)
+
+
+@pytest.fixture
+def tiny():
+    """A model with random weights: it converges nowhere in particular, and every draft is a guess."""
+    torch.manual_seed(0)
+    return RavenForCausalLM(tiny_config()).eval()
+
+
+def left_pad(rows: list[list[int]], pad: int = 0) -> dict[str, torch.Tensor]:
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def new_tokens(sequences: torch.Tensor, prompt_length: int) -> list[list[int]]:
+    return sequences[:, prompt_length:].tolist()

@@ -1,0 +1,124 @@
+"""Laws 2, 3 and 4: one position at a time is autoregression; neighbours and padding change nothing."""
+
+import pytest
+import torch
+from conftest import left_pad, new_tokens
+
+FORCING = {"sampler": "diffusion_forcing", "wavefront": 12, "exit_threshold": 0.03, "inner_recurrence": 2}
+STABILISED = FORCING | {"embedding_momentum": 0.1, "state_noise": 0.05}
+SAMPLERS = {
+    "autoregressive": {"sampler": "autoregressive"},
+    "autoregressive shared": {"sampler": "autoregressive", "kv_sharing": "last"},
+    "diffusion_forcing": FORCING,
+    "diffusion_forcing stabilised": STABILISED,
+    "diffusion_forcing headway 3": FORCING | {"headway": 3},
+    "diffusion_forcing unshared": FORCING | {"kv_sharing": "none"},
+}
+
+
+@pytest.mark.parametrize("prompt", range(4))
+def test_law_2_on_a_trained_model(huginn_mini, golden, prompt):
+    ids = huginn_mini.generate(
+        golden[f"input_ids_{prompt}"],
+        max_new_tokens=64,
+        state_scale=0.0,
+        sampler="diffusion_forcing",
+        wavefront=1,
+        inner_recurrence=32,
+    )
+    assert ids.tolist() == golden[f"greedy_shared_{prompt}"].tolist()
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+@pytest.mark.parametrize("kv_sharing", ["last", "none"])
+def test_law_2_with_random_weights_and_states(tiny, kv_sharing, do_sample):
+    ids = torch.randint(0, 61, (3, 9), generator=torch.manual_seed(1))
+    common = {"max_new_tokens": 24, "kv_sharing": kv_sharing, "seed": 5, "do_sample": do_sample}
+    autoregressive = tiny.generate(ids, sampler="autoregressive", **common)
+    forcing = tiny.generate(
+        ids, sampler="diffusion_forcing", wavefront=1, inner_recurrence=tiny.config.mean_recurrence, **common
+    )
+    assert forcing.tolist() == autoregressive.tolist()
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_law_3_rows_do_not_depend_on_their_batch(huginn_mini, prompts, name):
+    common = {"max_new_tokens": 24, "num_steps": 8, **SAMPLERS[name]}
+    inputs = left_pad(prompts)
+    together = huginn_mini.generate(**inputs, seed=[3, 4, 5, 6], **common)
+    for row, prompt in enumerate(prompts):
+        alone = huginn_mini.generate(torch.tensor([prompt]), seed=3 + row, **common)
+        assert new_tokens(together, inputs["input_ids"].shape[1])[row] == new_tokens(alone, len(prompt))[0]
+
+
+def test_law_3_for_rows_that_end_at_different_times(huginn_mini, prompts):
+    """Rows that are finished stay in the batch as empty waves; the others must not notice."""
+    common = FORCING | {"max_new_tokens": 48, "num_steps": 8, "eos_token_id": ord("."), "pad_token_id": 0}
+    inputs = left_pad(prompts)
+    together = new_tokens(huginn_mini.generate(**inputs, seed=[3, 4, 5, 6], **common), inputs["input_ids"].shape[1])
+    lengths = set()
+    for row, prompt in enumerate(prompts):
+        alone = new_tokens(huginn_mini.generate(torch.tensor([prompt]), seed=3 + row, **common), len(prompt))[0]
+        lengths.add(len(alone))
+        assert together[row][: len(alone)] == alone
+        assert set(together[row][len(alone) :]) <= {0}
+    assert len(lengths) > 1
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("padding", [1, 13])
+def test_law_4_left_padding_changes_nothing(huginn_mini, prompts, name, padding):
+    common = {"max_new_tokens": 20, "num_steps": 8, "seed": 2, **SAMPLERS[name]}
+    prompt = prompts[3]
+    plain = huginn_mini.generate(torch.tensor([prompt]), **common)
+    padded = {
+        "input_ids": torch.tensor([[7] * padding + prompt]),
+        "attention_mask": torch.tensor([[0] * padding + [1] * len(prompt)]),
+    }
+    assert new_tokens(huginn_mini.generate(**padded, **common), padding + len(prompt)) == new_tokens(plain, len(prompt))
+
+
+@torch.no_grad()
+def test_padding_does_not_change_logits(huginn_mini, prompts):
+    prompt = prompts[3]
+    seeds = torch.tensor([9])
+    plain = huginn_mini(torch.tensor([prompt]), num_steps=4, seeds=seeds, use_cache=False).logits
+    for use_cache in (True, False):
+        for left, right in ((5, 0), (0, 5)):
+            ids = torch.tensor([[7] * left + prompt + [7] * right])
+            mask = torch.tensor([[0] * left + [1] * len(prompt) + [0] * right])
+            logits = huginn_mini(ids, attention_mask=mask, num_steps=4, seeds=seeds, use_cache=use_cache).logits
+            kept = logits[:, left : left + len(prompt)]
+            torch.testing.assert_close(kept, plain, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kv_sharing", ["last", "none"])
+def test_decoding_with_a_cache_equals_decoding_without(tiny, kv_sharing):
+    """`kv_sharing="none"` is the model's native semantics: the same as recomputing the whole text every time."""
+    ids = torch.randint(0, 61, (2, 7), generator=torch.manual_seed(3))
+    common = {"max_new_tokens": 12, "seed": 1, "num_steps": 5}
+    cached = tiny.generate(ids, sampler="autoregressive", kv_sharing=kv_sharing, **common)
+    recomputed = tiny.generate(ids, use_cache=False, **common)
+    if kv_sharing == "none":
+        assert cached.tolist() == recomputed.tolist()
+    else:
+        assert cached.shape == recomputed.shape
+
+
+def test_a_conversation_continues_from_its_cache(huginn_mini, prompts):
+    """The next turn prefills only what is new, and says what one long prompt makes it say."""
+    exact = {"sampler": "diffusion_forcing", "wavefront": 1, "inner_recurrence": 8, "kv_sharing": "none"}
+    common = exact | {"num_steps": 8, "seed": 0, "max_new_tokens": 12, "return_dict_in_generate": True}
+    first = huginn_mini.generate(torch.tensor([prompts[0]]), **common)
+    turn = torch.cat((first.sequences, torch.tensor([prompts[1]])), dim=1)
+    assert first.past_key_values.get_seq_length() == first.sequences.shape[1] - 1
+    continued = huginn_mini.generate(turn, past_key_values=first.past_key_values, **common)
+    afresh = huginn_mini.generate(turn, **common)
+    assert continued.sequences.tolist() == afresh.sequences.tolist()
+    # Or the new ids alone, with a mask over everything.
+    seen = first.sequences.shape[1] - 1
+    again = huginn_mini.generate(torch.tensor([prompts[0]]), **common)
+    alone = huginn_mini.generate(
+        turn[:, seen:], attention_mask=torch.ones_like(turn), past_key_values=again.past_key_values, **common
+    )
+    assert alone.sequences[0].tolist() == afresh.sequences[0, seen:].tolist()
