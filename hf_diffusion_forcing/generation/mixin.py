@@ -31,6 +31,21 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
     transformers decoding, where `num_steps` and `state_scale` still apply.
     """
 
+    def own_generation_config(self) -> GenerationConfig:
+        """A generation config of the model's special tokens alone.
+
+        One that transformers derives from the model's config takes over what transformers 4 wrote there
+        (`max_length` 20, ...), and loses the sampler's settings when it is saved and loaded.
+        """
+        tokens = {name: getattr(self.config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        return GenerationConfig(**tokens)
+
+    def adjust_generation_fn(self, *args, **kwargs) -> None:
+        """transformers' own step of loading; a checkpoint without a generation config gets its model's own."""
+        super().adjust_generation_fn(*args, **kwargs)
+        if self.generation_config._from_model_config:
+            self.generation_config = self.own_generation_config()
+
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None, **kwargs: Any
     ) -> tuple[GenerationConfig, dict]:

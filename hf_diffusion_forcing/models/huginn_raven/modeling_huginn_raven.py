@@ -172,6 +172,7 @@ class RavenForCausalLM(RavenPreTrainedModel, RecurrentDepthInterface, RecurrentD
         self.transformer = RavenModel(config)
         self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
         self.post_init()
+        self.generation_config = self.own_generation_config()
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.transformer.wte
