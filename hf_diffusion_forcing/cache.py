@@ -17,6 +17,7 @@ class Placement:
         extent: every position is below this.
         start: the first position when all rows stand at start, start + 1, ..., else None.
         mask: bool [batch, 1, width, extent], True where a query sees a key; None when every key is seen.
+        bias: the same as 0 and -inf in the dtype of the queries, made by the first layer that needs it.
         rotary: what the family's attention needs to rotate queries and keys, filled by the family.
     """
 
@@ -26,6 +27,13 @@ class Placement:
     mask: torch.Tensor | None
     is_causal: bool = False
     rotary: Any = None
+    bias: torch.Tensor | None = None
+
+    def mask_for(self, query: torch.Tensor) -> torch.Tensor | None:
+        """The mask in the form attention adds to its scores; a bool mask would be converted anew in every layer."""
+        if self.mask is not None and (self.bias is None or self.bias.dtype != query.dtype):
+            self.bias = query.new_zeros(self.mask.shape).masked_fill_(~self.mask, float("-inf"))
+        return self.bias
 
 
 class NoCache:
@@ -53,7 +61,12 @@ class NoCache:
         """Attention of the placed positions to each other, [batch, heads, width, head_dim]."""
         placed = self.placement
         return F.scaled_dot_product_attention(
-            query, key, value, placed.mask, is_causal=placed.is_causal, enable_gqa=query.shape[1] != key.shape[1]
+            query,
+            key,
+            value,
+            placed.mask_for(query),
+            is_causal=placed.is_causal,
+            enable_gqa=query.shape[1] != key.shape[1],
         )
 
 
@@ -202,7 +215,7 @@ class RecurrentDepthCache(Cache):
             query,
             keys[:, :, : placed.extent],
             values[:, :, : placed.extent],
-            placed.mask,
+            placed.mask_for(query),
             enable_gqa=query.shape[1] != key.shape[1],
         )
 

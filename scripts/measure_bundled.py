@@ -27,7 +27,14 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_diffusion_forcing import bundled_checkpoint
-from hf_diffusion_forcing.evaluation.measure import Run, accuracy, compare, recurrences_to_converge, solve
+from hf_diffusion_forcing.evaluation.measure import (
+    Run,
+    accuracy,
+    compare,
+    recurrences_to_converge,
+    solve,
+    tick_overhead,
+)
 from hf_diffusion_forcing.evaluation.problems import KINDS, Problem, problems
 
 ROOT = Path(__file__).parent.parent
@@ -208,6 +215,8 @@ against the first row of the same run. On so small a model this measures overhea
 
 {speed}
 
+Of a tick's time {overhead} is spent outside the model's own forward passes.
+
 Measured by `scripts/measure_bundled.py` on {machine}, {today}.
 
 ## Training
@@ -234,6 +243,13 @@ def main(
     chosen = {kind: list(islice(problems(HELD_OUT_SEED, held_out=True, kind=kind), count)) for kind in KINDS}
 
     speed = measure_speed(model, tokenizer, chosen, speed_count, repeats)
+    overhead = {
+        f"r' = {inner}": statistics.median(
+            tick_overhead(model, tokenizer(p.prompt, return_tensors="pt").input_ids, inner_recurrence=inner, seed=0)
+            for p in chosen["worked"][:speed_count]
+        )
+        for inner in (4, 1)
+    }
     convergence = measure_convergence(model, tokenizer, chosen)
     quality = measure_quality(model, tokenizer, chosen)
 
@@ -245,6 +261,7 @@ def main(
         "problems": count,
         "quality": quality,
         "speed": speed,
+        "tick_overhead": overhead,
         "recurrences_to_converge": {name: sorted(depths) for name, depths in convergence.items()},
     }
     target = ROOT / "docs" / "benchmarks" / "bundled.json"
@@ -265,6 +282,7 @@ def main(
             speed_count=speed_count,
             repeats=repeats,
             speed=speed_table(speed, quality),
+            overhead=" and ".join(f"{100 * share:.0f} % ({name})" for name, share in overhead.items()),
             machine=machine,
             today=date.today().isoformat(),
             training=training,

@@ -1,6 +1,6 @@
 """Train the checkpoint that ships with the package, from nothing, on procedurally generated problems.
 
-    python scripts/train_bundled.py --output runs/bundled --steps 3800
+    python scripts/train_bundled.py --output runs/bundled --steps 7000
 
 Resumable: run the same command again after an interruption. Seeded: the data of step n depend on the seed and n alone.
 The learning rate is warmup, constant, then a linear decay over the last fifth, so `--steps` may be changed on resuming
@@ -8,6 +8,7 @@ until the decay begins.
 """
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Annotated
@@ -22,17 +23,17 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from hf_diffusion_forcing import RavenConfig, RavenForCausalLM
-from hf_diffusion_forcing.evaluation.problems import Problem, problems
+from hf_diffusion_forcing.evaluation.problems import MAX_CHAIN, Problem, problems
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 
 
 def build_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE on the training split. A digit is a token of its own, with the space before it if there is one."""
+    """Byte-level BPE on the training split; every digit is a token of its own."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r" ?\d| ?[^\s\d]+|\s+"), behavior="isolated"),
+            pre_tokenizers.Split(Regex(r"\d| ?[^\s\d]+|\s+"), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -75,7 +76,7 @@ def encode(tokenizer, batch: list[Problem]) -> tuple[torch.Tensor, torch.Tensor]
     """
     prompts = tokenizer([p.prompt for p in batch])["input_ids"]
     answers = tokenizer([p.answer + END for p in batch])["input_ids"]
-    digit_ids = [tokenizer(f" {digit}").input_ids[0] for digit in range(10)]
+    digit_ids = [tokenizer(str(digit)).input_ids[0] for digit in range(10)]
     width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
     ids = torch.full((len(batch), width), tokenizer.pad_token_id)
     labels = torch.full((len(batch), width), -100)
@@ -106,26 +107,28 @@ def main(
     output: Annotated[Path, typer.Option(help="Where the checkpoint and the training state go.")] = Path(
         "runs/bundled"
     ),
-    steps: int = 3800,
+    steps: int = 7000,
     seed: int = 0,
     width: Annotated[int, typer.Option(help="Channels (n_embd).")] = 192,
     heads: int = 6,
     intermediate: int = 512,
     layers: Annotated[str, typer.Option(help="Prelude/core/coda blocks.")] = "1/2/1",
     vocab_size: int = 512,
-    learning_rate: float = 2e-3,
-    worked_batch: int = 8,
-    mental_batch: int = 56,
-    mean_recurrence: Annotated[int, typer.Option(help="Mean random depth once the ramp from 4 is over.")] = 10,
-    backprop_depth: int = 5,
+    learning_rate: float = 1.5e-3,
+    worked_batch: int = 4,
+    mental_batch: int = 24,
+    chain_every: Annotated[int, typer.Option(help="Steps until the longest mental chain (2 at first) grows.")] = 500,
+    mean_recurrence: Annotated[int, typer.Option(help="Mean random depth once the ramp from 4 is over.")] = 9,
+    backprop_depth: int = 4,
     mixed_precision: Annotated[str, typer.Option(help="bf16, or no where the CPU has no fast bf16.")] = "bf16",
-    save_every: int = 200,
+    save_every: int = 500,
 ):
     """Train, save every `save_every` steps, and write a ready checkpoint to OUTPUT at the end."""
     set_seed(seed)
     accelerator = Accelerator(mixed_precision=mixed_precision)
     tokenizer = build_tokenizer(vocab_size, seed)
     prelude, core, coda = (int(n) for n in layers.split("/"))
+    std = math.sqrt(2 / (5 * width))
     config = RavenConfig(
         vocab_size=len(tokenizer),
         n_embd=width,
@@ -135,6 +138,8 @@ def main(
         n_layers_in_recurrent_block=core,
         n_layers_in_coda=coda,
         mean_backprop_depth=backprop_depth,
+        # Output projections start larger than for 32 recurrences: the depth grows while training.
+        init_values={"std": std, "embedding": std, "out_proj": std / 4, "embed_scale": math.sqrt(width)},
         block_size=4096,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -146,7 +151,7 @@ def main(
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
         lr=learning_rate,
-        betas=(0.9, 0.95),
+        betas=(0.9, 0.98),
     )
     model, optimizer = accelerator.prepare(model, optimizer)
 
@@ -161,10 +166,11 @@ def main(
     while step < steps:
         rng = random.Random(seed * 1_000_003 + step)
         sizes = {"worked": worked_batch, "mental": mental_batch}
-        streams = {kind: problems(rng.getrandbits(48), kind=kind) for kind in sizes}
+        lengths = {"worked": None, "mental": (1, min(MAX_CHAIN, 2 + step // chain_every))}
+        streams = {kind: problems(rng.getrandbits(48), kind=kind, lengths=lengths[kind]) for kind in sizes}
         batches = {kind: [next(streams[kind]) for _ in range(size)] for kind, size in sizes.items()}
         raw = accelerator.unwrap_model(model)
-        raw.config.mean_recurrence = min(mean_recurrence, 4 + step // 300)
+        raw.config.mean_recurrence = min(mean_recurrence, 4 + step // 800)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * learning_rate_factor(step, steps)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import HUGINN_MINI
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig
 
 from hf_diffusion_forcing import RavenConfig, RavenForCausalLM, RavenModel
 
@@ -71,7 +71,9 @@ def test_law_7_save_load_generate(huginn_mini, tmp_path):
     output = loaded.generate(PROMPT, max_new_tokens=24, return_dict_in_generate=True)
     assert output.sequences.tolist() == flagged.tolist()
     assert output.stats.ticks > 0
-    # A keyword of the call still wins over what is stored.
+    # What the call passes wins over what is stored: a generation config with a sampler of its own, or keywords.
+    passed = GenerationConfig(sampler="autoregressive", sampler_config={"num_steps": 8}, max_new_tokens=24)
+    assert not hasattr(loaded.generate(PROMPT, generation_config=passed, return_dict_in_generate=True), "stats")
     assert loaded.generate(PROMPT, max_new_tokens=24, sampler="autoregressive", num_steps=8).shape == flagged.shape
 
 

@@ -98,7 +98,7 @@ def test_any_settings_end_exactly(
     inputs = left_pad(rows)
     together = new_tokens(model.generate(**inputs, seed=list(range(len(rows))), **common), inputs["input_ids"].shape[1])
     for row, prompt in enumerate(rows):
-        alone = new_tokens(model.generate(torch.tensor([prompt]), seed=row, **common), len(prompt))[0]
+        alone = new_tokens(model.generate(**left_pad([prompt]), seed=row, **common), len(prompt))[0]
         end = alone.index(eos) + 1 if eos in alone else max_new_tokens
         assert len(alone) == end
         assert together[row][:end] == alone

@@ -2,13 +2,17 @@
 
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
 import torch
 from tqdm import tqdm
 
 from ..cache import NoCache
 from ..exit_criteria import latent_difference
+from ..generation import diffusion_forcing as sampler_module
+from ..generation.diffusion_forcing import DiffusionForcing
 from ..randomness import row_seeds
 from .problems import Problem
 
@@ -130,3 +134,45 @@ def compare(model, prompts: Iterable[torch.Tensor], runs: list[Run], **generate_
         for run in runs:
             run_prompt(model, input_ids, run, **generate_kwargs)
     return runs
+
+
+def tick_overhead(model, input_ids: torch.Tensor, **generate_kwargs) -> float:
+    """Share of a tick's wall clock spent outside the model's own forward passes (embed, recur, decode).
+
+    Args:
+        input_ids: int64 [1, length].
+        generate_kwargs: of a `diffusion_forcing` call.
+    """
+    inside = 0.0
+
+    def timed(verb):
+        def call(*args, **kwargs):
+            nonlocal inside
+            start = time.perf_counter()
+            result = verb(*args, **kwargs)
+            inside += time.perf_counter() - start
+            return result
+
+        return call
+
+    class Timed(DiffusionForcing):
+        def tick(self, wave):
+            nonlocal total
+            start = time.perf_counter()
+            super().tick(wave)
+            total += time.perf_counter() - start
+
+        def prefill(self, *args):
+            nonlocal inside
+            wave = super().prefill(*args)
+            inside = 0.0
+            return wave
+
+    total = 0.0
+    verbs = {name: getattr(model, name) for name in ("embed", "recur", "decode")}
+    with ExitStack() as patches:
+        for name, verb in verbs.items():
+            patches.enter_context(patch.object(model, name, timed(verb)))
+        patches.enter_context(patch.object(sampler_module, "DiffusionForcing", Timed))
+        model.generate(input_ids, sampler="diffusion_forcing", **generate_kwargs)
+    return 1 - inside / total

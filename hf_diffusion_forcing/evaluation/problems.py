@@ -71,28 +71,23 @@ class Problem:
 def worked_problem(rng: random.Random, length: int) -> Problem:
     """A word problem of `length` steps, each written out in the answer."""
     name, thing, place = rng.choice(NAMES), rng.choice(THINGS), rng.choice(PLACES)
-    value = rng.randint(5, 60)
+    value = rng.randint(3, 40)
     key = [f"worked {value}"]
     question = [f"{name} has {value} {thing}."]
     answer = [f"{name} starts with {value} {thing}."]
     for step in range(length):
-        opening = ("First", "Then", "Next", "After that", "Later", "At last")[step]
-        choices = ["add", "add"]
-        if value > 10:
-            choices += ["take", "take"]
-        if value <= 99:
-            choices += ["times"]
-        operation = rng.choice(choices)
+        opening = ("First", "Then", "Next", "After that", "At last")[step]
+        operation = rng.choice(
+            ["add", "add", *(["take", "take"] if value > 9 else []), *(["times"] if value < 50 else [])]
+        )
+        amount = rng.randint(2, 3 if operation == "times" else 9)
         if operation == "add":
-            amount = rng.randint(2, 99)
             result, sign = value + amount, "+"
             told, shown = f"{name} finds {amount} more {place}.", f"finding {amount} more"
         elif operation == "take":
-            amount = rng.randint(2, min(value - 1, 99))
             result, sign = value - amount, "-"
             told, shown = f"{name} gives away {amount}.", f"giving away {amount}"
         else:
-            amount = rng.choice((2, 3, 4, 5))
             result, sign = value * amount, "*"
             told, shown = f"The number grows {amount} times.", f"growing {amount} times"
         question.append(told)
@@ -130,7 +125,7 @@ def problems(
         seed: of the stream.
         held_out: which split.
         kind: "worked" or "mental"; both in turn when None.
-        lengths: fewest and most operations; by default 2 to 4 for worked problems and 1 to 8 for mental ones.
+        lengths: fewest and most operations; by default 2 to 5 for worked problems and 1 to 8 for mental ones.
 
     Raises:
         ValueError: `kind` is unknown.
@@ -138,7 +133,7 @@ def problems(
     if kind not in (None, *KINDS):
         raise ValueError(f"kind={kind!r} is unknown: use 'worked' or 'mental'.")
     rng = random.Random(seed)
-    makers = {"worked": (worked_problem, (2, 4)), "mental": (mental_problem, (1, MAX_CHAIN))}
+    makers = {"worked": (worked_problem, (2, 5)), "mental": (mental_problem, (1, MAX_CHAIN))}
     while True:
         for each in KINDS if kind is None else (kind,):
             make, span = makers[each]

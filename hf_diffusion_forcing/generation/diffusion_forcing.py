@@ -180,6 +180,7 @@ def diffusion_forcing(
     Returns:
         int64 [batch, length + new tokens], or a `DiffusionForcingOutput` with `return_dict_in_generate`.
     """
+    input_ids = input_ids.to(model.device)
     pad = generation_config._pad_token_tensor
     committed = CommittedTokens(input_ids, stopping_criteria, None if pad is None else int(pad), streamer)
     batch, length = input_ids.shape

@@ -53,15 +53,15 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         chosen = "sampler" in kwargs
         sampler = kwargs.pop("sampler", None)
         given = {name: kwargs.pop(name) for name in SAMPLER_KEYWORDS & kwargs.keys()}
+        # A config passed with a sampler brings that sampler's settings; the model's are for the model's sampler.
+        source = generation_config if hasattr(generation_config, "sampler") else self.generation_config
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         self._refuse_unknown_keywords(model_kwargs)
 
-        stored_sampler = getattr(generation_config, "sampler", None)
-        stored = getattr(generation_config, "sampler_config", None) or {}
+        stored_sampler = getattr(source, "sampler", None)
         if not chosen:
             sampler = stored_sampler
-        elif sampler != stored_sampler:
-            stored = {}
+        stored = (getattr(source, "sampler_config", None) or {}) if sampler == stored_sampler else {}
         config_class = sampler_config_class(sampler) if sampler is not None else AutoregressiveConfig
         for name in given:
             if name not in config_class.fields():
@@ -168,7 +168,8 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             if not bool((attention_mask.long().diff(dim=-1) >= 0).all()):
                 raise ValueError(
                     "attention_mask has padding after a real token; prompts must be padded on the left: "
-                    "set tokenizer.padding_side = 'left'."
+                    "set tokenizer.padding_side = 'left'. "
+                    "(Where no attention_mask is passed, transformers takes pad tokens for padding.)"
                 )
         seen = cache.columns if cache is not None else 0
         if not 1 <= columns - seen <= input_ids.shape[1]:

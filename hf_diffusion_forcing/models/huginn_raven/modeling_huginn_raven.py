@@ -38,6 +38,8 @@ class RavenRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == torch.float32:  # nothing to cast back, so the fused norm is the same sum
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         y = x.float()
         y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
         return y.type_as(x) * self.weight
@@ -50,8 +52,8 @@ def rotate_pairs(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
         x: [batch, width, heads, head_dim].
         rotary: complex64 [batch, width, 1, head_dim / 2].
     """
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotary).flatten(-2).type_as(x)
+    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * rotary).view(x.shape).to(x.dtype)
 
 
 class RavenAttention(nn.Module):
@@ -69,11 +71,13 @@ class RavenAttention(nn.Module):
             self.qk_bias = None
 
     def forward(self, x: torch.Tensor, cache: RecurrentDepthCache | NoCache, placed: Placement, slot: int):
-        qkv = self.Wqkv(x).unflatten(-1, (-1, self.head_dim))
-        qk, value = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
-        if self.qk_bias is not None:
-            qk = qk + self.qk_bias.flatten(0, 2)
-        query, key = rotate_pairs(qk, placed.rotary).split((self.heads, self.kv_heads), dim=2)
+        batch, width, _ = x.shape
+        qkv = self.Wqkv(x).view(batch, width, -1, self.head_dim)
+        rotated = self.heads + self.kv_heads
+        qk, value = qkv[:, :, :rotated], qkv[:, :, rotated:]
+        qk = qk.contiguous() if self.qk_bias is None else qk + self.qk_bias.view(rotated, self.head_dim)
+        qk = rotate_pairs(qk, placed.rotary)
+        query, key = qk[:, :, : self.heads], qk[:, :, self.heads :]
         y = cache.attend(self.layer, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), slot)
         return self.proj(y.transpose(1, 2).flatten(2))
 
