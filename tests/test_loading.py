@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 import torch
-from conftest import HUGINN_MINI
+from conftest import HUGINN_MINI, tiny_config
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig
 
@@ -138,10 +139,8 @@ def test_damaged_weights(copy, damage):
         weights.write_bytes(b"\x00" * 512)
     else:
         weights.unlink()
-    with pytest.raises((OSError, ValueError, Exception)) as caught:
+    with pytest.raises((OSError, SafetensorError), match=r"model\.safetensors|[Hh]eader|incomplete"):
         AutoModelForCausalLM.from_pretrained(copy)
-    assert type(caught.value).__name__ in ("SafetensorError", "OSError", "ValueError")
-    assert str(caught.value)
 
 
 def test_missing_tensors_are_reported(copy, caplog):
@@ -169,8 +168,5 @@ def test_missing_tensors_are_reported(copy, caplog):
     ],
 )
 def test_impossible_sizes(changes, message):
-    from conftest import tiny_config
-
-    with pytest.raises(Exception, match=message) as caught:
+    with pytest.raises(ValueError, match=message):
         tiny_config(**changes)
-    assert "ValueError" in repr(caught.value) or "Validation" in type(caught.value).__name__

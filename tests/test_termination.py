@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_diffusion_forcing import RavenForCausalLM
+from hf_diffusion_forcing.evaluation.problems import problems
 
 PROMPT = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 
@@ -50,14 +51,10 @@ def test_a_large_threshold_freezes_every_tick(tiny):
     assert output.stats.tokens_per_forward == 1.0
 
 
-@pytest.mark.parametrize("sampler", ["autoregressive", "diffusion_forcing"])
+@pytest.mark.parametrize("settings", [{"sampler": "autoregressive"}, {"sampler": "diffusion_forcing", "headway": 3}])
 @pytest.mark.parametrize("max_new_tokens", [1, 2, 7])
-def test_max_new_tokens_is_exact(tiny, sampler, max_new_tokens):
-    ids = (
-        tiny.generate(PROMPT, sampler=sampler, max_new_tokens=max_new_tokens, headway=3)
-        if (sampler == "diffusion_forcing")
-        else tiny.generate(PROMPT, sampler=sampler, max_new_tokens=max_new_tokens)
-    )
+def test_max_new_tokens_is_exact(tiny, settings, max_new_tokens):
+    ids = tiny.generate(PROMPT, max_new_tokens=max_new_tokens, **settings)
     assert ids.shape[1] == PROMPT.shape[1] + max_new_tokens
 
 
@@ -118,6 +115,17 @@ def test_several_eos_ids(tiny):
     first = min(free.index(stop) for stop in stops)
     ids = tiny.generate(PROMPT, sampler="diffusion_forcing", seed=0, max_new_tokens=20, eos_token_id=stops)
     assert new_tokens(ids, PROMPT.shape[1])[0] == free[: first + 1]
+
+
+@pytest.mark.parametrize("settings", [{"sampler": "autoregressive"}, {"sampler": "diffusion_forcing", "headway": 3}])
+def test_a_stop_string_ends_a_row_at_the_token_that_completes_it(bundled, settings):
+    model, tokenizer = bundled
+    problem = next(problems(77, held_out=True, kind="worked"))
+    inputs = tokenizer(problem.prompt, return_tensors="pt")
+    ids = model.generate(**inputs, **settings, seed=0, stop_strings=["comes"], tokenizer=tokenizer)
+    text = tokenizer.decode(ids[0, inputs.input_ids.shape[1] :])
+    assert text.count("comes") == 1
+    assert "comes" not in tokenizer.decode(ids[0, inputs.input_ids.shape[1] : -1])
 
 
 def test_a_custom_stopping_criterion_sees_committed_tokens_one_at_a_time(huginn_mini, prompts):

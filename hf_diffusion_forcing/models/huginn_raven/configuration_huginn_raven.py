@@ -94,6 +94,7 @@ class RavenConfig(PreTrainedConfig):
                 "embedding": std,
                 "embed_scale": math.sqrt(self.n_embd),
             }
+        self.validate_architecture()  # here a plain ValueError; `@strict` would wrap it
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
