@@ -1,6 +1,6 @@
 """Keys and values of a recurrent-depth model, addressed by absolute position."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,17 @@ class Placement:
     is_causal: bool = False
     rotary: Any = None
     bias: torch.Tensor | None = None
+    copies: dict = field(default_factory=dict)
+
+    def to(self, device: torch.device, **kwargs) -> "Placement":
+        """This placement on another device (accelerate asks for it where layers stand on several), made once each."""
+        if self.positions.device == torch.device(device):
+            return self
+        if device not in self.copies:
+            moved = {name: getattr(self, name) for name in ("positions", "mask", "rotary")}
+            moved = {name: None if tensor is None else tensor.to(device) for name, tensor in moved.items()}
+            self.copies[device] = replace(self, **moved, bias=None, copies={})
+        return self.copies[device]
 
     def mask_for(self, query: torch.Tensor) -> torch.Tensor | None:
         """The mask in the form attention adds to its scores; a bool mask would be converted anew in every layer."""
@@ -59,7 +70,7 @@ class NoCache:
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, slot: int = 0
     ) -> torch.Tensor:
         """Attention of the placed positions to each other, [batch, heads, width, head_dim]."""
-        placed = self.placement
+        placed = self.placement.to(query.device)
         return F.scaled_dot_product_attention(
             query,
             key,
@@ -156,10 +167,11 @@ class RecurrentDepthCache(Cache):
             extent = int(positions.max()) + 1
         self._reserve(extent)
         mask = None
-        if start is None or positions.shape[1] > 1:
-            key = torch.arange(extent, device=positions.device)
-            mask = key <= positions.clamp_min(0)[:, None, :, None]
-        self.placement = Placement(positions, extent, start, mask)
+        is_causal = start == 0 and extent > 1
+        if start is None or (start > 0 and positions.shape[1] > 1):
+            queries = positions if start is None else positions[:1]
+            mask = torch.arange(extent, device=positions.device) <= queries.clamp_min(0)[:, None, :, None]
+        self.placement = Placement(positions, extent, start, mask, is_causal)
         return self.placement
 
     def _reserve(self, extent: int) -> None:
@@ -201,7 +213,7 @@ class RecurrentDepthCache(Cache):
             self.keys[layer], self.values[layer] = key.new_zeros(shape), value.new_zeros(shape)
         if isinstance(slot, torch.Tensor):
             return self._attend_by_position(layer, query, key, value, slot)
-        placed = self.placement
+        placed = self.placement.to(query.device)
         keys, values = self.keys[layer][slot], self.values[layer][slot]
         if placed.start is not None:
             keys[:, :, placed.start : placed.extent] = key
@@ -216,12 +228,13 @@ class RecurrentDepthCache(Cache):
             keys[:, :, : placed.extent],
             values[:, :, : placed.extent],
             placed.mask_for(query),
+            is_causal=placed.is_causal,
             enable_gqa=query.shape[1] != key.shape[1],
         )
 
     def _attend_by_position(self, layer, query, key, value, slot):
         """`attend` for positions at different recurrences: every query reads its own slot (a copy per query)."""
-        placed = self.placement
+        placed, slot = self.placement.to(query.device), slot.to(query.device)
         batch, heads, width, head_dim = query.shape
         rows = torch.arange(batch, device=key.device)[:, None]
         later = torch.arange(self.slots(layer), device=key.device)[:, None, None] >= slot
@@ -232,11 +245,8 @@ class RecurrentDepthCache(Cache):
                 later.permute(1, 2, 0)[..., None, None], new.transpose(1, 2)[:, :, None], old
             )
             read.append(stored[slot, rows, :, : placed.extent].flatten(0, 1))
-        mask = (
-            None
-            if placed.mask is None
-            else placed.mask.expand(batch, 1, width, -1).transpose(1, 2).flatten(0, 1)[:, None]
-        )
+        key_positions = torch.arange(placed.extent, device=key.device)
+        mask = (key_positions <= placed.positions.clamp_min(0)[..., None]).flatten(0, 1)[:, None, None]
         y = F.scaled_dot_product_attention(
             query.transpose(1, 2).reshape(batch * width, heads, 1, head_dim),
             *read,
@@ -244,6 +254,26 @@ class RecurrentDepthCache(Cache):
             enable_gqa=heads != key.shape[1],
         )
         return y.reshape(batch, width, heads, head_dim).transpose(1, 2)
+
+    def settle(self, num_steps: int) -> None:
+        """After `num_steps` recurrences of the placed positions: deeper slots get the last recurrence there has been.
+
+        A later position may be refined more often than this one was; it then sees this one's last entry.
+        """
+        if self.kv_sharing == "last" or num_steps >= self.num_steps:
+            return
+        for layer in range(self.num_prelude_layers, self.num_prelude_layers + self.num_core_layers):
+            for stored in (self.keys[layer], self.values[layer]):
+                placed = self.placement.to(stored.device)
+                rows = torch.arange(stored.shape[1], device=stored.device)[:, None]
+                stored[num_steps:, rows, :, placed.positions] = stored[num_steps - 1, rows, :, placed.positions][
+                    :, :, None
+                ]
+
+    @property
+    def batch_size(self) -> int:
+        """Rows, or -1 before anything was written."""
+        return next((t.shape[1] for t in self.keys if t is not None), -1)
 
     @property
     def nbytes(self) -> int:

@@ -105,15 +105,18 @@ class SamplerConfig:
 
     @classmethod
     def from_pretrained(cls, save_directory: str | os.PathLike) -> "SamplerConfig":
-        """Read `sampler_config.json` from a folder.
+        """Read `sampler_config.json` from a folder; on `SamplerConfig` itself, whichever sampler's it is.
 
         Raises:
             ValueError: the file is for another sampler, or holds unknown settings.
         """
         stored = json.loads((Path(save_directory) / CONFIG_NAME).read_text())
-        if not isinstance(stored, dict) or stored.get("sampler") != cls.sampler:
-            raise ValueError(f"{CONFIG_NAME} in {save_directory} is not for sampler={cls.sampler!r}.")
-        return cls.from_dict(stored.get("sampler_config", {}))
+        if not isinstance(stored, dict):
+            raise ValueError(f"{CONFIG_NAME} in {save_directory} holds no settings.")
+        config_class = sampler_config_class(stored.get("sampler")) if cls is SamplerConfig else cls
+        if stored.get("sampler") != config_class.sampler:
+            raise ValueError(f"{CONFIG_NAME} in {save_directory} is not for sampler={config_class.sampler!r}.")
+        return config_class.from_dict(stored.get("sampler_config", {}))
 
 
 @dataclass(kw_only=True)

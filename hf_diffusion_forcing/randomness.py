@@ -43,6 +43,9 @@ def row_seeds(seed: int | list[int] | None, batch: int, device: torch.device | s
     """
     if seed is None:
         seed = draw_base_seed()
+    highest = seed if isinstance(seed, int) else max(seed, default=0)
+    if highest + batch >= 2**63:
+        raise ValueError(f"seed={highest} leaves no room for {batch} rows in 64 bits: use a smaller one.")
     if isinstance(seed, int):
         return torch.arange(seed, seed + batch, dtype=torch.int64, device=device)
     if len(seed) != batch:

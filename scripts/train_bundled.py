@@ -26,6 +26,8 @@ from hf_diffusion_forcing import RavenConfig, RavenForCausalLM
 from hf_diffusion_forcing.evaluation.problems import MAX_CHAIN, Problem, problems
 
 END, PAD = "<|endoftext|>", "<|pad|>"
+PROMOTION_ACCURACY = 0.9
+"""Moving average of accuracy on the longest mental chains at which they grow by one operation."""
 
 
 def build_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
@@ -115,11 +117,10 @@ def main(
     layers: Annotated[str, typer.Option(help="Prelude/core/coda blocks.")] = "1/2/1",
     vocab_size: int = 512,
     learning_rate: float = 1.5e-3,
-    worked_batch: int = 4,
-    mental_batch: int = 24,
-    chain_every: Annotated[int, typer.Option(help="Steps until the longest mental chain (2 at first) grows.")] = 500,
-    mean_recurrence: Annotated[int, typer.Option(help="Mean random depth once the ramp from 4 is over.")] = 9,
-    backprop_depth: int = 4,
+    worked_batch: int = 3,
+    mental_tokens: Annotated[int, typer.Option(help="About how many tokens of mental problems a step has.")] = 800,
+    mean_recurrence: Annotated[int, typer.Option(help="Mean random depth once the ramp from 9 is over.")] = 12,
+    backprop_depth: int = 6,
     mixed_precision: Annotated[str, typer.Option(help="bf16, or no where the CPU has no fast bf16.")] = "bf16",
     save_every: int = 500,
 ):
@@ -156,21 +157,28 @@ def main(
     model, optimizer = accelerator.prepare(model, optimizer)
 
     state = output / "state"
-    step, mental_accuracy = 0, 0.0
+    step, longest, mental_accuracy = 0, 2, 0.0
     if (state / "step.json").exists():
         accelerator.load_state(str(state))
-        step = json.loads((state / "step.json").read_text())["step"]
+        progress = json.loads((state / "step.json").read_text())
+        step, longest, mental_accuracy = progress["step"], progress["longest"], progress["mental_accuracy"]
         accelerator.print(f"Resuming at step {step}.")
 
     bar = tqdm(total=steps, initial=step, desc="training", disable=not accelerator.is_local_main_process)
     while step < steps:
         rng = random.Random(seed * 1_000_003 + step)
-        sizes = {"worked": worked_batch, "mental": mental_batch}
-        lengths = {"worked": None, "mental": (1, min(MAX_CHAIN, 2 + step // chain_every))}
-        streams = {kind: problems(rng.getrandbits(48), kind=kind, lengths=lengths[kind]) for kind in sizes}
-        batches = {kind: [next(streams[kind]) for _ in range(size)] for kind, size in sizes.items()}
+        rows = mental_tokens // (12 + 3 * longest)
+        streams = {
+            "worked": problems(rng.getrandbits(48), kind="worked"),
+            "mental": problems(rng.getrandbits(48), kind="mental", lengths=(1, longest)),
+            "longest": problems(rng.getrandbits(48), kind="mental", lengths=(longest, longest)),
+        }
+        batches = {
+            "worked": [next(streams["worked"]) for _ in range(worked_batch)],
+            "mental": [next(streams["longest" if row % 2 else "mental"]) for row in range(rows)],
+        }
         raw = accelerator.unwrap_model(model)
-        raw.config.mean_recurrence = min(mean_recurrence, 4 + step // 800)
+        raw.config.mean_recurrence = min(mean_recurrence, 8 + longest // 2)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * learning_rate_factor(step, steps)
 
@@ -182,16 +190,19 @@ def main(
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
             accelerator.backward(loss)
             shown[kind] = f"{loss.item():.3f}"
-        mental_accuracy += 0.05 * (result_accuracy(logits, labels) - mental_accuracy)
+        mental_accuracy += 0.03 * (result_accuracy(logits[1::2], labels[1::2]) - mental_accuracy)
+        if mental_accuracy > PROMOTION_ACCURACY and longest < MAX_CHAIN:
+            longest, mental_accuracy = longest + 1, 0.5
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         step += 1
         bar.update()
-        bar.set_postfix(**shown, mental_accuracy=f"{mental_accuracy:.2f}")
+        bar.set_postfix(**shown, chain=longest, mental_accuracy=f"{mental_accuracy:.2f}")
         if step % save_every == 0 or step == steps:
             accelerator.save_state(str(state))
-            (state / "step.json").write_text(json.dumps({"step": step}))
+            progress = {"step": step, "longest": longest, "mental_accuracy": mental_accuracy}
+            (state / "step.json").write_text(json.dumps(progress))
     bar.close()
 
     model = accelerator.unwrap_model(model).eval()

@@ -51,6 +51,9 @@ def idle(tiny, monkeypatch):
         ({"output_attentions": True, "return_dict_in_generate": True}, ValueError, "output_attentions"),
         ({"output_scores": True, "return_dict_in_generate": True}, ValueError, "output_scores"),
         ({"position_ids": torch.arange(3)[None]}, ValueError, "position_ids"),
+        ({"inputs_embeds": torch.zeros(1, 3, 32)}, ValueError, "inputs_embeds"),
+        ({"seeds": torch.tensor([1])}, ValueError, "did you mean 'seed'"),
+        ({"seed": 2**63 - 1}, ValueError, "64 bits"),
         ({"guidance_scale": 1.5}, ValueError, "guidance_scale=1.5"),
         ({"past_key_values": DynamicCache()}, TypeError, "RecurrentDepthCache"),
         ({"max_new_tokens": 126}, ValueError, r"max_new_tokens <= 125"),
@@ -89,9 +92,20 @@ def test_a_model_that_is_not_recurrent_depth():
         model.generate(PROMPT, sampler="diffusion_forcing", max_new_tokens=2)
 
 
-def test_allowed_tokens_in_a_batch(idle):
-    with pytest.raises(ValueError, match="prefix_allowed_tokens_fn"):
-        idle.generate(PROMPT.repeat(2, 1), sampler="diffusion_forcing", prefix_allowed_tokens_fn=lambda row, ids: [1])
+def test_rows_of_different_lengths_need_a_pad_token(idle):
+    rows = PROMPT.repeat(2, 1)
+    with pytest.raises(ValueError, match="pad_token_id is not set"):
+        idle.generate(rows, sampler="diffusion_forcing", max_time=5.0, max_new_tokens=4)
+
+
+def test_a_streamer_takes_one_row(idle):
+    class Streamer:
+        def put(self, value): ...
+
+        def end(self): ...
+
+    with pytest.raises(ValueError, match="one row; the batch has 2"):
+        idle.generate(PROMPT.repeat(2, 1), sampler="diffusion_forcing", streamer=Streamer(), max_new_tokens=4)
 
 
 def test_a_cache_that_holds_more_than_the_text(tiny):
@@ -105,6 +119,10 @@ def test_forward(tiny):
         tiny(PROMPT, position_ids=torch.arange(3)[None])
     with pytest.raises(ValueError, match="num_steps=0"):
         tiny(PROMPT, num_steps=0)
+    with pytest.raises(ValueError, match="num_step"):
+        tiny(PROMPT, num_step=2)
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 2\)"):
+        tiny(PROMPT, attention_mask=torch.ones(1, 2))
     with pytest.raises(ValueError, match="block_size=128"):
         tiny(torch.ones(1, 129, dtype=torch.long))
 

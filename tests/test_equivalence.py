@@ -92,17 +92,13 @@ def test_padding_does_not_change_logits(huginn_mini, prompts):
             torch.testing.assert_close(kept, plain, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kv_sharing", ["last", "none"])
-def test_decoding_with_a_cache_equals_decoding_without(tiny, kv_sharing):
+def test_decoding_with_a_cache_equals_decoding_without(tiny):
     """`kv_sharing="none"` is the model's native semantics: the same as recomputing the whole text every time."""
     ids = torch.randint(0, 61, (2, 7), generator=torch.manual_seed(3))
     common = {"max_new_tokens": 12, "seed": 1, "num_steps": 5}
-    cached = tiny.generate(ids, sampler="autoregressive", kv_sharing=kv_sharing, **common)
+    cached = tiny.generate(ids, sampler="autoregressive", kv_sharing="none", **common)
     recomputed = tiny.generate(ids, use_cache=False, **common)
-    if kv_sharing == "none":
-        assert cached.tolist() == recomputed.tolist()
-    else:
-        assert cached.shape == recomputed.shape
+    assert cached.tolist() == recomputed.tolist()
 
 
 def test_a_conversation_continues_from_its_cache(huginn_mini, prompts):
@@ -122,3 +118,63 @@ def test_a_conversation_continues_from_its_cache(huginn_mini, prompts):
         turn[:, seen:], attention_mask=torch.ones_like(turn), past_key_values=again.past_key_values, **common
     )
     assert alone.sequences[0].tolist() == afresh.sequences[0, seen:].tolist()
+
+
+def test_rows_that_ended_apart_continue_from_one_cache(huginn_mini, prompts):
+    """The cache speaks of what all rows hold, so the rest of the longer row is simply run again."""
+    exact = {"sampler": "diffusion_forcing", "wavefront": 1, "inner_recurrence": 8, "kv_sharing": "none"}
+    stops = {"eos_token_id": ord("."), "pad_token_id": 0}
+    common = exact | stops | {"num_steps": 8, "seed": [0, 0], "return_dict_in_generate": True}
+    rows = [prompts[1], prompts[2]]
+    first = huginn_mini.generate(**left_pad(rows), **common, max_new_tokens=48)
+    texts = [row[row.nonzero()[0] : row.nonzero()[-1] + 1].tolist() for row in first.sequences]
+    assert len({len(text) - len(row) for text, row in zip(texts, rows, strict=True)}) == 2
+    # Both rows in full again, as a new left-padded batch.
+    turn = left_pad([text + prompts[3] for text in texts])
+    held = first.past_key_values.get_seq_length()
+    assert held == max(map(len, rows)) + min(len(t) - len(r) for t, r in zip(texts, rows, strict=True)) - 1
+    afresh = huginn_mini.generate(**turn, **common, max_new_tokens=6)
+    alone = [
+        huginn_mini.generate(torch.tensor([text + prompts[3]]), **common | {"seed": 0}, max_new_tokens=6)
+        for text in texts
+    ]
+    for row, one in enumerate(alone):
+        assert afresh.sequences[row, -6:].tolist() == one.sequences[0, -6:].tolist()
+
+
+def test_sampling_with_left_padding_uses_the_rows_own_positions(tiny):
+    common = {"sampler": "autoregressive", "do_sample": True, "top_k": 0, "max_new_tokens": 12}
+    rows = [[3, 1, 4, 1, 5], [9, 2]]
+    together = new_tokens(tiny.generate(**left_pad(rows), seed=[7, 8], **common), 5)
+    for row, prompt in enumerate(rows):
+        alone = tiny.generate(torch.tensor([prompt]), seed=7 + row, **common)
+        assert together[row] == new_tokens(alone, len(prompt))[0]
+
+
+@pytest.mark.parametrize("sampler", ["autoregressive", "diffusion_forcing"])
+def test_new_ids_alone_sample_as_the_whole_text_does(tiny, sampler):
+    exact = {"wavefront": 1, "inner_recurrence": 6} if sampler == "diffusion_forcing" else {}
+    common = {"sampler": sampler, "kv_sharing": "none", "do_sample": True, "top_k": 0, "seed": 3} | exact
+    common |= {"max_new_tokens": 10, "return_dict_in_generate": True}
+    first = tiny.generate(torch.tensor([[3, 1, 4]]), **common)
+    turn = torch.cat((first.sequences, torch.tensor([[5, 9, 2]])), dim=1)
+    whole = tiny.generate(turn, **common).sequences[0, turn.shape[1] :]
+    held = first.past_key_values.get_seq_length()
+    new = turn[:, held:]
+    cache = first.past_key_values
+    alone = tiny.generate(new, attention_mask=torch.ones_like(turn), past_key_values=cache, **common).sequences
+    assert alone[0, new.shape[1] :].tolist() == whole.tolist()
+
+
+def test_deeper_refinement_than_the_prompt_had_sees_its_last_entries(tiny):
+    """max_steps > num_steps without sharing: beyond the prompt's recurrences a position reads its last, not zeros."""
+    positions, seeds = torch.arange(5)[None], torch.tensor([1])
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    cache = tiny.new_cache(9, "none", 8)
+    with torch.no_grad():
+        tiny(ids, past_key_values=cache, num_steps=4, seeds=seeds)
+    for layer in (1, 2):
+        keys = cache.keys[layer][:, :, :, positions[0]]
+        assert keys[3].abs().min() > 0
+        for slot in range(4, 9):
+            assert torch.equal(keys[slot], keys[3])

@@ -9,9 +9,9 @@ import torch
 from conftest import HUGINN_MINI, tiny_config
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from hf_diffusion_forcing import RavenConfig, RavenForCausalLM, RavenModel
+from hf_diffusion_forcing import RavenConfig, RavenForCausalLM
 
 PROMPT = torch.tensor([[81, 58, 32, 68, 97, 110]])
 
@@ -26,7 +26,6 @@ def copy(tmp_path):
 def test_the_auto_classes_load_native_code(huginn_mini):
     assert type(huginn_mini) is RavenForCausalLM
     assert type(AutoConfig.from_pretrained(HUGINN_MINI)) is RavenConfig
-    assert type(AutoModel.from_pretrained(HUGINN_MINI)) is RavenModel
 
 
 @pytest.mark.parametrize("trust_remote_code", [None, False, True])
@@ -75,7 +74,11 @@ def test_law_7_save_load_generate(huginn_mini, tmp_path):
     # What the call passes wins over what is stored: a generation config with a sampler of its own, or keywords.
     passed = GenerationConfig(sampler="autoregressive", sampler_config={"num_steps": 8}, max_new_tokens=24)
     assert not hasattr(loaded.generate(PROMPT, generation_config=passed, return_dict_in_generate=True), "stats")
-    assert loaded.generate(PROMPT, max_new_tokens=24, sampler="autoregressive", num_steps=8).shape == flagged.shape
+    keyword = loaded.generate(PROMPT, max_new_tokens=24, sampler="autoregressive", num_steps=8, seed=3)
+    plain = huginn_mini.generate(PROMPT, max_new_tokens=24, sampler="autoregressive", num_steps=8, seed=3)
+    assert keyword.tolist() == plain.tolist()
+    with pytest.raises(ValueError, match="wavefront stands on the generation config itself"):
+        loaded.generate(PROMPT, generation_config=GenerationConfig(sampler="diffusion_forcing", wavefront=8))
 
 
 @torch.no_grad()
@@ -158,8 +161,8 @@ def test_missing_tensors_are_reported(copy, caplog):
         ({"n_layers_in_recurrent_block": 0}, "n_layers_in_recurrent_block=0"),
         ({"n_layers_in_prelude": -1}, "n_layers_in_prelude=-1"),
         ({"head_dim": 7}, "head_dim=7"),
-        ({"n_heads": 3, "num_key_value_heads": 2}, "n_heads=3"),
-        ({"n_heads": 4, "num_key_value_heads": 2, "head_dim": 8}, "qk_bias"),
+        ({"n_heads": 4, "num_key_value_heads": 2, "head_dim": 8}, "num_key_value_heads"),
+        ({"qk_bias": False}, "retrofitted layout"),
         ({"padded_vocab_size": 8}, "padded_vocab_size=8"),
         ({"norm_eps": 0.0}, "norm_eps"),
         ({"rope_base": -1}, "rope_base"),
@@ -170,3 +173,21 @@ def test_missing_tensors_are_reported(copy, caplog):
 def test_impossible_sizes(changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**changes)
+
+
+def test_a_resized_vocabulary(tiny, tmp_path):
+    tiny.resize_token_embeddings(70)
+    assert tiny(torch.tensor([[69, 3]]), labels=torch.tensor([[69, 3]]), use_cache=False).loss.isfinite()
+    tiny.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    common = {"sampler": "diffusion_forcing", "seed": 0, "max_new_tokens": 8}
+    ids = torch.tensor([[69, 3]])
+    assert loaded.generate(ids, **common).tolist() == tiny.generate(ids, **common).tolist()
+
+
+def test_token_ids_of_a_generation_config_that_came_from_a_model_config(copy):
+    """transformers 4 wrote such files; the ids in them count, its defaults (max_length 20) do not."""
+    old = {"_from_model_config": True, "eos_token_id": 0, "pad_token_id": 1, "max_length": 20}
+    (copy / "generation_config.json").write_text(json.dumps(old))
+    config = AutoModelForCausalLM.from_pretrained(copy).generation_config
+    assert (config.eos_token_id, config.pad_token_id, config.max_length) == (0, 1, None)

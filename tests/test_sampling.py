@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import new_tokens
+from conftest import left_pad, new_tokens
 
 PROMPT = torch.tensor([[3, 1, 4, 1, 5]])
 
@@ -39,6 +39,25 @@ def autoregressive(tiny, **kwargs):
 )
 def test_processors_see_each_positions_own_prefix(tiny, settings):
     assert exact(tiny, seed=4, **settings).tolist() == autoregressive(tiny, seed=4, **settings).tolist()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 1.3},
+        {"encoder_repetition_penalty": 1.2},
+        {"encoder_no_repeat_ngram_size": 2},
+        {"prefix_allowed_tokens_fn": lambda row, ids: [10 + row, 20 + row, 30 + row]},
+        {"do_sample": True, "temperature": 0.7, "top_k": 5},
+    ],
+)
+def test_processors_in_a_padded_batch(tiny, settings):
+    """Some processors hold a tensor per row or ask for the row's number: autoregression with them, row for row."""
+    inputs = left_pad([[3, 1, 4, 1, 5], [9, 2], [6, 5, 3]])
+    common = {"kv_sharing": "last", "max_new_tokens": 10, "seed": 4} | settings
+    depth = tiny.config.mean_recurrence
+    forcing = tiny.generate(**inputs, sampler="diffusion_forcing", wavefront=1, inner_recurrence=depth, **common)
+    assert forcing.tolist() == tiny.generate(**inputs, sampler="autoregressive", **common).tolist()
 
 
 def test_seeds(tiny):

@@ -78,13 +78,18 @@ def test_depth_is_random_in_training_only(tiny):
 
 
 def test_gradient_checkpointing_changes_no_gradient(tiny):
+    """It runs the blocks that carry gradients once more in the backward pass, and that is all."""
     tiny.train()
-    results = []
+    results, calls = [], []
+    for block in tiny.transformer.core_block:
+        block.norm_1.register_forward_hook(lambda *args: calls.append(torch.is_grad_enabled()))
     for checkpointing in (False, True):
         if checkpointing:
             tiny.gradient_checkpointing_enable()
         tiny.zero_grad()
+        calls.clear()
         tiny(IDS, labels=IDS, num_steps=4, seeds=torch.tensor([1, 2])).loss.backward()
+        assert len(calls) == 2 * (4 + 3 * checkpointing)  # mean_backprop_depth is 3
         results.append(gradients(tiny))
     for name in results[0]:
         torch.testing.assert_close(results[0][name], results[1][name])
@@ -109,5 +114,31 @@ def test_the_loss_falls(checkpointing):
 
 def test_no_cache_is_made_while_training(tiny):
     assert tiny.train()(IDS).past_key_values is None
-    assert tiny.eval()(IDS).past_key_values is not None
-    assert tiny(IDS, use_cache=False).past_key_values is None
+    assert tiny.eval()(IDS).past_key_values is None
+    with torch.no_grad():
+        assert tiny(IDS).past_key_values is not None
+        assert tiny(IDS, use_cache=False).past_key_values is None
+
+
+def test_gradients_in_eval_mode(tiny):
+    tiny(IDS, labels=IDS, num_steps=3).loss.backward()
+    assert all(parameter.grad is not None for parameter in tiny.transformer.core_block.parameters())
+
+
+def test_right_padding_and_tuples(tiny):
+    """A Trainer's batch: padded on the right, labels ignored there, num_items_in_batch given, a tuple back."""
+    seeds = torch.tensor([1])
+    mask = torch.tensor([[1] * 8 + [0] * 3])
+    labels = IDS[:1].masked_fill(mask == 0, -100)
+    common = {"num_steps": 3, "seeds": seeds, "num_items_in_batch": torch.tensor(7)}
+    loss, logits = tiny(IDS[:1], attention_mask=mask, labels=labels, return_dict=False, **common)[:2]
+    short = tiny(IDS[:1, :8], labels=IDS[:1, :8], **common)
+    torch.testing.assert_close(loss, short.loss)
+    torch.testing.assert_close(logits[:, :8], short.logits)
+
+
+def test_autocast(tiny):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = tiny.train()(IDS, labels=IDS, num_steps=3).loss
+    loss.backward()
+    assert loss.isfinite()

@@ -175,4 +175,6 @@ def tick_overhead(model, input_ids: torch.Tensor, **generate_kwargs) -> float:
             patches.enter_context(patch.object(model, name, timed(verb)))
         patches.enter_context(patch.object(sampler_module, "DiffusionForcing", Timed))
         model.generate(input_ids, sampler="diffusion_forcing", **generate_kwargs)
+    if not total:
+        raise ValueError("The text ended at its first token: there was no tick to time. Give another prompt.")
     return 1 - inside / total

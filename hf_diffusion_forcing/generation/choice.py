@@ -31,6 +31,7 @@ def choose_tokens(
     logits_processor: LogitsProcessorList,
     seeds: torch.Tensor | None,
     positions: torch.Tensor,
+    device: torch.device,
 ) -> torch.Tensor:
     """The token each position of a wave predicts, int64 [batch, width].
 
@@ -41,14 +42,19 @@ def choose_tokens(
         logits_processor: each position is processed with its own prefix.
         seeds: int64 [batch] to sample with keyed Gumbel noise; None for greedy.
         positions: int64 [batch, width], absolute.
+        device: of the ids that `generate()` was given, where transformers made the processors.
     """
     if logits_processor:
-        logits = logits.float().clone()
+        batch = len(tokens)
+        logits = logits.to(device, torch.float32, copy=True)
         for row, (prefix, wave) in enumerate(zip(prefixes, tokens, strict=True)):
-            ids = torch.tensor([prefix + wave], device=logits.device)
+            ids = torch.tensor([prefix + wave], device=device).expand(batch, -1)
             for column in range(len(wave)):
+                # As a batch of equal rows: some processors hold a tensor per row, or ask for the row's number.
                 end = len(prefix) + column + 1
-                logits[row, column] = logits_processor(ids[:, :end], logits[row, column][None])[0]
+                scores = logits_processor(ids[:, :end], logits[row, column].expand(batch, -1))
+                logits[row, column] = scores[row]
+        logits = logits.to(positions.device)
     if seeds is not None:
         logits = logits.float() + keyed_gumbel(seeds, positions + 1, logits.shape[-1])
     return logits.argmax(-1)

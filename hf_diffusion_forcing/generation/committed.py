@@ -14,6 +14,9 @@ class CommittedTokens:
             with that row alone: `input_ids` [1, length so far] and `scores` None.
         pad_token_id: fills rows that ended early.
         streamer: gets each committed token once, in order.
+
+    Raises:
+        ValueError: rows may end at different lengths and there is no `pad_token_id`; or a streamer for several rows.
     """
 
     def __init__(
@@ -37,6 +40,10 @@ class CommittedTokens:
                 self.eos.update(criterion.eos_token_id.flatten().tolist())
             elif type(criterion) is not MaxLengthCriteria:
                 self.criteria.append(criterion)
+        if len(self.rows) > 1 and pad_token_id is None and (self.eos or self.criteria):
+            raise ValueError("pad_token_id is not set, and rows of a batch may end at different lengths: pass one.")
+        if len(self.rows) > 1 and streamer is not None:
+            raise ValueError(f"streamer takes one row; the batch has {len(self.rows)}: stream rows one by one.")
 
     def commit(self, row: int, token: int) -> bool:
         """Append a token to a row; returns whether the row is finished by it."""

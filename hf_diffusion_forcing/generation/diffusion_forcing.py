@@ -71,14 +71,17 @@ class DiffusionForcing:
         positions = torch.tensor(fronts, device=logits.device)[:, None] - 1
         prefixes = [row[:-1] for row in self.committed.rows]
         last = [row[-1:] for row in self.committed.rows]
-        predictions = choose_tokens(
-            logits, prefixes, last, self.logits_processor, self.gumbel_seeds, positions
-        ).tolist()
+        predictions = self._choose(logits, prefixes, last, positions).tolist()
         tokens = []
         for row, (token,) in enumerate(predictions):
             ended = self.committed.commit(row, token)
             tokens.append([] if ended else [token] * self._next_width(row, fronts[row], 0))
         return Wavefront(fronts, tokens, logits.device)
+
+    def _choose(self, logits, prefixes, tokens, positions) -> torch.Tensor:
+        return choose_tokens(
+            logits, prefixes, tokens, self.logits_processor, self.gumbel_seeds, positions, self.committed.device
+        )
 
     def _next_width(self, row: int, front: int, kept: int) -> int:
         """How wide a row's next wave may be: `headway` more than it keeps, within `wavefront` and the length limit."""
@@ -113,8 +116,8 @@ class DiffusionForcing:
         logits = model.decode(state, positions, cache)
 
         prefixes = [row[: len(row) - 1] for row in self.committed.rows] if self.logits_processor else wave.tokens
-        predictions = choose_tokens(logits, prefixes, wave.tokens, self.logits_processor, self.gumbel_seeds, positions)
-        converged = latent_difference(state, before) < config.exit_threshold
+        predictions = self._choose(logits, prefixes, wave.tokens, positions)
+        converged = (latent_difference(state, before) < config.exit_threshold).to(predictions.device)
         # The tick's only wait for the device: what was predicted, and what has converged.
         predictions, converged = torch.stack((predictions, converged.long())).tolist()
 
@@ -180,10 +183,11 @@ def diffusion_forcing(
     Returns:
         int64 [batch, length + new tokens], or a `DiffusionForcingOutput` with `return_dict_in_generate`.
     """
-    input_ids = input_ids.to(model.device)
     pad = generation_config._pad_token_tensor
     committed = CommittedTokens(input_ids, stopping_criteria, None if pad is None else int(pad), streamer)
     batch, length = input_ids.shape
+    if model.device.type != "meta":  # offloaded weights say "meta" and are brought to the ids
+        input_ids = input_ids.to(model.device)
     padding = [0] * batch if attention_mask is None else (columns - attention_mask.sum(-1)).tolist()
     sampler = DiffusionForcing(
         model,
@@ -200,7 +204,8 @@ def diffusion_forcing(
     if streamer is not None:
         streamer.end()
     sequences = committed.sequences()
-    past_key_values.columns = columns - length + sequences.shape[1] - 1
+    # Rows that ended early hold nothing beyond their end: what all rows hold is what the shortest does.
+    past_key_values.columns = columns - length + min(map(len, committed.rows)) - 1
     if generation_config.return_dict_in_generate:
         return DiffusionForcingOutput(sequences=sequences, past_key_values=past_key_values, stats=sampler.stats)
     return sequences

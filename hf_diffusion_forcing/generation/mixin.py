@@ -1,6 +1,5 @@
 """`generate()` with `sampler=`: transformers' own generation, with the decoding loop chosen by name."""
 
-import inspect
 from typing import Any
 
 import torch
@@ -8,11 +7,10 @@ from transformers import (
     GenerationConfig,
     GenerationMixin,
     LogitsProcessorList,
-    PrefixConstrainedLogitsProcessor,
     StoppingCriteriaList,
+    SynthIDTextWatermarkLogitsProcessor,
 )
 from transformers.generation import GenerationMode
-from transformers.utils import TransformersKwargs
 
 from ..cache import RecurrentDepthCache
 from ..configuration import SAMPLER_CONFIGS, AutoregressiveConfig, nearest, sampler_config_class
@@ -28,7 +26,8 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
 
     `generate()` takes `sampler="diffusion_forcing"` or `"autoregressive"` and every field of that sampler's config as a
     keyword; without them it reads `sampler` and `sampler_config` of the generation config. With neither it is plain
-    transformers decoding, where `num_steps` and `state_scale` still apply.
+    transformers decoding, to which the keywords of `"autoregressive"`
+    apply; sampling then draws from torch's generator.
     """
 
     def own_generation_config(self) -> GenerationConfig:
@@ -43,8 +42,12 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
     def adjust_generation_fn(self, *args, **kwargs) -> None:
         """transformers' own step of loading; a checkpoint without a generation config gets its model's own."""
         super().adjust_generation_fn(*args, **kwargs)
-        if self.generation_config._from_model_config:
+        loaded = self.generation_config
+        if loaded._from_model_config:
             self.generation_config = self.own_generation_config()
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                if getattr(loaded, name) is not None:
+                    setattr(self.generation_config, name, getattr(loaded, name))
 
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None, **kwargs: Any
@@ -57,6 +60,8 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         source = generation_config if hasattr(generation_config, "sampler") else self.generation_config
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         self._refuse_unknown_keywords(model_kwargs)
+        if misplaced := sorted(SAMPLER_KEYWORDS & vars(source).keys()):
+            raise ValueError(f"{misplaced[0]} stands on the generation config itself; put it into its sampler_config.")
 
         stored_sampler = getattr(source, "sampler", None)
         if not chosen:
@@ -76,14 +81,20 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         return generation_config, model_kwargs
 
     def _refuse_unknown_keywords(self, model_kwargs: dict[str, Any]) -> None:
-        forward = set(inspect.signature(self.forward).parameters) - {"kwargs"}
-        if model_kwargs.get("position_ids") is not None:
-            raise ValueError("position_ids is not taken: positions are counted from attention_mask's first real token.")
-        known = forward | set(TransformersKwargs.__optional_keys__) | {"inputs_embeds"}
+        known = {"input_ids", "attention_mask", "past_key_values", "use_cache", "logits_to_keep"}
+        remedies = {
+            "position_ids": "positions are counted from attention_mask's first real token",
+            "inputs_embeds": "pass input_ids",
+            "output_attentions": "attention weights are not kept",
+            "output_hidden_states": "call forward(), which returns latents",
+        }
         for name, value in model_kwargs.items():
-            if value is not None and name not in known:
-                candidates = SAMPLER_KEYWORDS | forward | {"sampler"} | set(GenerationConfig().to_dict())
-                raise ValueError(f"generate() has no keyword {name!r}{_nearest_only(name, candidates)}.")
+            if value is None or name in known:
+                continue
+            if name in remedies:
+                raise ValueError(f"generate() does not take {name} for this model: {remedies[name]}.")
+            candidates = SAMPLER_KEYWORDS | known | {"sampler"} | set(GenerationConfig().to_dict())
+            raise ValueError(f"generate() has no keyword {name!r}{_nearest_only(name, candidates)}.")
 
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
         """Refuse by name what a sampler cannot do."""
@@ -95,9 +106,21 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                     "Leave out its arguments (num_beams, assistant_model, penalty_alpha, dola_layers, ...) "
                     "or leave out sampler."
                 )
-            for name in ("output_attentions", "output_hidden_states", "output_scores", "output_logits"):
+            if sampler == "diffusion_forcing" and not self.has_injected_embedding:
+                raise ValueError(
+                    f"sampler='diffusion_forcing' needs a model with an injected embedding; {type(self).__name__} has "
+                    "none. Use sampler='autoregressive'."
+                )
+            if generation_mode_kwargs.get("synced_gpus") and sampler != "autoregressive":
+                raise ValueError(f"synced_gpus=True is not supported with sampler={sampler!r}: ranks tick apart.")
+            for name in ("output_scores", "output_logits"):
                 if getattr(generation_config, name) and sampler != "autoregressive":
                     raise ValueError(f"{name}=True is not supported with sampler={sampler!r}: leave it out.")
+            if generation_config.output_scores and generation_config.do_sample:
+                raise ValueError(
+                    "output_scores=True with do_sample=True and a sampler would return scores with the sampling noise "
+                    "in them: use output_logits=True, or leave out sampler."
+                )
             if generation_config.use_cache is False:
                 raise ValueError(f"use_cache=False is not possible with sampler={sampler!r}: leave it out.")
             if generation_config.cache_implementation is not None:
@@ -126,13 +149,13 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         settings = generation_config.sampler_config
         if generation_mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
             # Plain transformers decoding that does not pass through _sample: beams of a row share its state noise.
-            seeds = row_seeds(settings["seed"], batch_size, self.device)
+            seeds = row_seeds(settings["seed"], batch_size)
             model_kwargs["seeds"] = seeds.repeat_interleave(generation_config.num_beams)
             model_kwargs |= {name: settings[name] for name in ("num_steps", "state_scale")}
+        steps = max(settings["num_steps"], settings.get("max_steps", 0))
         cache = model_kwargs.get("past_key_values")
         if cache is None:
             if generation_config.use_cache is not False:
-                steps = max(settings["num_steps"], settings.get("max_steps", 0))
                 model_kwargs["past_key_values"] = self.new_cache(steps, settings["kv_sharing"], max_cache_length + 1)
             return
         if not isinstance(cache, RecurrentDepthCache):
@@ -144,6 +167,11 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             raise ValueError(
                 f"past_key_values was made with kv_sharing={cache.kv_sharing!r}, the call asks for "
                 f"{settings['kv_sharing']!r}: pass kv_sharing={cache.kv_sharing!r}, or start a new cache."
+            )
+        if cache.kv_sharing == "none" and cache.num_steps < steps:
+            raise ValueError(
+                f"past_key_values has room for num_steps={cache.num_steps}, the call asks for {steps}: "
+                f"use at most {cache.num_steps}, or start a new cache."
             )
 
     def _validate_prompt(
@@ -177,6 +205,8 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                 f"past_key_values holds {seen} columns; the call speaks of {columns} and has {input_ids.shape[1]} ids: "
                 "pass the whole text, or the new ids with an attention_mask over the whole text."
             )
+        if cache is not None and cache.batch_size not in (-1, len(input_ids)):
+            raise ValueError(f"past_key_values has {cache.batch_size} rows, the batch {len(input_ids)}.")
         limit, length = self.config.max_position_embeddings, columns - input_ids.shape[1] + max_length
         if length > limit:
             remedy = (
@@ -200,6 +230,8 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
     ):
         """Greedy or sampled decoding by the sampler of the generation config."""
         attention_mask = model_kwargs.get("attention_mask")
+        if attention_mask is not None:
+            attention_mask = model_kwargs["attention_mask"] = attention_mask.long()
         cache = model_kwargs.get("past_key_values")
         columns = (
             getattr(generation_config, "_mask_length", input_ids.shape[1])
@@ -211,10 +243,10 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         config_class = AutoregressiveConfig if sampler is None else sampler_config_class(sampler)
         config = config_class.from_dict(generation_config.sampler_config)
         if sampler == "diffusion_forcing":
-            if len(input_ids) > 1 and any(isinstance(p, PrefixConstrainedLogitsProcessor) for p in logits_processor):
+            if any(isinstance(p, SynthIDTextWatermarkLogitsProcessor) for p in logits_processor):
                 raise ValueError(
-                    f"prefix_allowed_tokens_fn is not supported in a batch with sampler={sampler!r}: "
-                    "rows are processed one by one, so it would not learn which row it sees. Pass one row at a time."
+                    f"SynthID watermarking is not supported with sampler={sampler!r}: it keeps a state from token to "
+                    "token, which drafts would spoil. Use sampler='autoregressive'."
                 )
             return diffusion_forcing(
                 self,
@@ -233,7 +265,8 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         model_kwargs |= {"num_steps": config.num_steps, "state_scale": config.state_scale, "seeds": seeds}
         if sampler is not None and generation_config.do_sample:
             # The same keyed noise as the parallel samplers; the argmax of transformers' greedy loop then samples.
-            padding = torch.zeros_like(seeds) if attention_mask is None else length - attention_mask.sum(-1)
+            seen = torch.full_like(seeds, columns) if attention_mask is None else attention_mask.sum(-1)
+            padding = length - seen
             logits_processor = LogitsProcessorList([*logits_processor, KeyedGumbelProcessor(seeds, padding)])
             generation_config.do_sample = False
         return super()._sample(

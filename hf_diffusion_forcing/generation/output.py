@@ -53,7 +53,7 @@ class DiffusionForcingOutput(ModelOutput):
 
     Attributes:
         sequences: int64 [batch, length], prompt and new tokens; rows that ended early are padded on the right.
-        past_key_values: the cache, holding every column but the last.
+        past_key_values: the cache; it holds every column but the last of the row that ended first.
         stats: `SamplerStats` of the call.
     """
 

@@ -76,7 +76,7 @@ class Wavefront:
         """
         if old is None:
             return fresh
-        first = self.first_fresh
+        first, fresh = self.first_fresh, fresh.to(old.device)
         if len(self.origins) == 1:
             origin = self.origins[0][0] if first else 0
             return torch.cat((old[:, origin : origin + first], fresh), dim=1)

@@ -1,13 +1,13 @@
 """What a recurrent-depth model can do. Samplers use these verbs and know nothing else about a family."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 
 import torch
 
 from ..cache import NoCache, RecurrentDepthCache
 
 
-class RecurrentDepthInterface:
+class RecurrentDepthInterface(ABC):
     """The verbs of a recurrent-depth language model: logits = decode(recur(... initialize_state(embed(ids)))).
 
     `positions` is int64 [batch, width]: absolute positions counted from each row's first real token, -1 for padding.
@@ -26,7 +26,10 @@ class RecurrentDepthInterface:
     def initialize_state(
         self, e: torch.Tensor, positions: torch.Tensor, seeds: torch.Tensor, scale: float = 1.0
     ) -> torch.Tensor:
-        """s0 [batch, width, channels], from position-keyed noise; seeds int64 [batch]; `scale` 0.0 gives zeros."""
+        """s0 [batch, width, channels], from position-keyed noise; `scale` 0.0 gives zeros.
+
+        `seeds` is int64 [batch], or [batch, width] where positions have seeds of their own.
+        """
 
     @abstractmethod
     def recur(

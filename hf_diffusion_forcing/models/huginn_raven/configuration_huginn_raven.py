@@ -23,7 +23,7 @@ class RavenConfig(PreTrainedConfig):
         mean_backprop_depth: how many of the last recurrences carry gradients in training.
         block_size: longest sequence.
         rope_base: base of the rotary embedding (interleaved pairs).
-        qk_bias: whether queries and keys have a bias.
+        qk_bias: whether queries and keys have a bias; always in this layout.
         init_values: `std` of the state start and weights, `out_proj` std of output projections, `embedding` std,
             and `embed_scale`, the factor on embeddings and on the state start.
 
@@ -32,7 +32,7 @@ class RavenConfig(PreTrainedConfig):
     """
 
     model_type = "huginn_raven"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "latents"]
     attribute_map = {
         "hidden_size": "n_embd",
         "num_attention_heads": "n_heads",
@@ -122,11 +122,11 @@ class RavenConfig(PreTrainedConfig):
             )
         if self.head_dim < 2 or self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even and positive: RoPE rotates pairs of channels.")
-        if self.n_heads % self.num_key_value_heads:
+        if not self.qk_bias:
             raise ValueError(
-                f"n_heads={self.n_heads} must be a multiple of num_key_value_heads={self.num_key_value_heads}."
+                "qk_bias=False is a retrofitted layout (Llama, TinyLlama, OLMo); only Huginn's own layout is supported."
             )
-        if self.qk_bias and self.n_heads != self.num_key_value_heads:
+        if self.n_heads != self.num_key_value_heads:
             raise ValueError("qk_bias=True needs num_key_value_heads == n_heads: one tensor holds both biases.")
         for name in ("rope_base", "norm_eps"):
             if not 0 < getattr(self, name) < math.inf:

@@ -65,18 +65,14 @@ class RavenAttention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = config.n_heads, config.num_key_value_heads, config.head_dim
         self.Wqkv = nn.Linear(config.n_embd, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
         self.proj = nn.Linear(self.heads * self.head_dim, config.n_embd, bias=False)
-        if config.qk_bias:
-            self.qk_bias = nn.Parameter(torch.zeros(2, 1, self.heads, self.head_dim))
-        else:
-            self.qk_bias = None
+        self.qk_bias = nn.Parameter(torch.zeros(2, 1, self.heads, self.head_dim))
 
     def forward(self, x: torch.Tensor, cache: RecurrentDepthCache | NoCache, placed: Placement, slot: int):
         batch, width, _ = x.shape
         qkv = self.Wqkv(x).view(batch, width, -1, self.head_dim)
         rotated = self.heads + self.kv_heads
         qk, value = qkv[:, :, :rotated], qkv[:, :, rotated:]
-        qk = qk.contiguous() if self.qk_bias is None else qk + self.qk_bias.view(rotated, self.head_dim)
-        qk = rotate_pairs(qk, placed.rotary)
+        qk = rotate_pairs(qk + self.qk_bias.view(rotated, self.head_dim), placed.rotary)
         query, key = qk[:, :, : self.heads], qk[:, :, self.heads :]
         y = cache.attend(self.layer, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), slot)
         return self.proj(y.transpose(1, 2).flatten(2))
@@ -124,6 +120,12 @@ class RavenPreTrainedModel(PreTrainedModel):
     # Huginn checkpoints store the rotation table as a buffer; here it is computed from the positions.
     _keys_to_ignore_on_load_unexpected = [r"freqs_cis"]
 
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """transformers' own; the padded size of the vocabulary follows."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self.config.padded_vocab_size = embeddings.weight.shape[0]
+        return embeddings
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Takase initialisation: std sqrt(2 / 5d), output projections scaled down by the effective depth."""
@@ -136,7 +138,7 @@ class RavenPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.weight, std=values["std"])
         if isinstance(module, (RavenAttention, RavenMLP)):
             init.trunc_normal_(module.proj.weight, std=values.get("out_proj", values["std"]))
-        if isinstance(module, RavenAttention) and module.qk_bias is not None:
+        if isinstance(module, RavenAttention):
             init.zeros_(module.qk_bias)
 
 
@@ -220,7 +222,7 @@ class RavenForCausalLM(RavenPreTrainedModel, RecurrentDepthInterface, RecurrentD
     def recur(self, s, e, positions, cache, depth):
         placed = self._placed(positions, cache)
         slot = cache.slot(depth)
-        x = self.transformer.adapter(torch.cat((s, e), dim=-1))
+        x = self.transformer.adapter(torch.cat((s, e.to(s.device)), dim=-1))
         for block in self.transformer.core_block:
             x = block(x, cache, placed, slot)
         return x
@@ -287,24 +289,30 @@ class RavenForCausalLM(RavenPreTrainedModel, RecurrentDepthInterface, RecurrentD
             attention_mask: [batch, columns seen so far + width], 1 for real tokens; padding may stand on either side.
             past_key_values: a cache that holds the earlier columns.
             labels: int64 [batch, width]; -100 is ignored; gives `loss` (shifted cross-entropy).
-            use_cache: make a cache when none is given; off while training.
+            use_cache: make a cache when none is given; by default only where no gradients are wanted.
             num_steps: recurrences; `mean_recurrence` by default, random (`sample_depth`) while training.
             state_scale: factor on the state start; 0.0 starts from zeros.
             seeds: int64 [batch], seeds of the state start; drawn from torch's global generator by default.
             logits_to_keep: last columns to compute logits for; 0 is all.
 
         Raises:
-            ValueError: `num_steps` < 1, a sequence longer than `block_size`, or `position_ids`.
+            ValueError: `num_steps` < 1, a sequence longer than `block_size`, a mask of another shape, an argument it
+                does not take.
         """
         config = self.config
-        if kwargs.pop("position_ids", None) is not None:
-            raise ValueError("position_ids is not taken: positions are counted from attention_mask's first real token.")
+        for name, value in kwargs.items():
+            if name != "num_items_in_batch" and value is not None and value is not False:
+                reason = "positions are counted from attention_mask" if name == "position_ids" else "leave it out"
+                raise ValueError(f"forward() does not take {name}: {reason}.")
         if num_steps is None:
             num_steps = self.sample_depth() if self.training else config.mean_recurrence
         if num_steps < 1:
             raise ValueError(f"num_steps={num_steps} must be at least 1.")
         batch, width = input_ids.shape
-        if past_key_values is None and (config.use_cache if use_cache is None else use_cache) and not self.training:
+        if use_cache is None:
+            # Entries are written in place, which autograd does not allow: no cache where gradients are wanted.
+            use_cache = config.use_cache and not self.training and not torch.is_grad_enabled()
+        if past_key_values is None and use_cache:
             past_key_values = self.new_cache(num_steps, "none")
         cache = past_key_values if past_key_values is not None else NoCache()
         seen = cache.columns if past_key_values is not None else 0
@@ -313,6 +321,11 @@ class RavenForCausalLM(RavenPreTrainedModel, RecurrentDepthInterface, RecurrentD
                 f"The sequence has {seen + width} tokens, more than block_size={config.block_size}: shorten the prompt."
             )
 
+        if attention_mask is not None and attention_mask.shape != (batch, seen + width):
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}; with {seen} cached columns and input_ids of "
+                f"shape {(batch, width)} it must be {(batch, seen + width)}."
+            )
         if attention_mask is None:
             start, positions = seen, torch.arange(seen, seen + width, device=input_ids.device).expand(batch, width)
         else:
@@ -328,6 +341,7 @@ class RavenForCausalLM(RavenPreTrainedModel, RecurrentDepthInterface, RecurrentD
         s = self.unroll(s, e, positions, cache, num_steps)
         logits = self.decode(s, positions, cache, logits_to_keep=logits_to_keep)
         if past_key_values is not None:
+            past_key_values.settle(num_steps)
             past_key_values.columns += width
 
         loss = None
