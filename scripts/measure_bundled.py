@@ -221,9 +221,12 @@ Measured by `scripts/measure_bundled.py` on {machine}, {today}.
 
 ## Training
 
-`scripts/train_bundled.py`, {training}. Mean random depth ramped from 4 to 10 recurrences, gradients through the last 5;
-`num_steps` defaults to 32 when decoding. The curriculum adds an operation to the longest mental chain when the moving
-accuracy passes 85 %.
+{training}
+
+`num_steps` is 32 when decoding. `scripts/train_bundled.py` trains with random depth and truncated backpropagation
+(arXiv 2502.05171), on worked and mental problems together; mental chains grow by an operation when the longest are
+solved. At each operand of a mental chain the readout is also taught the digit so far: it is never part of a text, but it
+shows the latents what to hold.
 """
 
 
@@ -232,7 +235,9 @@ def main(
     speed_count: Annotated[int, typer.Option(help="Worked problems to time.")] = 10,
     repeats: Annotated[int, typer.Option(help="Repeats of the timing.")] = 3,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
-    training: Annotated[str, typer.Option(help="How the weights were trained, for the card.")] = "default settings",
+    training: Annotated[
+        str, typer.Option(help="How the weights were trained, for the card.")
+    ] = "Trained by `scripts/train_bundled.py` at its defaults.",
 ):
     torch.set_num_threads(threads)
     path = Path(bundled_checkpoint())

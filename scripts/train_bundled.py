@@ -2,9 +2,9 @@
 
     python scripts/train_bundled.py --output runs/bundled --steps 7000
 
-Resumable: run the same command again after an interruption. Seeded: the data of step n depend on the seed and n alone.
-The learning rate is warmup, constant, then a linear decay over the last fifth, so `--steps` may be changed on resuming
-until the decay begins.
+Resumable: run the same command again after an interruption. Seeded: the data of a step depend on the seed, the step
+and the longest mental chain so far. The learning rate is warmup, constant, then a linear decay over the last fifth, so
+`--steps` may be changed on resuming until the decay begins.
 """
 
 import json
