@@ -225,8 +225,8 @@ Measured by `scripts/measure_bundled.py` on {machine}, {today}.
 
 `num_steps` is 32 when decoding. `scripts/train_bundled.py` trains with random depth and truncated backpropagation
 (arXiv 2502.05171), on worked and mental problems together; mental chains grow by an operation when the longest are
-solved. At each operand of a mental chain the readout is also taught the digit so far: it is never part of a text, but it
-shows the latents what to hold.
+solved. At each operand of a mental chain the readout is also taught the digit so far: it is never part of a text, but
+it shows the latents what to hold.
 """
 
 

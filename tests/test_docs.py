@@ -2,8 +2,8 @@
 
 import contextlib
 import io
+import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -39,9 +39,10 @@ def commands():
 
 @pytest.mark.parametrize("command", sorted(set(commands())))
 def test_commands(command):
-    arguments = shlex.split(command.replace("python -m hf_diffusion_forcing", OURS[0], 1))[1:]
+    """In a shell, with the installed command."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     result = subprocess.run(
-        [sys.executable, "-m", "hf_diffusion_forcing", *arguments], capture_output=True, text=True, timeout=300
+        ["bash", "-c", command], capture_output=True, text=True, timeout=300, env=os.environ | {"PATH": path}
     )
     assert result.returncode == 0, result.stderr
 
