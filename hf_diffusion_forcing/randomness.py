@@ -1,7 +1,8 @@
 """Position-keyed noise: every number is a function of (seed of the row, position, purpose, channel).
 
 Nothing is drawn from a stream, so a row's text does not depend on its batch, on the wavefront or on the order in which
-positions are refined. The generator is splitmix64 in wrapping int64 arithmetic: the same bits on every device.
+positions are refined. The generator is splitmix64's finaliser in wrapping int64 arithmetic: the same bits on every
+device.
 """
 
 import torch
@@ -10,6 +11,7 @@ STATE, GUMBEL = range(2)
 """Purposes: latent states (their start, and the noise mixed into them), and sampling."""
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer
+_POSITION = -2960836687051489895  # 0xD6E8FEB86659FD99 as a signed integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 _SQRT_2 = 2**0.5
@@ -55,7 +57,7 @@ def row_seeds(seed: int | list[int] | None, batch: int, device: torch.device | s
 
 def fold_in(seeds: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
     """New seeds int64 [batch, width] from seeds [batch] and one number a position [batch, width]."""
-    return _mix(_mix(seeds[:, None] * _GOLDEN) + data * _GOLDEN)
+    return _mix(seeds[:, None] * _GOLDEN + data * _POSITION)
 
 
 def keyed_uniform(seeds: torch.Tensor, positions: torch.Tensor, purpose: int, channels: int) -> torch.Tensor:
@@ -71,8 +73,7 @@ def keyed_uniform(seeds: torch.Tensor, positions: torch.Tensor, purpose: int, ch
         float32 [batch, width, channels].
     """
     seeds = seeds[:, None] if seeds.ndim == 1 else seeds
-    key = _mix(seeds * _GOLDEN + purpose)
-    key = _mix(key + positions * _GOLDEN)
+    key = _mix(seeds * _GOLDEN + positions * _POSITION + purpose)
     channel = torch.arange(1, channels + 1, device=positions.device) * _GOLDEN
     bits = _shift(_mix(key[..., None] + channel), 41)
     return (bits.float() + 0.5) * 2.0**-23

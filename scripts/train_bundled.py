@@ -48,6 +48,9 @@ def build_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
     )
     stream = problems(seed)
     tokenizer.train_from_iterator((p.prompt + p.answer for p, _ in zip(stream, range(20_000), strict=False)), trainer)
+    # Templates have few words: where the merges run out, reserved tokens make up the vocabulary.
+    missing = vocab_size - tokenizer.get_vocab_size()
+    tokenizer.add_special_tokens([f"<|reserved_{number}|>" for number in range(missing)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END,
