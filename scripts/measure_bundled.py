@@ -68,7 +68,7 @@ def measure_quality(model, tokenizer, chosen: dict[str, list[Problem]]) -> dict:
     for name, kwargs in settings.items():
         row = {}
         for kind in KINDS:
-            answers = solve(model, tokenizer, chosen[kind], progress=f"{name}, {kind}", **kwargs)
+            answers = solve(model, tokenizer, chosen[kind], batch_size=64, progress=f"{name}, {kind}", **kwargs)
             row[kind] = accuracy(chosen[kind], answers)
             row |= by_length(chosen[kind], answers)
         row["all"] = statistics.mean(row[kind] for kind in KINDS)

@@ -20,8 +20,8 @@ from hf_diffusion_forcing.evaluation.problems import problems
 FORCING = {"sampler": "diffusion_forcing", "wavefront": 32, "exit_threshold": 0.03, "inner_recurrence": 4}
 
 
-def held_out(kind, count):
-    return list(islice(problems(77, held_out=True, kind=kind), count))
+def held_out(kind, count, lengths=None):
+    return list(islice(problems(77, held_out=True, kind=kind, lengths=lengths), count))
 
 
 def test_size_and_files():
@@ -42,14 +42,22 @@ def test_tokenizer(bundled):
     assert tokenizer.decode(tokenizer("übrigens, 你好 🙂").input_ids) == "übrigens, 你好 🙂"
 
 
-@pytest.mark.parametrize("kind", ["worked", "mental"])
-def test_diffusion_forcing_keeps_the_answers(bundled, kind):
+@pytest.mark.parametrize(("kind", "lengths"), [("worked", None), ("mental", (1, 3))])
+def test_diffusion_forcing_keeps_the_answers(bundled, kind, lengths):
     model, tokenizer = bundled
-    chosen = held_out(kind, 24)
+    chosen = held_out(kind, 24, lengths)
     full = solve(model, tokenizer, chosen, sampler="autoregressive")
     forced = solve(model, tokenizer, chosen, **FORCING)
-    assert accuracy(chosen, full) >= 0.5
+    assert accuracy(chosen, full) >= 0.85
     assert accuracy(chosen, forced) >= accuracy(chosen, full) - 1 / 24
+
+
+def test_one_recurrence_is_not_enough(bundled):
+    model, tokenizer = bundled
+    chosen = held_out("worked", 24)
+    shallow = solve(model, tokenizer, chosen, sampler="autoregressive", num_steps=1)
+    full = solve(model, tokenizer, chosen, sampler="autoregressive", num_steps=8)
+    assert accuracy(chosen, shallow) <= accuracy(chosen, full) - 0.1
 
 
 def test_runs_are_compared_on_the_same_prompts(bundled):
