@@ -196,7 +196,7 @@ inputs = tokenizer("Q: Start at 3 + 4. Last digit?\\nA:", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, sampler="diffusion_forcing")[0]))
 ```
 
-## Depth matters
+## Accuracy by depth
 
 Held-out problems solved, in per cent ({count} of each kind; greedy; seed 0):
 
