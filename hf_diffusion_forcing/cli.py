@@ -67,7 +67,7 @@ def percent(share: float) -> str:
 
 def comparison_table(title: str, runs, problems=None, answers=None) -> Table:
     """One row a run against the first: right answers (when known), tokens, core passes, time, equal tokens."""
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     columns = ["sampler", "right", "tokens", "core\npasses", "seconds", "tokens\n/s", "speedup", "equal"]
     for name in columns if problems else columns[:1] + columns[2:]:
         table.add_column(name, justify="left" if name == "sampler" else "right", no_wrap=True)
@@ -84,7 +84,7 @@ def comparison_table(title: str, runs, problems=None, answers=None) -> Table:
         ]
         if problems:
             right = sum(p.is_solved_by(a) for p, a in zip(problems, answers[position], strict=True))
-            cells.insert(1, f"{right} of {len(problems)}")
+            cells.insert(1, f"{right}/{len(problems)}")
         table.add_row(*cells)
     return table
 

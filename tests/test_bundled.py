@@ -54,7 +54,7 @@ def test_diffusion_forcing_keeps_the_answers(bundled, kind, lengths):
 
 def test_one_recurrence_is_not_enough(bundled):
     model, tokenizer = bundled
-    chosen = held_out("worked", 24)
+    chosen = held_out("worked", 48)
     shallow = solve(model, tokenizer, chosen, sampler="autoregressive", num_steps=1)
     full = solve(model, tokenizer, chosen, sampler="autoregressive", num_steps=8)
     assert accuracy(chosen, shallow) <= accuracy(chosen, full) - 0.1

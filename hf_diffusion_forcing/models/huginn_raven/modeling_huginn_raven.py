@@ -301,7 +301,8 @@ class RavenForCausalLM(RavenPreTrainedModel, RecurrentDepthInterface, RecurrentD
         """
         config = self.config
         for name, value in kwargs.items():
-            if name != "num_items_in_batch" and value is not None and value is not False:
+            # Trainer passes the one for the loss; generate() hands on the tokenizer it got for stop strings.
+            if name not in ("num_items_in_batch", "tokenizer") and value is not None and value is not False:
                 reason = "positions are counted from attention_mask" if name == "position_ids" else "leave it out"
                 raise ValueError(f"forward() does not take {name}: {reason}.")
         if num_steps is None:
