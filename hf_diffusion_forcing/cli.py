@@ -62,12 +62,12 @@ def given(**options) -> dict:
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return f"{100 * share:.0f}%"
 
 
 def comparison_table(title: str, runs, problems=None, answers=None) -> Table:
     """One row a run against the first: right answers (when known), tokens, core passes, time, equal tokens."""
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     columns = ["sampler", "right", "tokens", "core\npasses", "seconds", "tokens\n/s", "speedup", "equal"]
     for name in columns if problems else columns[:1] + columns[2:]:
         table.add_column(name, justify="left" if name == "sampler" else "right", no_wrap=True)
