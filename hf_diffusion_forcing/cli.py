@@ -1,7 +1,6 @@
 """The command `hf-diffusion-forcing`: see diffusion forcing happen, and compare it with autoregression."""
 
 import json
-import os
 import time
 from typing import Annotated
 
@@ -105,15 +104,9 @@ def show_live(console: Console, model, tokenizer, problem, **kwargs) -> None:
     console.print()
 
 
-def quiet_start() -> None:
-    # Nothing here needs the network, and a missing Hub must not slow the start.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
 @app.callback(invoke_without_command=True)
 def main(context: typer.Context) -> None:
     """Without a subcommand: show the bundled checkpoint decode held-out problems, then compare."""
-    quiet_start()
     if context.invoked_subcommand is None:
         demo()
 

@@ -26,8 +26,8 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
 
     `generate()` takes `sampler="diffusion_forcing"` or `"autoregressive"` and every field of that sampler's config as a
     keyword; without them it reads `sampler` and `sampler_config` of the generation config. With neither it is plain
-    transformers decoding, to which the keywords of `"autoregressive"`
-    apply; sampling then draws from torch's generator.
+    transformers decoding, to which the keywords of `"autoregressive"` apply; sampling then draws from torch's
+    generator.
     """
 
     def own_generation_config(self) -> GenerationConfig:
