@@ -125,6 +125,7 @@ class RecurrentDepthCache(Cache):
         self.capacity = capacity
         self.columns = 0
         self.placement: Placement | None = None
+        self._whole: tuple[list, list, list[int]] | None = None
         self.keys: list[torch.Tensor | None] = [None] * self.num_layers
         self.values: list[torch.Tensor | None] = [None] * self.num_layers
 
@@ -305,6 +306,33 @@ class RecurrentDepthCache(Cache):
         """Keep the rows `indices` (int64 [rows])."""
         for tensors in (self.keys, self.values):
             tensors[:] = [None if t is None else t.index_select(1, indices.to(t.device)) for t in tensors]
+
+    def keep_rows(self, rows: list[int]) -> None:
+        """Work on some rows of the batch alone, in this order; `restore_rows()` brings all of them back.
+
+        Args:
+            rows: numbers of rows in the whole batch, whatever is kept now.
+        """
+        self.restore_rows()
+        self._whole = (self.keys[:], self.values[:], rows)
+        self.batch_select_indices(torch.tensor(rows))
+
+    def restore_rows(self) -> None:
+        """All rows again, those of `keep_rows()` with what was written since."""
+        if self._whole is None:
+            return
+        keys, values, rows = self._whole
+        self._whole = None
+        for tensors, whole in ((self.keys, keys), (self.values, values)):
+            for layer, part in enumerate(tensors):
+                if part is None:
+                    continue
+                full = whole[layer]
+                if full.shape[3] < part.shape[3]:
+                    full = full.new_zeros(*full.shape[:3], *part.shape[3:])
+                    full[:, :, :, : whole[layer].shape[3] - 1] = whole[layer][:, :, :, :-1]
+                full[:, rows] = part
+                tensors[layer] = full
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Rows as beam search picked them."""

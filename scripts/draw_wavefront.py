@@ -24,7 +24,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_diffusion_forcing import bundled_checkpoint
 from hf_diffusion_forcing.evaluation.problems import problems
-from hf_diffusion_forcing.generation import diffusion_forcing as sampler_module
+from hf_diffusion_forcing.generation.diffusion_forcing import DiffusionForcing
+from hf_diffusion_forcing.generation.mixin import WAVEFRONT_SAMPLERS
 from hf_diffusion_forcing.generation.wavefront import Wavefront
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "wavefront.svg"
@@ -47,17 +48,17 @@ class Tick:
     frozen: int
 
 
-class RecordingDiffusionForcing(sampler_module.DiffusionForcing):
+class RecordingDiffusionForcing(DiffusionForcing):
     """Diffusion forcing of one row that appends a `Tick` to `ticks` whenever the wave has moved on."""
 
     def __init__(self, ticks: list[Tick], *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.ticks = ticks
 
-    def _freeze(self, wave: Wavefront, row: int, predictions: list[int], converged: list[int]) -> None:
+    def _freeze(self, wave: Wavefront, row: int, *refined) -> None:
         # The wave counts a tick's recurrences only as it moves on, and forgets what it dropped: look before and after.
         front, steps = wave.fronts[row], [count + self.config.inner_recurrence for count in wave.steps[row]]
-        super()._freeze(wave, row, predictions, converged)
+        super()._freeze(wave, row, *refined)
         self.ticks.append(Tick(front, steps, wave.fronts[row] - front))
 
 
@@ -65,7 +66,7 @@ def record(model, input_ids: torch.Tensor, **settings) -> tuple[list[Tick], list
     """Decode one prompt, int64 [1, length]: what every tick did, and the ids of the whole text."""
     ticks: list[Tick] = []
     # generate() goes on preparing everything; only the class it runs is exchanged, for this call.
-    with patch.object(sampler_module, "DiffusionForcing", partial(RecordingDiffusionForcing, ticks)):
+    with patch.dict(WAVEFRONT_SAMPLERS, diffusion_forcing=partial(RecordingDiffusionForcing, ticks)):
         sequences = model.generate(input_ids, sampler="diffusion_forcing", **settings)
     return ticks, sequences[0].tolist()
 

@@ -49,7 +49,6 @@ def idle(tiny, monkeypatch):
         ({"use_cache": False}, ValueError, "use_cache=False"),
         ({"cache_implementation": "static"}, ValueError, "cache_implementation='static'"),
         ({"output_attentions": True, "return_dict_in_generate": True}, ValueError, "output_attentions"),
-        ({"output_scores": True, "return_dict_in_generate": True}, ValueError, "output_scores"),
         ({"position_ids": torch.arange(3)[None]}, ValueError, "position_ids"),
         ({"inputs_embeds": torch.zeros(1, 3, 32)}, ValueError, "inputs_embeds"),
         ({"seeds": torch.tensor([1])}, ValueError, "did you mean 'seed'"),

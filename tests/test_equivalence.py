@@ -52,7 +52,7 @@ def test_law_3_rows_do_not_depend_on_their_batch(huginn_mini, prompts, name):
 
 
 def test_law_3_for_rows_that_end_at_different_times(huginn_mini, prompts):
-    """Rows that are finished stay in the batch as empty waves; the others must not notice."""
+    """Rows that have ended leave the batch; the others must not notice."""
     common = FORCING | {"max_new_tokens": 48, "num_steps": 8, "eos_token_id": ord("."), "pad_token_id": 0}
     inputs = left_pad(prompts)
     together = new_tokens(huginn_mini.generate(**inputs, seed=[3, 4, 5, 6], **common), inputs["input_ids"].shape[1])

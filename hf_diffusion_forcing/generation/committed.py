@@ -14,6 +14,7 @@ class CommittedTokens:
             with that row alone: `input_ids` [1, length so far] and `scores` None.
         pad_token_id: fills rows that ended early.
         streamer: gets each committed token once, in order.
+        keep_logits, keep_scores: keep what each token was chosen by, before and after the processors.
 
     Raises:
         ValueError: rows may end at different lengths and there is no `pad_token_id`; or a streamer for several rows.
@@ -25,11 +26,15 @@ class CommittedTokens:
         stopping_criteria: StoppingCriteriaList,
         pad_token_id: int | None,
         streamer: BaseStreamer | None = None,
+        keep_logits: bool = False,
+        keep_scores: bool = False,
     ):
         self.device = input_ids.device
         self.prompt_length = input_ids.shape[1]
         self.rows: list[list[int]] = input_ids.tolist()
         self.finished = [False] * len(self.rows)
+        self.logits: list[list[torch.Tensor]] | None = [[] for _ in self.rows] if keep_logits else None
+        self.scores: list[list[torch.Tensor]] | None = [[] for _ in self.rows] if keep_scores else None
         self.pad_token_id = pad_token_id
         self.streamer = streamer
         self.max_length = stopping_criteria.max_length
@@ -45,10 +50,17 @@ class CommittedTokens:
         if len(self.rows) > 1 and streamer is not None:
             raise ValueError(f"streamer takes one row; the batch has {len(self.rows)}: stream rows one by one.")
 
-    def commit(self, row: int, token: int) -> bool:
-        """Append a token to a row; returns whether the row is finished by it."""
+    def commit(self, row: int, token: int, logits: torch.Tensor, scores: torch.Tensor) -> bool:
+        """Append a token to a row; returns whether the row is finished by it.
+
+        Args:
+            logits, scores: [vocabulary], what the token was chosen by; copied if they are kept.
+        """
         tokens = self.rows[row]
         tokens.append(token)
+        for kept, new in ((self.logits, logits), (self.scores, scores)):
+            if kept is not None:
+                kept[row].append(new.to(self.device, torch.float32, copy=True))
         if self.streamer is not None:
             self.streamer.put(torch.tensor([token]))
         done = token in self.eos or (self.max_length is not None and len(tokens) >= self.max_length)
@@ -72,3 +84,13 @@ class CommittedTokens:
         longest = max(map(len, self.rows))
         padded = [tokens + [self.pad_token_id] * (longest - len(tokens)) for tokens in self.rows]
         return torch.tensor(padded, device=self.device)
+
+    def stacked(self, kept: list[list[torch.Tensor]] | None) -> tuple[torch.Tensor, ...] | None:
+        """`logits` or `scores` as transformers returns them: per new token one [batch, vocabulary], zeros past an end."""
+        if kept is None:
+            return None
+        blank = torch.zeros_like(kept[0][0])
+        return tuple(
+            torch.stack([row[column] if column < len(row) else blank for row in kept])
+            for column in range(max(map(len, kept)))
+        )

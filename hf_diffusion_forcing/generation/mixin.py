@@ -16,7 +16,11 @@ from ..cache import RecurrentDepthCache
 from ..configuration import SAMPLER_CONFIGS, AutoregressiveConfig, nearest, sampler_config_class
 from ..randomness import row_seeds
 from .choice import KeyedGumbelProcessor
-from .diffusion_forcing import diffusion_forcing
+from .diffusion_forcing import DiffusionForcing
+from .sampler import WavefrontSampler
+
+WAVEFRONT_SAMPLERS: dict[str, type[WavefrontSampler]] = {"diffusion_forcing": DiffusionForcing}
+"""Samplers with a loop of their own; `"autoregressive"` is transformers' loop."""
 
 SAMPLER_KEYWORDS = {name for config in SAMPLER_CONFIGS.values() for name in config.fields()}
 
@@ -106,21 +110,13 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                     "Leave out its arguments (num_beams, assistant_model, penalty_alpha, dola_layers, ...) "
                     "or leave out sampler."
                 )
-            if sampler == "diffusion_forcing" and not self.has_injected_embedding:
+            if sampler in WAVEFRONT_SAMPLERS and not self.has_injected_embedding:
                 raise ValueError(
-                    f"sampler='diffusion_forcing' needs a model with an injected embedding; {type(self).__name__} has "
+                    f"sampler={sampler!r} needs a model with an injected embedding; {type(self).__name__} has "
                     "none. Use sampler='autoregressive'."
                 )
             if generation_mode_kwargs.get("synced_gpus") and sampler != "autoregressive":
                 raise ValueError(f"synced_gpus=True is not supported with sampler={sampler!r}: ranks tick apart.")
-            for name in ("output_scores", "output_logits"):
-                if getattr(generation_config, name) and sampler != "autoregressive":
-                    raise ValueError(f"{name}=True is not supported with sampler={sampler!r}: leave it out.")
-            if generation_config.output_scores and generation_config.do_sample:
-                raise ValueError(
-                    "output_scores=True with do_sample=True and a sampler would return scores with the sampling noise "
-                    "in them: use output_logits=True, or leave out sampler."
-                )
             if generation_config.use_cache is False:
                 raise ValueError(f"use_cache=False is not possible with sampler={sampler!r}: leave it out.")
             if generation_config.cache_implementation is not None:
@@ -242,13 +238,13 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         sampler = generation_config.sampler
         config_class = AutoregressiveConfig if sampler is None else sampler_config_class(sampler)
         config = config_class.from_dict(generation_config.sampler_config)
-        if sampler == "diffusion_forcing":
+        if sampler in WAVEFRONT_SAMPLERS:
             if any(isinstance(p, SynthIDTextWatermarkLogitsProcessor) for p in logits_processor):
                 raise ValueError(
                     f"SynthID watermarking is not supported with sampler={sampler!r}: it keeps a state from token to "
                     "token, which drafts would spoil. Use sampler='autoregressive'."
                 )
-            return diffusion_forcing(
+            return WAVEFRONT_SAMPLERS[sampler](
                 self,
                 input_ids,
                 logits_processor,
@@ -259,19 +255,24 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                 attention_mask,
                 cache,
                 columns,
-            )
+            ).run()
         batch, length = input_ids.shape
         seeds = row_seeds(config.seed, batch, input_ids.device)
         model_kwargs |= {"num_steps": config.num_steps, "state_scale": config.state_scale, "seeds": seeds}
+        scores = None
         if sampler is not None and generation_config.do_sample:
             # The same keyed noise as the parallel samplers; the argmax of transformers' greedy loop then samples.
             seen = torch.full_like(seeds, columns) if attention_mask is None else attention_mask.sum(-1)
-            padding = length - seen
-            logits_processor = LogitsProcessorList([*logits_processor, KeyedGumbelProcessor(seeds, padding)])
+            scores = [] if generation_config.output_scores else None
+            noise = KeyedGumbelProcessor(seeds, length - seen, scores)
+            logits_processor = LogitsProcessorList([*logits_processor, noise])
             generation_config.do_sample = False
-        return super()._sample(
+        output = super()._sample(
             input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs
         )
+        if scores and generation_config.return_dict_in_generate:
+            output.scores = tuple(scores)
+        return output
 
 
 def _nearest_only(name: str, candidates: set[str]) -> str:

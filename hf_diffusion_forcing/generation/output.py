@@ -53,10 +53,15 @@ class DiffusionForcingOutput(ModelOutput):
 
     Attributes:
         sequences: int64 [batch, length], prompt and new tokens; rows that ended early are padded on the right.
+        scores: with `output_scores`, per new token float32 [batch, vocabulary] after the processors; zeros where a row
+            had ended.
+        logits: with `output_logits`, the same before the processors.
         past_key_values: the cache; it holds every column but the last of the row that ended first.
         stats: `SamplerStats` of the call.
     """
 
     sequences: torch.LongTensor
+    scores: tuple[torch.FloatTensor, ...] | None = None
+    logits: tuple[torch.FloatTensor, ...] | None = None
     past_key_values: RecurrentDepthCache | None = None
     stats: SamplerStats | None = None

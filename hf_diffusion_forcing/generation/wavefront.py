@@ -85,6 +85,15 @@ class Wavefront:
         tail = torch.where((origins[:, first:] >= 0)[..., None], moved[:, first:], fresh)
         return torch.cat((moved[:, :first], tail), dim=1)
 
+    def keep_rows(self, rows: list[int]) -> None:
+        """Drop all rows but these."""
+        for name in ("fronts", "tokens", "steps", "origins"):
+            values = getattr(self, name)
+            setattr(self, name, [values[row] for row in rows])
+        for name in ("states", "embeddings"):
+            if getattr(self, name) is not None:
+                setattr(self, name, getattr(self, name)[torch.tensor(rows, device=getattr(self, name).device)])
+
     def advance(self, row: int, frozen: int, predictions: list[int], width: int, recurrences: int) -> None:
         """Drop a row's first `frozen` positions, take the new drafts, and fill up to `width` positions.
 

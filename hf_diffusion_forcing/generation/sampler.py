@@ -1,0 +1,180 @@
+"""What every parallel sampler does around its ticks: prefill, choice of tokens, commits, rows that leave, the output."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from ..cache import RecurrentDepthCache
+from ..configuration import SamplerConfig
+from ..randomness import row_seeds
+from .choice import TokenChoice
+from .committed import CommittedTokens
+from .output import DiffusionForcingOutput, SamplerStats
+from .wavefront import Wavefront
+
+if TYPE_CHECKING:
+    from ..models.interface import RecurrentDepthInterface
+
+
+class WavefrontSampler(ABC):
+    """One `generate()` call: prefill at full depth, then ticks over a wavefront until every row has ended.
+
+    A subclass says what a tick is. Rows that have ended leave the batch: the wave, the seeds and the cache go on with
+    the live ones.
+
+    Args:
+        model: speaks the verbs of `RecurrentDepthInterface`.
+        input_ids: int64 [batch, length], left-padded.
+        logits_processor: applied to every position with its own prefix.
+        stopping_criteria: applied to committed tokens, one at a time.
+        generation_config: transformers' own settings.
+        config: the sampler's settings, every depth filled in.
+        streamer: gets each committed token once, in order, and drafts if it has a `put_draft`.
+        attention_mask: [batch, columns], or None when there is no padding.
+        past_key_values: an empty cache, or one that holds the first columns. `input_ids` may then be the new ids
+            alone, with an `attention_mask` over all columns, as in transformers.
+        columns: all columns up to the last id.
+    """
+
+    def __init__(
+        self,
+        model: RecurrentDepthInterface,
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        config: SamplerConfig,
+        streamer: BaseStreamer | None,
+        attention_mask: torch.Tensor | None,
+        past_key_values: RecurrentDepthCache,
+        columns: int,
+    ):
+        pad = None if generation_config._pad_token_tensor is None else int(generation_config._pad_token_tensor)
+        batch, length = input_ids.shape
+        self.model, self.config, self.cache = model, config, past_key_values
+        self.generation_config = generation_config
+        self.committed = CommittedTokens(
+            input_ids,
+            stopping_criteria,
+            pad,
+            streamer,
+            keep_logits=generation_config.output_logits,
+            keep_scores=generation_config.output_scores,
+        )
+        # Offloaded weights say "meta" and are brought to the ids.
+        self.input_ids = input_ids if model.device.type == "meta" else input_ids.to(model.device)
+        self.attention_mask = attention_mask
+        self.offset = columns - length
+        """Columns before the first of `input_ids`, when only new ids were passed with a cache."""
+        self.padding = [0] * batch if attention_mask is None else (columns - attention_mask.sum(-1)).tolist()
+        """Left padding of each row, counted from the first column there ever was."""
+        self.seeds = row_seeds(config.seed, batch, self.input_ids.device)
+        """Of the live rows."""
+        self.live = list(range(batch))
+        """Which row of the batch each row of the wave is."""
+        self.choice = TokenChoice(
+            input_ids,
+            logits_processor,
+            self.committed.max_length,
+            pad,
+            self.seeds if generation_config.do_sample else None,
+        )
+        self.stats = SamplerStats()
+
+    @abstractmethod
+    def tick(self, wave: Wavefront) -> None:
+        """Refine the wave, commit what has converged, and advance the rows."""
+
+    @abstractmethod
+    def next_width(self, row: int, front: int, kept: int) -> int:
+        """How wide the next wave of a row of the wave may be, with its front there and `kept` positions kept."""
+
+    def last_position(self, row: int) -> int:
+        """The last position that may predict a token, of a row of the wave."""
+        return self.offset + self.committed.max_length - self.padding[self.live[row]] - 2
+
+    def prefill(self) -> Wavefront:
+        """Run the prompt at full depth and commit each row's first token; its position starts the wave."""
+        logits = self.model(
+            self.input_ids[:, self.cache.columns - self.offset :],
+            attention_mask=self.attention_mask,
+            past_key_values=self.cache,
+            num_steps=self.config.num_steps,
+            state_scale=self.config.state_scale,
+            seeds=self.seeds,
+            logits_to_keep=1,
+        ).logits
+        self.stats.prefill_core_passes = self.config.num_steps
+        length = self.committed.prompt_length
+        fronts = [self.offset + length - pad for pad in self.padding]
+        positions = torch.tensor(fronts, device=logits.device)[:, None] - 1
+        lengths = [range(length, length + 1)] * len(fronts)
+        predictions, scores = self.choice(logits, self.input_ids[:, -1:], positions, lengths, self.live)
+        tokens = []
+        for row, (token,) in enumerate(predictions.tolist()):
+            ended = self.committed.commit(row, token, logits[row, 0], scores[row, 0])
+            tokens.append([] if ended else [token] * self.next_width(row, fronts[row], 0))
+        return Wavefront(fronts, tokens, logits.device)
+
+    def choose(
+        self, wave: Wavefront, logits: torch.Tensor, input_ids: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What each position of the wave predicts, int64 [live rows, width], and the scores it was chosen by."""
+        lengths = []
+        for row, tokens in enumerate(wave.tokens):
+            front = len(self.committed.rows[self.live[row]])
+            lengths.append(range(front, front + len(tokens)))
+        return self.choice(logits, input_ids, positions, lengths, self.live)
+
+    def let_rows_leave(self, wave: Wavefront) -> None:
+        """Go on with the live rows alone, once enough have ended to pay for copying the cache of the others."""
+        staying = [row for row, tokens in enumerate(wave.tokens) if tokens]
+        if not staying or 8 * (len(wave.tokens) - len(staying)) < len(wave.tokens):
+            return
+        wave.keep_rows(staying)
+        self.live = [self.live[row] for row in staying]
+        self.seeds = self.seeds[torch.tensor(staying, device=self.seeds.device)]
+        self.cache.keep_rows(self.live)
+
+    @torch.no_grad()
+    def run(self) -> DiffusionForcingOutput | torch.LongTensor:
+        """Prefill and tick until every row has ended.
+
+        Whatever is raised on the way (an interrupt, an error in a streamer or a criterion) leaves the cache with all
+        rows and what was committed of them.
+
+        Returns:
+            int64 [batch, length + new tokens], or a `DiffusionForcingOutput` with `return_dict_in_generate`.
+        """
+        committed, streamer = self.committed, self.committed.streamer
+        held = self.cache.columns
+        try:
+            wave = self.prefill()
+            while not committed.all_finished:
+                self.let_rows_leave(wave)
+                self.tick(wave)
+                if hasattr(streamer, "put_draft") and len(wave.tokens[0]) > 1:
+                    streamer.put_draft(torch.tensor(wave.tokens[0][1:]))
+        finally:
+            self.cache.restore_rows()
+            # Rows that ended early hold nothing beyond their end: what all rows hold is what the shortest does.
+            begun = min(committed.counts) > 0
+            self.cache.columns = self.offset + min(map(len, committed.rows)) - 1 if begun else held
+        if streamer is not None:
+            streamer.end()
+        self.stats.tokens_committed = committed.counts
+        sequences = committed.sequences()
+        if not self.generation_config.return_dict_in_generate:
+            return sequences
+        return DiffusionForcingOutput(
+            sequences=sequences,
+            scores=committed.stacked(committed.scores),
+            logits=committed.stacked(committed.logits),
+            past_key_values=self.cache,
+            stats=self.stats,
+        )

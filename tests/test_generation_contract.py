@@ -1,0 +1,108 @@
+"""The checks of transformers' own GenerationTesterMixin (which its wheel does not bring), for every sampler."""
+
+import pytest
+import torch
+from conftest import left_pad
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers.generation import GenerateDecoderOnlyOutput
+
+from hf_diffusion_forcing.cache import RecurrentDepthCache
+from hf_diffusion_forcing.generation.output import DiffusionForcingOutput
+
+ROWS = [[3, 1, 4, 1, 5], [9, 2]]
+SAMPLERS = {
+    "plain": {},
+    "autoregressive": {"sampler": "autoregressive"},
+    "diffusion_forcing": {"sampler": "diffusion_forcing", "wavefront": 4, "inner_recurrence": 2},
+}
+
+
+@pytest.fixture(params=SAMPLERS)
+def sampler(request):
+    return SAMPLERS[request.param] | {"seed": 1}
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_dict_outputs(tiny, sampler, do_sample):
+    common = {"max_new_tokens": 6, "do_sample": do_sample, **sampler}
+    torch.manual_seed(0)
+    ids = tiny.generate(**left_pad(ROWS), **common)
+    torch.manual_seed(0)
+    output = tiny.generate(**left_pad(ROWS), **common, return_dict_in_generate=True)
+    forcing = sampler.get("sampler") == "diffusion_forcing"
+    assert isinstance(output, DiffusionForcingOutput if forcing else GenerateDecoderOnlyOutput)
+    assert output.sequences.tolist() == ids.tolist() == output["sequences"].tolist()
+    assert isinstance(output.past_key_values, RecurrentDepthCache)
+    assert output.past_key_values.get_seq_length() == ids.shape[1] - 1
+
+
+def test_without_a_cache_the_text_is_the_same(tiny):
+    common = {"max_new_tokens": 8, "seed": 1}
+    inputs = left_pad(ROWS)
+    assert tiny.generate(**inputs, **common).tolist() == tiny.generate(**inputs, use_cache=False, **common).tolist()
+
+
+def test_inputs_are_left_as_they_were(tiny, sampler):
+    inputs = left_pad(ROWS)
+    before = {name: tensor.clone() for name, tensor in inputs.items()}
+    config = GenerationConfig(max_new_tokens=5, pad_token_id=0)
+    stored = config.to_dict()
+    tiny.generate(**inputs, generation_config=config, **sampler)
+    assert config.to_dict() == stored
+    assert all(torch.equal(inputs[name], before[name]) for name in inputs)
+
+
+def test_positional_inputs_and_the_argument_named_inputs(tiny, sampler):
+    ids = torch.tensor([ROWS[0]])
+    results = [
+        tiny.generate(ids, max_new_tokens=5, **sampler),
+        tiny.generate(inputs=ids, max_new_tokens=5, **sampler),
+        tiny.generate(input_ids=ids, max_new_tokens=5, **sampler),
+    ]
+    assert results[0].tolist() == results[1].tolist() == results[2].tolist()
+
+
+def test_returned_sequences_are_grouped_by_prompt(tiny, sampler):
+    inputs = left_pad(ROWS)
+    torch.manual_seed(0)
+    ids = tiny.generate(**inputs, do_sample=True, num_return_sequences=3, max_new_tokens=5, **sampler)
+    width = inputs["input_ids"].shape[1]
+    assert ids[:, :width].tolist() == [row for row in inputs["input_ids"].tolist() for _ in range(3)]
+
+
+@pytest.mark.parametrize("length", [{"max_length": 12}, {"max_new_tokens": 7}, {"max_length": 99, "max_new_tokens": 7}])
+def test_lengths(tiny, sampler, length):
+    assert tiny.generate(torch.tensor([ROWS[0]]), **length, **sampler).shape == (1, 12)
+
+
+def test_max_time(tiny, sampler):
+    ids = tiny.generate(torch.tensor([ROWS[0]]), max_time=0.0, max_new_tokens=50, **sampler)
+    assert ids.shape == (1, 6)
+
+
+def test_a_custom_criterion_sees_committed_tokens_one_at_a_time(tiny, sampler):
+    seen = []
+
+    class Third(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            seen.append(input_ids.shape)
+            return torch.full((len(input_ids),), input_ids.shape[1] == 8)
+
+    ids = tiny.generate(
+        torch.tensor([ROWS[0]]), stopping_criteria=StoppingCriteriaList([Third()]), max_new_tokens=20, **sampler
+    )
+    assert ids.shape == (1, 8)
+    assert seen == [(1, 6), (1, 7), (1, 8)]
+
+
+def test_training_mode_and_gradients_are_left_alone(tiny, sampler):
+    tiny.train()
+    tiny.generate(torch.tensor([ROWS[0]]), max_new_tokens=3, **sampler)
+    assert tiny.training and torch.is_grad_enabled()
+    assert all(parameter.grad is None for parameter in tiny.parameters())
+
+
+def test_a_generation_config_of_the_call_wins_over_the_models(tiny, sampler):
+    tiny.generation_config.max_new_tokens = 3
+    ids = tiny.generate(torch.tensor([ROWS[0]]), generation_config=GenerationConfig(max_new_tokens=9), **sampler)
+    assert ids.shape == (1, 14)
