@@ -5,24 +5,79 @@ Importing this package registers its model families with the Auto classes, so th
 
 from .cache import RecurrentDepthCache
 from .checkpoints import bundled_checkpoint
-from .configuration import AutoregressiveConfig, DiffusionForcingConfig, SamplerConfig
+from .configuration import AdaptiveConfig, AutoregressiveConfig, DiffusionForcingConfig, SamplerConfig
+from .exit_criteria import (
+    EXIT_CRITERIA,
+    ArgmaxStabilityCriterion,
+    CosineCriterion,
+    EntropyCriterion,
+    ExitCriterion,
+    ExitCriterionList,
+    FixedCriterion,
+    KLCriterion,
+    LatentAccelerationCriterion,
+    LatentDifferenceCriterion,
+    MinPKLCriterion,
+    TokenStabilityCriterion,
+    exit_criterion,
+    register_exit_criterion,
+)
 from .generation.mixin import RecurrentDepthGenerationMixin
 from .generation.output import DiffusionForcingOutput, SamplerStats
+from .latent_processors import (
+    LATENT_PROCESSORS,
+    AndersonAcceleration,
+    ContinuousCompute,
+    EmbeddingMomentum,
+    LatentMomentum,
+    LatentProcessor,
+    LatentProcessorList,
+    StateNoise,
+    latent_processor,
+    register_latent_processor,
+)
 from .models import RavenConfig, RavenForCausalLM, RavenModel, RecurrentDepthInterface
+from .refinement import Refinement
 from .version import __version__
 
 __all__ = [
+    "EXIT_CRITERIA",
+    "LATENT_PROCESSORS",
+    "AdaptiveConfig",
+    "AndersonAcceleration",
+    "ArgmaxStabilityCriterion",
     "AutoregressiveConfig",
+    "ContinuousCompute",
+    "CosineCriterion",
     "DiffusionForcingConfig",
     "DiffusionForcingOutput",
+    "EmbeddingMomentum",
+    "EntropyCriterion",
+    "ExitCriterion",
+    "ExitCriterionList",
+    "FixedCriterion",
+    "KLCriterion",
+    "LatentAccelerationCriterion",
+    "LatentDifferenceCriterion",
+    "LatentMomentum",
+    "LatentProcessor",
+    "LatentProcessorList",
+    "MinPKLCriterion",
     "RavenConfig",
     "RavenForCausalLM",
     "RavenModel",
     "RecurrentDepthCache",
     "RecurrentDepthGenerationMixin",
     "RecurrentDepthInterface",
+    "Refinement",
     "SamplerConfig",
     "SamplerStats",
+    "StateNoise",
+    "TokenStabilityCriterion",
     "__version__",
     "bundled_checkpoint",
+    "exit_criterion",
+    "latent_processor",
+    "register_exit_criterion",
+    "register_latent_processor",
 ]

@@ -90,17 +90,18 @@ class RecurrentDepthCache(Cache):
 
         2 x batch x heads x (capacity + 1) x head_dim x itemsize x (prelude + slots x core + coda)
 
-    with slots = 1 for `kv_sharing="last"` and slots = num_steps for `"none"`.
+    with slots = 1 for `kv_sharing="last"`, slots = num_steps for `"none"` and slots = n for `kv_sharing=n`.
 
     Args:
         num_prelude_layers, num_core_layers, num_coda_layers: layers of each part.
         num_steps: recurrences of a position; the number of slots of the core layers without sharing.
         kv_sharing: "last" (one entry per layer and position, overwritten by later recurrences; section 4.1 of arXiv
-            2510.14961) or "none" (one entry per recurrence, the model's native semantics).
+            2510.14961), "none" (one entry per recurrence, the model's native semantics) or n, a budget of n entries:
+            recurrence k (from 0) writes and reads entry k modulo n (section 6.2 of arXiv 2502.05171). 1 is "last".
         capacity: positions to allocate at first; grows by doubling when a longer sequence comes.
 
     Raises:
-        ValueError: `kv_sharing` is neither, or `num_steps` < 1.
+        ValueError: `kv_sharing` is none of these, or `num_steps` < 1.
     """
 
     def __init__(
@@ -109,12 +110,12 @@ class RecurrentDepthCache(Cache):
         num_core_layers: int,
         num_coda_layers: int,
         num_steps: int,
-        kv_sharing: str = "last",
+        kv_sharing: str | int = "last",
         capacity: int = 0,
     ):
         super().__init__(layers=[])
-        if kv_sharing not in ("last", "none"):
-            raise ValueError(f"kv_sharing={kv_sharing!r} is unknown: use 'last' or 'none'.")
+        if kv_sharing not in ("last", "none") and not (type(kv_sharing) is int and kv_sharing >= 1):
+            raise ValueError(f"kv_sharing={kv_sharing!r} is unknown: use 'last', 'none' or a number of slots.")
         if num_steps < 1:
             raise ValueError(f"num_steps={num_steps} must be at least 1.")
         self.num_prelude_layers = num_prelude_layers
@@ -136,17 +137,24 @@ class RecurrentDepthCache(Cache):
     def slots(self, layer: int) -> int:
         """Entries per position of a layer."""
         in_core = 0 <= layer - self.num_prelude_layers < self.num_core_layers
-        return self.num_steps if in_core and self.kv_sharing == "none" else 1
+        return self.core_slots if in_core else 1
+
+    @property
+    def core_slots(self) -> int:
+        """Entries per position of a core layer."""
+        return {"last": 1, "none": self.num_steps}.get(self.kv_sharing, self.kv_sharing)
 
     def slot(self, depth: int | torch.Tensor) -> int | torch.Tensor:
         """The slot of the core layers that recurrence `depth` (0-based) writes and reads.
 
-        `depth` may be int64 [batch, width], one recurrence per position; recurrences past the last slot stay in it.
+        `depth` may be int64 [batch, width], one recurrence per position; it is then returned as it is, for `attend`.
         """
         if self.kv_sharing == "last":
             return 0
         if isinstance(depth, torch.Tensor):
-            return depth.clamp_max(self.num_steps - 1)
+            return depth
+        if self.kv_sharing != "none":
+            return depth % self.kv_sharing
         if depth >= self.num_steps:
             raise ValueError(
                 f"recurrence {depth} does not fit a cache made for num_steps={self.num_steps} with kv_sharing='none': "
@@ -201,8 +209,9 @@ class RecurrentDepthCache(Cache):
             layer: 0-based over prelude, core, coda.
             query: [batch, heads, width, head_dim].
             key, value: [batch, kv_heads, width, head_dim].
-            slot: which entry of the layer, see `slot()`. A tensor [batch, width] gives every position its own: it
-                writes that slot and all later ones, so a deeper query sees the last recurrence there has been.
+            slot: which entry of the layer, see `slot()`. A tensor [batch, width] gives every position its recurrence;
+                before the slots are full it writes all later ones too, so a deeper query sees the last recurrence
+                there has been. Without sharing, recurrences past the last slot stay in it.
 
         Returns:
             [batch, heads, width, head_dim].
@@ -233,17 +242,20 @@ class RecurrentDepthCache(Cache):
             enable_gqa=query.shape[1] != key.shape[1],
         )
 
-    def _attend_by_position(self, layer, query, key, value, slot):
+    def _attend_by_position(self, layer, query, key, value, depth):
         """`attend` for positions at different recurrences: every query reads its own slot (a copy per query)."""
-        placed, slot = self.placement.to(query.device), slot.to(query.device)
+        placed, depth = self.placement.to(query.device), depth.to(query.device)
+        slots = self.slots(layer)
+        slot = depth.clamp_max(slots - 1) if self.kv_sharing == "none" else depth % slots
         batch, heads, width, head_dim = query.shape
         rows = torch.arange(batch, device=key.device)[:, None]
-        later = torch.arange(self.slots(layer), device=key.device)[:, None, None] >= slot
+        numbers = torch.arange(slots, device=key.device)[:, None, None]
+        written = (numbers == slot) | ((depth < slots) & (numbers > slot))
         read = []
         for stored, new in ((self.keys[layer], key), (self.values[layer], value)):
             old = stored[:, rows, :, placed.positions]  # [batch, width, slots, heads, head_dim]
             stored[:, rows, :, placed.positions] = torch.where(
-                later.permute(1, 2, 0)[..., None, None], new.transpose(1, 2)[:, :, None], old
+                written.permute(1, 2, 0)[..., None, None], new.transpose(1, 2)[:, :, None], old
             )
             read.append(stored[slot, rows, :, : placed.extent].flatten(0, 1))
         key_positions = torch.arange(placed.extent, device=key.device)
@@ -261,7 +273,7 @@ class RecurrentDepthCache(Cache):
 
         A later position may be refined more often than this one was; it then sees this one's last entry.
         """
-        if self.kv_sharing == "last" or num_steps >= self.num_steps:
+        if num_steps >= self.core_slots:
             return
         for layer in range(self.num_prelude_layers, self.num_prelude_layers + self.num_core_layers):
             for stored in (self.keys[layer], self.values[layer]):

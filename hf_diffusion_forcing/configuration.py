@@ -1,30 +1,26 @@
 """Sampler settings: one dataclass per sampler, which travels inside `generation_config.json`."""
 
 import dataclasses
-import difflib
 import json
-import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from .exit_criteria import ExitCriterion, exit_criterion
+from .latent_processors import (
+    ContinuousCompute,
+    EmbeddingMomentum,
+    LatentProcessor,
+    LatentProcessorList,
+    StateNoise,
+    latent_processor,
+)
+from .presets import preset
+from .validation import check_flag, check_integer, check_number, nearest
+from .version import __version__
+
 CONFIG_NAME = "sampler_config.json"
-
-
-def _check_integer(name: str, value: Any, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}={value!r} must be an int.")
-    if value < at_least:
-        raise ValueError(f"{name}={value} must be at least {at_least}.")
-
-
-def _check_number(name: str, value: Any, at_most: float = math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}={value!r} must be a number.")
-    if not 0 <= value <= at_most or math.isinf(value):
-        bound = "0 or more" if at_most == math.inf else f"between 0 and {at_most:g}"
-        raise ValueError(f"{name}={value} must be {bound}.")
 
 
 @dataclass(kw_only=True)
@@ -33,8 +29,8 @@ class SamplerConfig:
 
     Args:
         num_steps: recurrences of a token (its budget); the model's `mean_recurrence` when None.
-        kv_sharing: "last" (one entry per layer and position, overwritten by later recurrences) or "none" (one entry
-            per recurrence).
+        kv_sharing: "last" (one entry per layer and position, overwritten by later recurrences), "none" (one entry
+            per recurrence) or a number of entries n: recurrence k writes and reads entry k modulo n.
         state_scale: factor on the random state start; 0.0 starts from zeros.
         seed: an int (row i of the batch uses seed + i) or one int per row; None draws one from torch's generator.
 
@@ -46,7 +42,7 @@ class SamplerConfig:
     sampler: ClassVar[str]
 
     num_steps: int | None = None
-    kv_sharing: str = "none"
+    kv_sharing: str | int = "none"
     state_scale: float = 1.0
     seed: int | list[int] | None = None
 
@@ -56,10 +52,12 @@ class SamplerConfig:
     def validate(self) -> None:
         """Check every field; called on construction and by `generate()`."""
         if self.num_steps is not None:
-            _check_integer("num_steps", self.num_steps, 1)
+            check_integer("num_steps", self.num_steps, 1)
         if self.kv_sharing not in ("last", "none"):
-            raise ValueError(f"kv_sharing={self.kv_sharing!r} is unknown: use 'last' or 'none'.")
-        _check_number("state_scale", self.state_scale)
+            if isinstance(self.kv_sharing, str):
+                raise ValueError(f"kv_sharing={self.kv_sharing!r} is unknown: use 'last', 'none' or a number of slots.")
+            check_integer("kv_sharing", self.kv_sharing, 1)
+        check_number("state_scale", self.state_scale)
         seeds = self.seed if isinstance(self.seed, list) else [self.seed]
         for seed in seeds:
             if not (seed is None and self.seed is None) and (isinstance(seed, bool) or not isinstance(seed, int)):
@@ -75,14 +73,47 @@ class SamplerConfig:
         """
         return dataclasses.replace(self, num_steps=self.num_steps or mean_recurrence)
 
+    @property
+    def deepest(self) -> int:
+        """The most recurrences a position may have (of resolved settings); `kv_sharing="none"` keeps an entry for each."""
+        return self.num_steps
+
     @classmethod
     def fields(cls) -> tuple[str, ...]:
         """Names of the settings."""
         return tuple(field.name for field in dataclasses.fields(cls))
 
+    def update(self, **settings) -> dict[str, Any]:
+        """Change settings, all or none of them; returns those that are not settings of this sampler.
+
+        Raises:
+            TypeError, ValueError: as on construction; nothing is changed then.
+        """
+        known = {name: value for name, value in settings.items() if name in self.fields()}
+        dataclasses.replace(self, **known)
+        for name, value in known.items():
+            setattr(self, name, value)
+        return {name: value for name, value in settings.items() if name not in known}
+
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON values."""
-        return dataclasses.asdict(self)
+        """The settings as plain JSON values.
+
+        Raises:
+            TypeError: a criterion or processor of an unregistered class, which has no name to be written by.
+        """
+        return {name: _plain(getattr(self, name)) for name in self.fields()}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Those of `to_dict()` that are not the defaults."""
+        default = type(self)().to_dict()
+        return {name: value for name, value in self.to_dict().items() if value != default[name]}
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """What `save_pretrained` writes: the sampler's name, its settings (by default those that differ from the
+        defaults) and the version that wrote them."""
+        settings = self.to_diff_dict() if use_diff else self.to_dict()
+        stored = {"sampler": self.sampler, "sampler_config": settings, "hf_diffusion_forcing_version": __version__}
+        return json.dumps(stored, indent=2) + "\n"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "SamplerConfig":
@@ -91,14 +122,30 @@ class SamplerConfig:
             raise TypeError(f"{cls.__name__} needs a dict of settings, not {type(values).__name__}.")
         for key in values:
             if key not in cls.fields():
-                raise ValueError(f"{cls.__name__} has no setting {key!r}{nearest(key, cls.fields())}.")
+                raise ValueError(
+                    f"{cls.__name__} has no setting {key!r}{nearest(str(key), cls.fields())}. "
+                    f"(This is version {__version__}; a file of a newer one may know more.)"
+                )
         return cls(**values)
+
+    @classmethod
+    def from_preset(cls, name: str, model_type: str | None = None, **settings) -> "SamplerConfig":
+        """A preset's settings, with others on top.
+
+        Args:
+            name: "quality", "balanced" or "fast".
+            model_type: a family's own presets, where it has them.
+
+        Raises:
+            ValueError: an unknown preset, or a sampler without presets.
+        """
+        return cls.from_dict(merged(preset(name, cls.sampler, model_type), settings))
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write `sampler_config.json` into a folder."""
+        text = self.to_json_string()
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"sampler": self.sampler, "sampler_config": self.to_dict()}, indent=2) + "\n"
         partial = folder / f"{CONFIG_NAME}.partial"
         partial.write_text(text)
         partial.replace(folder / CONFIG_NAME)
@@ -116,7 +163,11 @@ class SamplerConfig:
         config_class = sampler_config_class(stored.get("sampler")) if cls is SamplerConfig else cls
         if stored.get("sampler") != config_class.sampler:
             raise ValueError(f"{CONFIG_NAME} in {save_directory} is not for sampler={config_class.sampler!r}.")
-        return config_class.from_dict(stored.get("sampler_config", {}))
+        try:
+            return config_class.from_dict(stored.get("sampler_config", {}))
+        except (TypeError, ValueError) as error:
+            writer = stored.get("hf_diffusion_forcing_version", "an unknown version")
+            raise type(error)(f"{CONFIG_NAME} in {save_directory}, written by {writer}: {error}") from error
 
 
 @dataclass(kw_only=True)
@@ -127,40 +178,95 @@ class AutoregressiveConfig(SamplerConfig):
 
 
 @dataclass(kw_only=True)
-class DiffusionForcingConfig(SamplerConfig):
+class EarlyExitConfig(SamplerConfig):
+    """Settings of the samplers that stop refining a position when it has converged.
+
+    Args:
+        exit_criterion: when a position has converged: a name ("latent_difference", "kl", ...), a dict
+            {"name": ..., **parameters}, {"any": [...]} or {"all": [...]} of such, or an `ExitCriterion`.
+        exit_threshold: the criterion's threshold; its own default when None (0.03 for "latent_difference").
+        prefill_steps: recurrences of the prompt; `num_steps` when None.
+    """
+
+    kv_sharing: str | int = "last"
+    exit_criterion: str | dict | list | ExitCriterion = "latent_difference"
+    exit_threshold: float | None = None
+    prefill_steps: int | None = None
+
+    def validate(self) -> None:
+        super().validate()
+        if self.exit_threshold is not None:
+            check_number("exit_threshold", self.exit_threshold)
+        if self.prefill_steps is not None:
+            check_integer("prefill_steps", self.prefill_steps, 1)
+        self.criterion()
+
+    def criterion(self) -> ExitCriterion:
+        """The exit criterion these settings name.
+
+        Raises:
+            ValueError: `exit_threshold` is given and the criterion has no threshold.
+        """
+        return exit_criterion(self.exit_criterion, self.exit_threshold)
+
+    def resolve(self, mean_recurrence: int) -> "EarlyExitConfig":
+        settings = super().resolve(mean_recurrence)
+        return dataclasses.replace(settings, prefill_steps=settings.prefill_steps or settings.num_steps)
+
+    @property
+    def deepest(self) -> int:
+        return max(self.num_steps, self.prefill_steps)
+
+
+@dataclass(kw_only=True)
+class AdaptiveConfig(EarlyExitConfig):
+    """Settings of `sampler="adaptive"`: one token at a time, refined until it has converged, `num_steps` at most."""
+
+    sampler: ClassVar[str] = "adaptive"
+
+
+@dataclass(kw_only=True)
+class DiffusionForcingConfig(EarlyExitConfig):
     """Settings of `sampler="diffusion_forcing"` (arXiv 2510.14961, Algorithm 1).
 
     Args:
         wavefront: most positions refined at once.
         headway: new positions a tick may add.
         inner_recurrence: core passes in a tick (r'); when None 4, or the token's budget where that is less.
-        exit_threshold: a position has converged when ||s - s_before|| / ||s|| over a tick is below this; 0 never.
         max_steps: recurrences after which the front position freezes anyway; `num_steps` when None.
         embedding_momentum: eta, the share of a position's earlier injected embedding kept in a tick.
         state_noise: beta, the share of fresh noise mixed into states at the start of a tick.
+        noise_schedule: how beta falls with a position's recurrences: "constant", "linear", "square_root", "dampened".
+        continuous_compute: a new position starts from its neighbour's state instead of from noise.
+        latent_processors: more of them, applied after those that the fields above make: names, dicts
+            {"name": ..., **parameters} or instances of `LatentProcessor`.
     """
 
     sampler: ClassVar[str] = "diffusion_forcing"
 
-    kv_sharing: str = "last"
     wavefront: int = 32
     headway: int = 1
     inner_recurrence: int | None = None
-    exit_threshold: float = 0.03
     max_steps: int | None = None
     embedding_momentum: float = 0.0
     state_noise: float = 0.0
+    noise_schedule: str = "constant"
+    continuous_compute: bool = False
+    latent_processors: list[str | dict | LatentProcessor] = field(default_factory=list)
 
     def validate(self) -> None:
         super().validate()
-        _check_integer("wavefront", self.wavefront, 1)
-        _check_integer("headway", self.headway, 1)
-        _check_number("exit_threshold", self.exit_threshold)
-        _check_number("embedding_momentum", self.embedding_momentum, 1.0)
-        _check_number("state_noise", self.state_noise, 1.0)
+        check_integer("wavefront", self.wavefront, 1)
+        check_integer("headway", self.headway, 1)
+        check_number("embedding_momentum", self.embedding_momentum, 1.0)
+        check_number("state_noise", self.state_noise, 1.0)
+        check_flag("continuous_compute", self.continuous_compute)
+        if not isinstance(self.latent_processors, (list, tuple)):
+            raise TypeError(f"latent_processors={self.latent_processors!r} must be a list.")
+        self.processors()
         for name in ("inner_recurrence", "max_steps"):
             if getattr(self, name) is not None:
-                _check_integer(name, getattr(self, name), 1)
+                check_integer(name, getattr(self, name), 1)
         for name in ("num_steps", "max_steps"):
             budget = getattr(self, name)
             if None not in (budget, self.inner_recurrence) and self.inner_recurrence > budget:
@@ -169,26 +275,63 @@ class DiffusionForcingConfig(SamplerConfig):
                     f"budget of a token. Use inner_recurrence <= {budget}."
                 )
 
+    def processors(self) -> LatentProcessorList:
+        """The latent processors these settings name, those of the fields first.
+
+        Raises:
+            ValueError: an unknown schedule, name or parameter.
+        """
+        noise = StateNoise(self.state_noise, self.noise_schedule)
+        processors = LatentProcessorList()
+        if self.embedding_momentum > 0:
+            processors.append(EmbeddingMomentum(self.embedding_momentum))
+        if self.continuous_compute:
+            processors.append(ContinuousCompute())
+        if self.state_noise > 0:
+            processors.append(noise)
+        processors += latent_processor(list(self.latent_processors))
+        return processors
+
     def resolve(self, mean_recurrence: int) -> "DiffusionForcingConfig":
         settings = super().resolve(mean_recurrence)
         max_steps = settings.max_steps or settings.num_steps
         inner_recurrence = settings.inner_recurrence or min(4, settings.num_steps, max_steps)
         return dataclasses.replace(settings, max_steps=max_steps, inner_recurrence=inner_recurrence)
 
+    @property
+    def deepest(self) -> int:
+        return max(super().deepest, self.max_steps)
+
 
 SAMPLER_CONFIGS: dict[str, type[SamplerConfig]] = {
-    config.sampler: config for config in (AutoregressiveConfig, DiffusionForcingConfig)
+    config.sampler: config for config in (AutoregressiveConfig, AdaptiveConfig, DiffusionForcingConfig)
 }
-
-
-def nearest(word: str, known: tuple[str, ...] | list[str] | set[str]) -> str:
-    """A hint to append to an error: the closest known word, or all of them when none is close."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
 
 
 def sampler_config_class(sampler: str) -> type[SamplerConfig]:
     """The settings class of a sampler's name; ValueError for an unknown name."""
-    if sampler not in SAMPLER_CONFIGS:
+    if not isinstance(sampler, str) or sampler not in SAMPLER_CONFIGS:
         raise ValueError(f"sampler={sampler!r} is unknown{nearest(str(sampler), tuple(SAMPLER_CONFIGS))}.")
     return SAMPLER_CONFIGS[sampler]
+
+
+def merged(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Settings of several sources, later ones on top. A criterion brings its own threshold: an earlier layer's
+    `exit_threshold` was for the criterion it takes the place of."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        if "exit_criterion" in layer:
+            result.pop("exit_threshold", None)
+        result |= layer
+    return result
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON values: hooks by their names, lists copied."""
+    if isinstance(value, (ExitCriterion, LatentProcessor)):
+        return value.to_dict()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

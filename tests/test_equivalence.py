@@ -13,6 +13,18 @@ SAMPLERS = {
     "diffusion_forcing stabilised": STABILISED,
     "diffusion_forcing headway 3": FORCING | {"headway": 3},
     "diffusion_forcing unshared": FORCING | {"kv_sharing": "none"},
+    "diffusion_forcing 3 slots": FORCING | {"kv_sharing": 3},
+    "diffusion_forcing with hooks": FORCING
+    | {
+        "continuous_compute": True,
+        "exit_threshold": None,
+        "exit_criterion": {"all": ["kl", {"name": "token_stability", "patience": 2}]},
+        "latent_processors": ["anderson"],
+    },
+    "autoregressive 3 slots": {"sampler": "autoregressive", "kv_sharing": 3},
+    "adaptive": {"sampler": "adaptive", "exit_threshold": 0.1},
+    "adaptive unshared": {"sampler": "adaptive", "kv_sharing": "none"},
+    "adaptive kl": {"sampler": "adaptive", "exit_criterion": "kl", "kv_sharing": 3},
 }
 
 
@@ -30,7 +42,7 @@ def test_law_2_on_a_trained_model(huginn_mini, golden, prompt):
 
 
 @pytest.mark.parametrize("do_sample", [False, True])
-@pytest.mark.parametrize("kv_sharing", ["last", "none"])
+@pytest.mark.parametrize("kv_sharing", ["last", "none", 4, 5])
 def test_law_2_with_random_weights_and_states(tiny, kv_sharing, do_sample):
     ids = torch.randint(0, 61, (3, 9), generator=torch.manual_seed(1))
     common = {"max_new_tokens": 24, "kv_sharing": kv_sharing, "seed": 5, "do_sample": do_sample}

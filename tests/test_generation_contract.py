@@ -13,6 +13,7 @@ ROWS = [[3, 1, 4, 1, 5], [9, 2]]
 SAMPLERS = {
     "plain": {},
     "autoregressive": {"sampler": "autoregressive"},
+    "adaptive": {"sampler": "adaptive", "exit_threshold": 0.1},
     "diffusion_forcing": {"sampler": "diffusion_forcing", "wavefront": 4, "inner_recurrence": 2},
 }
 
@@ -29,7 +30,7 @@ def test_dict_outputs(tiny, sampler, do_sample):
     ids = tiny.generate(**left_pad(ROWS), **common)
     torch.manual_seed(0)
     output = tiny.generate(**left_pad(ROWS), **common, return_dict_in_generate=True)
-    forcing = sampler.get("sampler") == "diffusion_forcing"
+    forcing = sampler.get("sampler") in ("adaptive", "diffusion_forcing")
     assert isinstance(output, DiffusionForcingOutput if forcing else GenerateDecoderOnlyOutput)
     assert output.sequences.tolist() == ids.tolist() == output["sequences"].tolist()
     assert isinstance(output.past_key_values, RecurrentDepthCache)

@@ -21,7 +21,15 @@ def model():
 
 prompts = st.lists(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=9), min_size=1, max_size=4)
 samplers = st.one_of(
-    st.fixed_dictionaries({"sampler": st.just("autoregressive"), "kv_sharing": st.sampled_from(["last", "none"])}),
+    st.fixed_dictionaries({"sampler": st.just("autoregressive"), "kv_sharing": st.sampled_from(["last", "none", 2])}),
+    st.fixed_dictionaries(
+        {
+            "sampler": st.just("adaptive"),
+            "kv_sharing": st.sampled_from(["last", "none", 2]),
+            "exit_criterion": st.sampled_from(["latent_difference", "kl", {"name": "fixed", "steps": 3}]),
+            "prefill_steps": st.integers(1, 8),
+        }
+    ),
     st.fixed_dictionaries(
         {
             "sampler": st.just("diffusion_forcing"),
@@ -29,8 +37,10 @@ samplers = st.one_of(
             "headway": st.integers(1, 4),
             "inner_recurrence": st.integers(1, 4),
             "exit_threshold": st.sampled_from([0.0, 0.03, 0.3, 10.0]),
-            "kv_sharing": st.sampled_from(["last", "none"]),
+            "kv_sharing": st.sampled_from(["last", "none", 2]),
             "embedding_momentum": st.sampled_from([0.0, 0.2]),
+            "continuous_compute": st.booleans(),
+            "prefill_steps": st.integers(1, 8),
             "state_noise": st.sampled_from([0.0, 0.1]),
         }
     ),
@@ -68,10 +78,10 @@ def continue_rows(model, rows, sampler, call, end, seeds, pad=0):
         assert all(token == pad for token in new[len(text) :])
         texts.append(text)
     assert max(map(len, texts)) == output.sequences.shape[1] - width
-    if sampler["sampler"] == "diffusion_forcing":
+    if sampler["sampler"] != "autoregressive":
         stats = output.stats
         assert stats.tokens_committed == [len(text) for text in texts]
-        ticks_of_a_token = math.floor(call["num_steps"] / sampler["inner_recurrence"])
+        ticks_of_a_token = math.floor(call["num_steps"] / sampler.get("inner_recurrence", 1))
         assert stats.ticks <= (max(map(len, texts)) - 1) * ticks_of_a_token
     return texts
 
@@ -89,12 +99,14 @@ def test_rows_alone_together_and_padded(model, rows, sampler, call, end, extra):
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows=prompts, call=calls, end=ends, kv_sharing=st.sampled_from(["last", "none"]))
+@given(rows=prompts, call=calls, end=ends, kv_sharing=st.sampled_from(["last", "none", 3]))
 def test_one_position_at_a_time_is_autoregression(model, rows, call, end, kv_sharing):
     seeds = [call["seed"] + row for row in range(len(rows))]
-    exact = {"sampler": "diffusion_forcing", "wavefront": 1, "inner_recurrence": call["num_steps"]}
-    plain = {"sampler": "autoregressive"}
-    texts = [
-        continue_rows(model, rows, sampler | {"kv_sharing": kv_sharing}, call, end, seeds) for sampler in (exact, plain)
-    ]
-    assert texts[0] == texts[1]
+    samplers = (
+        {"sampler": "autoregressive"},
+        {"sampler": "diffusion_forcing", "wavefront": 1, "inner_recurrence": call["num_steps"]},
+        {"sampler": "adaptive", "exit_threshold": 0.0},
+        {"sampler": "adaptive", "exit_criterion": {"name": "fixed", "steps": call["num_steps"]}},
+    )
+    texts = [continue_rows(model, rows, each | {"kv_sharing": kv_sharing}, call, end, seeds) for each in samplers]
+    assert all(text == texts[0] for text in texts)

@@ -153,7 +153,7 @@ def test_the_first_token_has_the_distribution_of_its_scores(tiny):
 
 
 def test_second_tokens_have_the_distribution_of_their_scores(tiny):
-    """The noise of a second token is independent of the first's: the pair's statistic over rows with one first token."""
+    """The noise of a second token is independent of the first's: chi-square over the rows with one first token."""
     rows = 4000
     output = tiny.generate(
         PROMPT.repeat(rows, 1),

@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from ..cache import NoCache
 from ..exit_criteria import latent_difference
-from ..generation import diffusion_forcing as sampler_module
 from ..generation.diffusion_forcing import DiffusionForcing
+from ..generation.mixin import WAVEFRONT_SAMPLERS
 from ..randomness import row_seeds
 from .problems import Problem
 
@@ -173,7 +173,7 @@ def tick_overhead(model, input_ids: torch.Tensor, **generate_kwargs) -> float:
     with ExitStack() as patches:
         for name, verb in verbs.items():
             patches.enter_context(patch.object(model, name, timed(verb)))
-        patches.enter_context(patch.object(sampler_module, "DiffusionForcing", Timed))
+        patches.enter_context(patch.dict(WAVEFRONT_SAMPLERS, diffusion_forcing=Timed))
         model.generate(input_ids, sampler="diffusion_forcing", **generate_kwargs)
     if not total:
         raise ValueError("The text ended at its first token: there was no tick to time. Give another prompt.")

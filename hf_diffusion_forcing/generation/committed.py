@@ -86,7 +86,7 @@ class CommittedTokens:
         return torch.tensor(padded, device=self.device)
 
     def stacked(self, kept: list[list[torch.Tensor]] | None) -> tuple[torch.Tensor, ...] | None:
-        """`logits` or `scores` as transformers returns them: per new token one [batch, vocabulary], zeros past an end."""
+        """`logits` or `scores` as transformers returns them: a [batch, vocabulary] per new token, zeros past an end."""
         if kept is None:
             return None
         blank = torch.zeros_like(kept[0][0])

@@ -3,8 +3,7 @@
 import torch
 
 from ..configuration import DiffusionForcingConfig
-from ..exit_criteria import latent_difference
-from ..randomness import fold_in
+from ..refinement import Refinement
 from .sampler import WavefrontSampler
 from .wavefront import Wavefront
 
@@ -18,36 +17,46 @@ class DiffusionForcing(WavefrontSampler):
         """`headway` more than the row keeps, within `wavefront` and the length limit."""
         return min(self.config.wavefront, kept + self.config.headway, self.last_position(row) - front + 1)
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.criterion, self.processors = self.config.criterion(), self.config.processors()
+
     def tick(self, wave: Wavefront) -> None:
         """Refine the wave by `inner_recurrence` core passes, freeze its converged prefix, and move on."""
-        model, config, cache = self.model, self.config, self.cache
+        model, config, cache, processors = self.model, self.config, self.cache, self.processors
         input_ids, positions = wave.input_ids(), wave.positions()
         cache.place(positions, start=wave.start, extent=wave.extent)
+        refinement = Refinement(
+            positions=positions,
+            input_ids=input_ids,
+            fresh=wave.fresh(),
+            steps=wave.step_counts(),
+            recurrences=config.inner_recurrence,
+            budget=config.max_steps,
+            seeds=self.seeds,
+            model=model,
+            memory=wave.recall(),
+        )
+        e = processors.process_embedding(model.embed(input_ids, positions, cache), refinement)
 
         first = wave.first_fresh
-        e = model.embed(input_ids, positions, cache)
-        if config.embedding_momentum > 0:
-            e = torch.lerp(e, wave.carry(wave.embeddings, e[:, first:]), config.embedding_momentum)
-            wave.embeddings = e
-        fresh = e[:, first:]
+        start = e[:, first:]
         if first < wave.width:
-            fresh = model.initialize_state(fresh, positions[:, first:], self.seeds, config.state_scale)
-        before = state = wave.carry(wave.states, fresh)
-        if config.state_noise > 0:
-            seeds = fold_in(self.seeds, wave.step_counts() + 1)
-            noise = model.initialize_state(e, positions, seeds, 1.0)
-            state = torch.lerp(state, noise, config.state_noise)
+            start = model.initialize_state(start, positions[:, first:], self.seeds, config.state_scale)
+        state = processors.process_start(wave.carry(wave.states, start), refinement)
+        refinement.before = refinement.states = state
+        state = processors.process_state(state, refinement)
         # With shared keys and values every recurrence writes the same slot; without, each position has its own depth.
-        depth = 0 if cache.kv_sharing == "last" else wave.step_counts()
+        depth = 0 if cache.kv_sharing == "last" else refinement.steps
         for inner in range(config.inner_recurrence):
             state = model.recur(state, e, positions, cache, depth + inner)
-        wave.states = state
-        logits = model.decode(state, positions, cache)
-
-        predictions, scores = self.choose(wave, logits, input_ids, positions)
-        converged = (latent_difference(state, before) < config.exit_threshold).to(predictions.device)
+        wave.states = refinement.states = processors.process_refined(state, refinement)
+        refinement.logits = logits = model.decode(wave.states, positions, cache)
+        refinement.predictions, scores = self.choose(wave, logits, input_ids, positions)
+        converged = self.criterion(refinement).to(refinement.predictions.device)
+        wave.memory = refinement.remembered
         # The tick's only wait for the device: what was predicted, and what has converged.
-        predictions, converged = torch.stack((predictions, converged.long())).tolist()
+        predictions, converged = torch.stack((refinement.predictions, converged.long())).tolist()
 
         self.stats.ticks += 1
         self.stats.core_passes += config.inner_recurrence

@@ -13,13 +13,19 @@ from transformers import (
 from transformers.generation import GenerationMode
 
 from ..cache import RecurrentDepthCache
-from ..configuration import SAMPLER_CONFIGS, AutoregressiveConfig, nearest, sampler_config_class
+from ..configuration import SAMPLER_CONFIGS, AutoregressiveConfig, SamplerConfig, merged, sampler_config_class
+from ..presets import PRESET_SAMPLER, preset
 from ..randomness import row_seeds
+from ..validation import nearest
+from .adaptive import Adaptive
 from .choice import KeyedGumbelProcessor
 from .diffusion_forcing import DiffusionForcing
 from .sampler import WavefrontSampler
 
-WAVEFRONT_SAMPLERS: dict[str, type[WavefrontSampler]] = {"diffusion_forcing": DiffusionForcing}
+WAVEFRONT_SAMPLERS: dict[str, type[WavefrontSampler]] = {
+    "adaptive": Adaptive,
+    "diffusion_forcing": DiffusionForcing,
+}
 """Samplers with a loop of their own; `"autoregressive"` is transformers' loop."""
 
 SAMPLER_KEYWORDS = {name for config in SAMPLER_CONFIGS.values() for name in config.fields()}
@@ -56,9 +62,14 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None, **kwargs: Any
     ) -> tuple[GenerationConfig, dict]:
-        """Take the sampler's keywords out of the call, resolve and validate them."""
-        chosen = "sampler" in kwargs
+        """Take the sampler's keywords out of the call, resolve and validate them.
+
+        Precedence, highest first: a keyword of the call, `sampler_config` of the call, the generation config (the one
+        passed if it names a sampler, else the model's), the preset, the default.
+        """
         sampler = kwargs.pop("sampler", None)
+        passed = kwargs.pop("sampler_config", None)
+        preset_name = kwargs.pop("sampler_preset", None)
         given = {name: kwargs.pop(name) for name in SAMPLER_KEYWORDS & kwargs.keys()}
         # A config passed with a sampler brings that sampler's settings; the model's are for the model's sampler.
         source = generation_config if hasattr(generation_config, "sampler") else self.generation_config
@@ -67,11 +78,26 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         if misplaced := sorted(SAMPLER_KEYWORDS & vars(source).keys()):
             raise ValueError(f"{misplaced[0]} stands on the generation config itself; put it into its sampler_config.")
 
-        stored_sampler = getattr(source, "sampler", None)
-        if not chosen:
+        stored_preset = getattr(source, "sampler_preset", None)
+        stored_sampler = getattr(source, "sampler", None) or (PRESET_SAMPLER if stored_preset else None)
+        if isinstance(passed, SamplerConfig):
+            if sampler not in (None, passed.sampler):
+                raise ValueError(
+                    f"sampler={sampler!r} does not fit sampler_config={type(passed).__name__}, which is for "
+                    f"{passed.sampler!r}: leave out one of them."
+                )
+            sampler = passed.sampler
+            passed = {name: getattr(passed, name) for name in passed.fields()}
+        if sampler is None:
             sampler = stored_sampler
-        stored = (getattr(source, "sampler_config", None) or {}) if sampler == stored_sampler else {}
+        if preset_name is None and sampler == stored_sampler:
+            preset_name = stored_preset
+        if sampler is None and preset_name is not None:
+            sampler = PRESET_SAMPLER
+        if passed is not None and not isinstance(passed, dict):
+            raise TypeError(f"sampler_config={passed!r} must be a SamplerConfig or a dict of settings.")
         config_class = sampler_config_class(sampler) if sampler is not None else AutoregressiveConfig
+        stored = (getattr(source, "sampler_config", None) or {}) if sampler == stored_sampler else {}
         for name in given:
             if name not in config_class.fields():
                 takers = [key for key, config in SAMPLER_CONFIGS.items() if name in config.fields()]
@@ -79,9 +105,11 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                     f"{name}={given[name]!r} is not a setting of sampler={sampler!r}: "
                     f"pass sampler={' or '.join(map(repr, takers))}, or leave it out."
                 )
-        settings = config_class.from_dict(stored | given).resolve(self.config.mean_recurrence)
+        chosen = {} if preset_name is None else preset(preset_name, sampler, self.config.model_type)
+        settings = config_class.from_dict(merged(chosen, stored, passed or {}, given))
         generation_config.sampler = sampler
-        generation_config.sampler_config = settings.to_dict()
+        # The object, not its dict: hooks passed as instances have no other form.
+        generation_config._sampler_settings = settings.resolve(self.config.mean_recurrence)
         return generation_config, model_kwargs
 
     def _refuse_unknown_keywords(self, model_kwargs: dict[str, Any]) -> None:
@@ -97,7 +125,12 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                 continue
             if name in remedies:
                 raise ValueError(f"generate() does not take {name} for this model: {remedies[name]}.")
-            candidates = SAMPLER_KEYWORDS | known | {"sampler"} | set(GenerationConfig().to_dict())
+            candidates = (
+                SAMPLER_KEYWORDS
+                | known
+                | {"sampler", "sampler_config", "sampler_preset"}
+                | set(GenerationConfig().to_dict())
+            )
             raise ValueError(f"generate() has no keyword {name!r}{_nearest_only(name, candidates)}.")
 
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
@@ -142,27 +175,27 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ) -> None:
         """A `RecurrentDepthCache` with room for the whole text, unless the caller brought one."""
-        settings = generation_config.sampler_config
+        settings = generation_config._sampler_settings
         if generation_mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
             # Plain transformers decoding that does not pass through _sample: beams of a row share its state noise.
-            seeds = row_seeds(settings["seed"], batch_size)
+            seeds = row_seeds(settings.seed, batch_size)
             model_kwargs["seeds"] = seeds.repeat_interleave(generation_config.num_beams)
-            model_kwargs |= {name: settings[name] for name in ("num_steps", "state_scale")}
-        steps = max(settings["num_steps"], settings.get("max_steps", 0))
+            model_kwargs |= {"num_steps": settings.num_steps, "state_scale": settings.state_scale}
+        steps = settings.deepest
         cache = model_kwargs.get("past_key_values")
         if cache is None:
             if generation_config.use_cache is not False:
-                model_kwargs["past_key_values"] = self.new_cache(steps, settings["kv_sharing"], max_cache_length + 1)
+                model_kwargs["past_key_values"] = self.new_cache(steps, settings.kv_sharing, max_cache_length + 1)
             return
         if not isinstance(cache, RecurrentDepthCache):
             raise TypeError(
                 f"past_key_values is a {type(cache).__name__}; a recurrent-depth model needs a RecurrentDepthCache: "
                 "pass the one an earlier generate() returned, or model.new_cache(...)."
             )
-        if generation_config.sampler is not None and cache.kv_sharing != settings["kv_sharing"]:
+        if generation_config.sampler is not None and cache.kv_sharing != settings.kv_sharing:
             raise ValueError(
                 f"past_key_values was made with kv_sharing={cache.kv_sharing!r}, the call asks for "
-                f"{settings['kv_sharing']!r}: pass kv_sharing={cache.kv_sharing!r}, or start a new cache."
+                f"{settings.kv_sharing!r}: pass kv_sharing={cache.kv_sharing!r}, or start a new cache."
             )
         if cache.kv_sharing == "none" and cache.num_steps < steps:
             raise ValueError(
@@ -236,8 +269,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         )
         self._validate_prompt(input_ids, attention_mask, cache, columns, generation_config.max_length)
         sampler = generation_config.sampler
-        config_class = AutoregressiveConfig if sampler is None else sampler_config_class(sampler)
-        config = config_class.from_dict(generation_config.sampler_config)
+        config = generation_config._sampler_settings
         if sampler in WAVEFRONT_SAMPLERS:
             if any(isinstance(p, SynthIDTextWatermarkLogitsProcessor) for p in logits_processor):
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""What every parallel sampler does around its ticks: prefill, choice of tokens, commits, rows that leave, the output."""
+"""What every parallel sampler does around its ticks: prefill, choice of tokens, commits, leaving rows, output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from ..cache import RecurrentDepthCache
-from ..configuration import SamplerConfig
+from ..configuration import EarlyExitConfig
 from ..randomness import row_seeds
 from .choice import TokenChoice
 from .committed import CommittedTokens
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class WavefrontSampler(ABC):
-    """One `generate()` call: prefill at full depth, then ticks over a wavefront until every row has ended.
+    """One `generate()` call: prefill, then ticks over a wavefront until every row has ended.
 
     A subclass says what a tick is. Rows that have ended leave the batch: the wave, the seeds and the cache go on with
     the live ones.
@@ -48,7 +48,7 @@ class WavefrontSampler(ABC):
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
-        config: SamplerConfig,
+        config: EarlyExitConfig,
         streamer: BaseStreamer | None,
         attention_mask: torch.Tensor | None,
         past_key_values: RecurrentDepthCache,
@@ -99,17 +99,17 @@ class WavefrontSampler(ABC):
         return self.offset + self.committed.max_length - self.padding[self.live[row]] - 2
 
     def prefill(self) -> Wavefront:
-        """Run the prompt at full depth and commit each row's first token; its position starts the wave."""
+        """Run the prompt for `prefill_steps` recurrences and commit each row's first token; its position starts the wave."""
         logits = self.model(
             self.input_ids[:, self.cache.columns - self.offset :],
             attention_mask=self.attention_mask,
             past_key_values=self.cache,
-            num_steps=self.config.num_steps,
+            num_steps=self.config.prefill_steps,
             state_scale=self.config.state_scale,
             seeds=self.seeds,
             logits_to_keep=1,
         ).logits
-        self.stats.prefill_core_passes = self.config.num_steps
+        self.stats.prefill_core_passes = self.config.prefill_steps
         length = self.committed.prompt_length
         fronts = [self.offset + length - pad for pad in self.padding]
         positions = torch.tensor(fronts, device=logits.device)[:, None] - 1

@@ -14,7 +14,7 @@ class Wavefront:
         tokens: per row, the ids at its positions; the first is committed, the others are drafts.
         steps: per row, recurrences of each position since its input token last changed.
         states: [batch, width, channels], or None before the first tick.
-        embeddings: the injected embeddings of the last tick, kept when momentum needs them.
+        memory: what hooks keep from tick to tick, [batch, last width, ...] each.
     """
 
     def __init__(self, fronts: list[int], tokens: list[list[int]], device: torch.device):
@@ -23,7 +23,7 @@ class Wavefront:
         self.steps = [[0] * len(row) for row in tokens]
         self.device = device
         self.states: torch.Tensor | None = None
-        self.embeddings: torch.Tensor | None = None
+        self.memory: dict[str, torch.Tensor] = {}
         # Which column of the last tick each column was, or -1 for a position that is new.
         self.origins = [[-1] * len(row) for row in tokens]
 
@@ -64,6 +64,18 @@ class Wavefront:
         """The first column in which some row has a position it did not have a tick ago; `width` when there is none."""
         return min((row.index(-1) for row in self.origins if -1 in row), default=self.width)
 
+    def fresh(self) -> torch.Tensor:
+        """bool [batch, width], positions that are new; False past a row's width."""
+        return self._grid([[origin < 0 for origin in row] for row in self.origins], False)
+
+    def recall(self) -> dict[str, torch.Tensor]:
+        """What is in memory, [batch, width, ...] at this tick's columns; anything where a position is new."""
+        if not self.memory:
+            return {}
+        origins = self._grid(self.origins, -1).clamp_min(0)
+        rows = torch.arange(len(origins), device=self.device)[:, None]
+        return {key: kept[rows.to(kept.device), origins.to(kept.device)] for key, kept in self.memory.items()}
+
     def carry(self, old: torch.Tensor | None, fresh: torch.Tensor) -> torch.Tensor:
         """Last tick's values at this tick's columns.
 
@@ -90,9 +102,9 @@ class Wavefront:
         for name in ("fronts", "tokens", "steps", "origins"):
             values = getattr(self, name)
             setattr(self, name, [values[row] for row in rows])
-        for name in ("states", "embeddings"):
-            if getattr(self, name) is not None:
-                setattr(self, name, getattr(self, name)[torch.tensor(rows, device=getattr(self, name).device)])
+        if self.states is not None:
+            self.states = self.states[torch.tensor(rows, device=self.states.device)]
+        self.memory = {key: kept[torch.tensor(rows, device=kept.device)] for key, kept in self.memory.items()}
 
     def advance(self, row: int, frozen: int, predictions: list[int], width: int, recurrences: int) -> None:
         """Drop a row's first `frozen` positions, take the new drafts, and fill up to `width` positions.

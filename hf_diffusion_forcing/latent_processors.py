@@ -1,0 +1,262 @@
+"""What may be done to latent states and injected embeddings between recurrences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from .randomness import fold_in
+from .refinement import Refinement
+from .registry import Registry
+from .validation import check_number, nearest
+
+
+class LatentProcessor:
+    """Changes what a tick works on, at four places; each method is the identity unless a subclass says otherwise.
+
+    Every method takes and returns a tensor [batch, width, channels] and leaves the one it was given as it was.
+    Subclass it as a dataclass and pass an instance; `register_latent_processor` gives it a name for settings.
+
+    Attributes:
+        name: what settings call it.
+    """
+
+    name: ClassVar[str]
+
+    def process_embedding(self, e: torch.Tensor, refinement: Refinement) -> torch.Tensor:
+        """The injected embedding, after the prelude and before there are states."""
+        return e
+
+    def process_start(self, state: torch.Tensor, refinement: Refinement) -> torch.Tensor:
+        """The states a tick starts from: s0 where `refinement.fresh`, carried from the last tick elsewhere.
+
+        Only what is returned at fresh positions is used.
+        """
+        return state
+
+    def process_state(self, state: torch.Tensor, refinement: Refinement) -> torch.Tensor:
+        """The states before the tick's recurrences."""
+        return state
+
+    def process_refined(self, state: torch.Tensor, refinement: Refinement) -> torch.Tensor:
+        """The states after the tick's recurrences, before they are read out and carried on.
+
+        The core's keys and values stay as the last recurrence wrote them.
+        """
+        return state
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that `latent_processor` makes an equal one from; TypeError for an unregistered class."""
+        return LATENT_PROCESSORS.to_dict(self)
+
+
+LATENT_PROCESSORS = Registry(LatentProcessor, "latent_processor")
+"""The processors settings may name."""
+
+
+def register_latent_processor(processor_class: type[LatentProcessor]) -> type[LatentProcessor]:
+    """Class decorator: lets settings name your own processor. It stands above `@dataclass`.
+
+    Raises:
+        TypeError: not a dataclass that subclasses `LatentProcessor`, or without a `name`.
+        ValueError: the name belongs to another class.
+    """
+    return LATENT_PROCESSORS.register(processor_class)
+
+
+def _fresh(refinement: Refinement, like: torch.Tensor) -> torch.Tensor:
+    """bool [batch, width, 1] where `like` is."""
+    return refinement.fresh.to(like.device)[..., None]
+
+
+@register_latent_processor
+@dataclass
+class EmbeddingMomentum(LatentProcessor):
+    """e <- (1 - eta) e + eta e_before, where the position existed a tick ago (arXiv 2510.14961, Algorithm 1).
+
+    e_before is the mixed embedding of the last tick. Remembers one [batch, width, channels].
+
+    Args:
+        eta: between 0 and 1.
+    """
+
+    name: ClassVar[str] = "embedding_momentum"
+    eta: float = 0.1
+
+    def __post_init__(self):
+        check_number("eta", self.eta, 1.0)
+
+    def process_embedding(self, e: torch.Tensor, refinement: Refinement) -> torch.Tensor:
+        before = refinement.recall("embedding_momentum.embedding")
+        if before is not None:
+            e = torch.where(_fresh(refinement, e), e, torch.lerp(e, before, self.eta))
+        refinement.remember("embedding_momentum.embedding", e)
+        return e
+
+
+_SCHEDULES = {
+    "constant": lambda steps, budget: torch.ones_like(steps),
+    "linear": lambda steps, budget: (1 - steps / budget).clamp_min(0),
+    "square_root": lambda steps, budget: (1 - steps / budget).clamp_min(0).sqrt(),
+    "dampened": lambda steps, budget: 1 / (1 + steps),
+}
+
+
+@register_latent_processor
+@dataclass
+class StateNoise(LatentProcessor):
+    """s <- (1 - b) s + b noise before the recurrences, with fresh noise like the state start's (arXiv 2510.14961).
+
+    b depends on k, the recurrences a position has had on its token, and on the budget K: "constant" beta,
+    "linear" beta max(0, 1 - k / K), "square_root" beta sqrt(max(0, 1 - k / K)), "dampened" beta / (1 + k).
+    The noise is keyed by (seed, position, k), so it does not depend on the batch or the wave.
+
+    Args:
+        beta: between 0 and 1.
+        schedule: one of the four.
+    """
+
+    name: ClassVar[str] = "state_noise"
+    beta: float = 0.1
+    schedule: str = "constant"
+
+    def __post_init__(self):
+        check_number("beta", self.beta, 1.0)
+        if self.schedule not in _SCHEDULES:
+            raise ValueError(f"schedule={self.schedule!r} is unknown{nearest(str(self.schedule), tuple(_SCHEDULES))}.")
+
+    def share(self, steps: torch.Tensor, budget: int) -> torch.Tensor:
+        """b of positions that have had `steps` recurrences, float32 [batch, width]."""
+        return self.beta * _SCHEDULES[self.schedule](steps.float(), budget)
+
+    def process_state(self, state: torch.Tensor, refinement: Refinement) -> torch.Tensor:
+        seeds = fold_in(refinement.seeds, refinement.steps + 1)
+        noise = refinement.model.initialize_state(state, refinement.positions, seeds, 1.0)
+        share = self.share(refinement.steps, refinement.budget).to(state.device)[..., None]
+        return torch.lerp(state.float(), noise.to(state.device).float(), share).type_as(state)
+
+
+@register_latent_processor
+@dataclass
+class ContinuousCompute(LatentProcessor):
+    """A new position starts from the state of the position on its left instead of from noise (arXiv 2502.05171).
+
+    Of several new positions in a row, all take the state of the last one that is not new. Where a row has none, as in
+    the first tick, they keep their noise.
+    """
+
+    name: ClassVar[str] = "continuous_compute"
+
+    def process_start(self, state: torch.Tensor, refinement: Refinement) -> torch.Tensor:
+        fresh = _fresh(refinement, state)
+        columns = torch.arange(state.shape[1], device=state.device)[:, None]
+        source = columns.masked_fill(fresh, -1).cummax(dim=1).values
+        neighbour = state.gather(1, source.clamp_min(0).expand_as(state))
+        return torch.where(fresh & (source >= 0), neighbour, state)
+
+
+@register_latent_processor
+@dataclass
+class LatentMomentum(LatentProcessor):
+    """s <- s + mu (s - s_before) after the recurrences: each tick's step is taken a little further.
+
+    Experimental. s_before is the state at the start of the tick; new positions, which come from noise, are left alone.
+    A criterion that compares states sees the longer step.
+
+    Args:
+        mu: between 0 and 1.
+    """
+
+    name: ClassVar[str] = "latent_momentum"
+    mu: float = 0.1
+
+    def __post_init__(self):
+        check_number("mu", self.mu, 1.0)
+
+    def process_refined(self, state: torch.Tensor, refinement: Refinement) -> torch.Tensor:
+        before = refinement.before.float()
+        further = torch.lerp(before, state.float(), 1 + self.mu).type_as(state)
+        return torch.where(_fresh(refinement, state), state, further)
+
+
+@register_latent_processor
+@dataclass
+class AndersonAcceleration(LatentProcessor):
+    """Anderson acceleration of the fixed point s = G(s) over two ticks, for each position on its own, in float32.
+
+    With x the states at the start of a tick, g = G(x) those after its recurrences and f = g - x, of this tick and the
+    last: theta = <f, f - f_before> / ||f - f_before||^2, and s <- g - theta (g - g_before).
+
+    Experimental. A position keeps s = g where it is new or its token has just changed (the last tick was of another
+    G), where ||f - f_before|| is too small to divide by (below 1% of ||f||, or lost in g's rounding), and where the
+    result is not finite. Remembers two tensors [batch, width, channels].
+    """
+
+    name: ClassVar[str] = "anderson"
+
+    def process_refined(self, state: torch.Tensor, refinement: Refinement) -> torch.Tensor:
+        memory = [refinement.recall(f"anderson.{what}") for what in ("starts", "ends")]
+        refinement.remember("anderson.starts", refinement.before)
+        refinement.remember("anderson.ends", state)
+        if None in memory:
+            return state
+        x_before, g_before, x, g = (tensor.float() for tensor in (*memory, refinement.before, state))
+        f = g - x
+        change = f - (g_before - x_before)
+        squared = change.square().sum(-1, keepdim=True)
+        theta = (f * change).sum(-1, keepdim=True) / squared
+        accelerated = (g - theta * (g - g_before)).type_as(state)
+        smallest = torch.maximum(0.01 * f.norm(dim=-1), torch.finfo(state.dtype).eps * g.norm(dim=-1)).square()
+        usable = (squared > smallest[..., None]) & accelerated.isfinite().all(-1, keepdim=True)
+        usable &= ~_fresh(refinement, state) & (refinement.steps > 0).to(state.device)[..., None]
+        return torch.where(usable, accelerated, state)
+
+
+class LatentProcessorList(list):
+    """Processors applied one after the other, as `LogitsProcessorList` is of logits processors."""
+
+    def process_embedding(self, e: torch.Tensor, refinement: Refinement) -> torch.Tensor:
+        """`LatentProcessor.process_embedding` of each in turn."""
+        for processor in self:
+            e = processor.process_embedding(e, refinement)
+        return e
+
+    def process_start(self, state: torch.Tensor, refinement: Refinement) -> torch.Tensor:
+        """`LatentProcessor.process_start` of each in turn."""
+        for processor in self:
+            state = processor.process_start(state, refinement)
+        return state
+
+    def process_state(self, state: torch.Tensor, refinement: Refinement) -> torch.Tensor:
+        """`LatentProcessor.process_state` of each in turn."""
+        for processor in self:
+            state = processor.process_state(state, refinement)
+        return state
+
+    def process_refined(self, state: torch.Tensor, refinement: Refinement) -> torch.Tensor:
+        """`LatentProcessor.process_refined` of each in turn."""
+        for processor in self:
+            state = processor.process_refined(state, refinement)
+        return state
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """Plain values that `latent_processor` makes an equal list from; TypeError for an unregistered class."""
+        return [processor.to_dict() for processor in self]
+
+
+def latent_processor(spec: LatentProcessor | str | dict | list) -> LatentProcessor | LatentProcessorList:
+    """A latent processor, or a list of them, from settings.
+
+    Args:
+        spec: a name in `LATENT_PROCESSORS`; a dict {"name": ..., **parameters}; an instance, which is returned as it
+            is; or a list of such, which gives a `LatentProcessorList`.
+
+    Raises:
+        TypeError: `spec` is none of these, or a parameter has the wrong type.
+        ValueError: an unknown name or parameter (names the nearest), or a value out of range.
+    """
+    if isinstance(spec, (list, tuple)):
+        return LatentProcessorList(LATENT_PROCESSORS.build(one) for one in spec)
+    return LATENT_PROCESSORS.build(spec)

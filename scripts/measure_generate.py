@@ -1,0 +1,193 @@
+"""Measure what the parts of generate() cost beside diffusion forcing: processors, streaming, ragged batches.
+
+    python scripts/measure_generate.py
+
+Writes docs/benchmarks/generate.json and generate.md. All rows of a table come from one interleaved run on the bundled
+checkpoint; run it on an otherwise idle machine.
+"""
+
+import json
+import platform
+import statistics
+import time
+from contextlib import nullcontext
+from datetime import date
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+from unittest.mock import patch
+
+import torch
+import transformers
+import typer
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, WatermarkingConfig
+from transformers.generation.streamers import BaseStreamer
+
+from hf_diffusion_forcing import bundled_checkpoint
+from hf_diffusion_forcing.evaluation.problems import problems
+from hf_diffusion_forcing.generation.sampler import WavefrontSampler
+
+ROOT = Path(__file__).parent.parent
+FORCING = {"sampler": "diffusion_forcing", "wavefront": 16, "inner_recurrence": 4, "seed": 0}
+PROCESSORS = {
+    "none": {},
+    "temperature": {"do_sample": True, "temperature": 0.7, "top_k": 0},
+    "top_k": {"do_sample": True, "top_k": 20},
+    "top_p": {"do_sample": True, "top_k": 0, "top_p": 0.9},
+    "min_p": {"do_sample": True, "top_k": 0, "min_p": 0.05},
+    "typical_p": {"do_sample": True, "top_k": 0, "typical_p": 0.9},
+    "epsilon_cutoff": {"do_sample": True, "top_k": 0, "epsilon_cutoff": 1e-3},
+    "eta_cutoff": {"do_sample": True, "top_k": 0, "eta_cutoff": 1e-3},
+    "sampling alone": {"do_sample": True, "top_k": 0},
+    "suppress_tokens": {"suppress_tokens": [5]},
+    "repetition_penalty": {"repetition_penalty": 1.0001},
+    "no_repeat_ngram_size": {"no_repeat_ngram_size": 40},
+    "bad_words_ids": {"bad_words_ids": [[500], [501, 502]]},
+    "sequence_bias": {"sequence_bias": [[[500], -1.0]]},
+    "min_new_tokens": {"min_new_tokens": 8},
+    "exponential_decay_length_penalty": {"exponential_decay_length_penalty": (1000, 1.1)},
+    "prefix_allowed_tokens_fn": {"prefix_allowed_tokens_fn": lambda row, ids: range(512)},
+    "watermarking_config": {"watermarking_config": WatermarkingConfig(bias=0.0)},
+}
+"""Settings that leave most texts as they are, so that the ticks are the same ticks."""
+
+
+class FirstToken(BaseStreamer):
+    """Notes when the first new token came; the first `put` is the prompt."""
+
+    def __init__(self):
+        self.puts, self.seconds = 0, 0.0
+        self.start = time.perf_counter()
+
+    def put(self, value):
+        self.puts += 1
+        if self.puts == 2:
+            self.seconds = time.perf_counter() - self.start
+
+    def end(self):
+        pass
+
+
+def seconds_per_tick(model, input_ids: torch.Tensor, **settings) -> float:
+    start = time.perf_counter()
+    output = model.generate(input_ids, **FORCING, **settings, return_dict_in_generate=True, max_new_tokens=100)
+    return (time.perf_counter() - start) / output.stats.ticks
+
+
+def measure_processors(model, prompts: list[torch.Tensor]) -> dict[str, float]:
+    """Time of a tick with each processor over one without, medians over prompts."""
+    ratios = {name: [] for name in PROCESSORS}
+    for input_ids in tqdm(prompts, desc="processors"):
+        base = seconds_per_tick(model, input_ids)
+        for name, settings in PROCESSORS.items():
+            ratios[name].append(seconds_per_tick(model, input_ids, **settings) / base)
+    return {name: statistics.median(values) for name, values in ratios.items()}
+
+
+def measure_first_token(model, prompts: list[torch.Tensor]) -> dict[str, float]:
+    """Seconds to the first streamed token, medians, and their ratio."""
+    samplers = {"autoregressive": {"sampler": "autoregressive", "seed": 0}, "diffusion_forcing": FORCING}
+    seconds = {name: [] for name in samplers}
+    for input_ids in tqdm(prompts, desc="first token"):
+        for name, settings in samplers.items():
+            streamer = FirstToken()
+            model.generate(input_ids, streamer=streamer, max_new_tokens=4, **settings)
+            seconds[name].append(streamer.seconds)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return medians | {"ratio": medians["diffusion_forcing"] / medians["autoregressive"]}
+
+
+def measure_batches(model, tokenizer, repeats: int) -> list[dict]:
+    """Tokens per second of ragged batches: autoregression, diffusion forcing, and with rows that may not leave."""
+    ways = {
+        "autoregressive": ({"sampler": "autoregressive", "seed": 0}, nullcontext),
+        "diffusion_forcing": (FORCING, nullcontext),
+        "diffusion_forcing, ended rows stay": (
+            FORCING,
+            lambda: patch.object(WavefrontSampler, "let_rows_leave", lambda self, wave: None),
+        ),
+    }
+    table = []
+    for batch in (1, 4, 16):
+        speeds = {name: [] for name in ways}
+        for repeat in tqdm(range(repeats), desc=f"batch {batch}"):
+            worked = islice(problems(100 + repeat, held_out=True, kind="worked"), batch)
+            inputs = tokenizer([p.prompt for p in worked], return_tensors="pt", padding=True)
+            for name, (settings, context) in ways.items():
+                with context():
+                    start = time.perf_counter()
+                    ids = model.generate(**inputs, **settings, max_new_tokens=160)
+                    elapsed = time.perf_counter() - start
+                new = ids[:, inputs.input_ids.shape[1] :]
+                speeds[name].append(int((new != tokenizer.pad_token_id).sum()) / elapsed)
+        medians = {name: statistics.median(values) for name, values in speeds.items()}
+        table.append({"batch": batch, **medians})
+    return table
+
+
+def markdown(figures: dict) -> str:
+    """The page: three tables and where they come from."""
+    lines = [
+        "# What processors, streaming and batches cost",
+        "",
+        f"Measured {figures['date']} by `scripts/measure_generate.py` on the bundled checkpoint, {figures['machine']}, "
+        f"float32, {figures['threads']} threads, CPU only; wavefront 16, 4 recurrences a tick. Ratios of one run.",
+        "",
+        "## Time of a tick with a processor, over one without",
+        "",
+        "Prefix-free processors run once a wave; the others once for each position, with that position's own prefix.",
+        "",
+        "| setting | tick |",
+        "| --- | ---: |",
+        *(f"| {name} | {ratio:.2f}x |" for name, ratio in figures["processors"].items()),
+        "",
+        "## First streamed token",
+        "",
+        f"It comes from the prompt's own pass with either sampler: diffusion forcing takes "
+        f"{figures['first_token']['ratio']:.2f}x the time of autoregression.",
+        "",
+        "## Batches whose rows end at different lengths",
+        "",
+        "Tokens per second over autoregression of the same batch.",
+        "",
+        "| batch | diffusion forcing | ended rows stay in the batch |",
+        "| ---: | ---: | ---: |",
+    ]
+    for row in figures["batches"]:
+        base = row["autoregressive"]
+        cells = (row["diffusion_forcing"] / base, row["diffusion_forcing, ended rows stay"] / base)
+        lines.append(f"| {row['batch']} | " + " | ".join(f"{cell:.2f}x" for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(
+    count: Annotated[int, typer.Option(help="Prompts of the processor and first-token tables.")] = 9,
+    repeats: Annotated[int, typer.Option(help="Batches of each size.")] = 5,
+    threads: int = 2,
+    output: Path = ROOT / "docs" / "benchmarks",
+):
+    torch.set_num_threads(threads)
+    path = bundled_checkpoint()
+    model = AutoModelForCausalLM.from_pretrained(path).eval()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    chosen = islice(problems(99, held_out=True, kind="worked"), count)
+    prompts = [tokenizer(p.prompt, return_tensors="pt").input_ids for p in chosen]
+    seconds_per_tick(model, prompts[0])  # the first call of a process pays for lazy initialisation
+    figures = {
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()} CPU, {platform.system()}",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": threads,
+        "processors": measure_processors(model, prompts),
+        "first_token": measure_first_token(model, prompts),
+        "batches": measure_batches(model, tokenizer, repeats),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "generate.json").write_text(json.dumps(figures, indent=2) + "\n")
+    (output / "generate.md").write_text(markdown(figures))
+
+
+if __name__ == "__main__":
+    typer.run(main)
