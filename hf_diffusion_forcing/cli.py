@@ -2,12 +2,14 @@
 
 import json
 import time
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+from .hub.commands import export, push
 
 app = typer.Typer(add_completion=False, help="Decode recurrent-depth language models by diffusion forcing.")
 
@@ -31,8 +33,12 @@ def fail(message: str) -> typer.Exit:
     return typer.Exit(2)
 
 
-def load(name: str | None):
+def load(name: str | None, **kwargs):
     """Model and tokenizer of a checkpoint; only recurrent-depth models are taken.
+
+    Args:
+        name: a folder or Hub id; the bundled checkpoint when None.
+        kwargs: of `from_pretrained`, for the model.
 
     Raises:
         typer.Exit: the checkpoint is missing, damaged, or of another kind; the reason is printed.
@@ -47,7 +53,7 @@ def load(name: str | None):
     path = name or bundled_checkpoint()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, **kwargs)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise fail(f"{path} could not be loaded: {error}") from error
     if not isinstance(model, RecurrentDepthGenerationMixin):
@@ -246,6 +252,59 @@ def compare(
     else:
         console.print(comparison_table("Autoregression and diffusion forcing", runs, chosen, answers))
 
+
+@app.command()
+def serve(
+    model: ModelArgument = None,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "localhost",
+    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
+    sampler: Annotated[
+        str | None, typer.Option(help="By default the checkpoint's own, or diffusion_forcing where it has none.")
+    ] = None,
+    wavefront: Wavefront = None,
+    exit_threshold: ExitThreshold = None,
+    inner_recurrence: InnerRecurrence = None,
+    num_steps: NumSteps = None,
+    seed: Annotated[int | None, typer.Option(help="Seed where a request has none; drawn anew by default.")] = None,
+    device: Annotated[str, typer.Option(help="Device of the model: auto, cpu, cuda:0, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Type of the weights; auto is as they were saved.")] = "auto",
+    enable_cors: Annotated[bool, typer.Option(help="Let web pages of any origin send requests.")] = False,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error", "critical"], typer.Option(help="Of the server's own messages.")
+    ] = "warning",
+) -> None:
+    """Answer OpenAI clients: chat completions, completions and responses, streamed or not."""
+    try:
+        from .serve import choose_sampler
+        from .serve import serve as answer
+    except ImportError as error:
+        raise fail(str(error)) from error
+
+    network, tokenizer = load(model, device_map=device, dtype=dtype)
+    settings = given(
+        wavefront=wavefront,
+        exit_threshold=exit_threshold,
+        inner_recurrence=inner_recurrence,
+        num_steps=num_steps,
+        seed=seed,
+    )
+    try:
+        choose_sampler(network, sampler, **settings)
+    except (ValueError, TypeError) as error:
+        raise fail(str(error)) from error
+    name = model or "bundled"
+    config = network.generation_config
+    Console().print(
+        f"Serving {name} by {config.sampler} {config.sampler_config} at http://{host}:{port}/v1 (Ctrl+C to stop).",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    answer(network, tokenizer, name, host, port, enable_cors, log_level)
+
+
+app.command()(export)
+app.command()(push)
 
 if __name__ == "__main__":
     app()

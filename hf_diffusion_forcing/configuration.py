@@ -75,7 +75,7 @@ class SamplerConfig:
 
     @property
     def deepest(self) -> int:
-        """The most recurrences a position may have (of resolved settings); `kv_sharing="none"` keeps an entry for each."""
+        """The most recurrences a position may have, of resolved settings: the entries of `kv_sharing="none"`."""
         return self.num_steps
 
     @classmethod
@@ -230,7 +230,8 @@ class DiffusionForcingConfig(EarlyExitConfig):
     """Settings of `sampler="diffusion_forcing"` (arXiv 2510.14961, Algorithm 1).
 
     Args:
-        wavefront: most positions refined at once.
+        wavefront: most positions refined at once; "auto" measures what widths cost on this machine, sees how many
+            recurrences the prompt needs, and chooses it (and `inner_recurrence`, unless that is given).
         headway: new positions a tick may add.
         inner_recurrence: core passes in a tick (r'); when None 4, or the token's budget where that is less.
         max_steps: recurrences after which the front position freezes anyway; `num_steps` when None.
@@ -244,7 +245,7 @@ class DiffusionForcingConfig(EarlyExitConfig):
 
     sampler: ClassVar[str] = "diffusion_forcing"
 
-    wavefront: int = 32
+    wavefront: int | str = 32
     headway: int = 1
     inner_recurrence: int | None = None
     max_steps: int | None = None
@@ -256,7 +257,10 @@ class DiffusionForcingConfig(EarlyExitConfig):
 
     def validate(self) -> None:
         super().validate()
-        check_integer("wavefront", self.wavefront, 1)
+        if self.wavefront != "auto":
+            if isinstance(self.wavefront, str):
+                raise ValueError(f"wavefront={self.wavefront!r} is unknown: use 'auto' or a number of positions.")
+            check_integer("wavefront", self.wavefront, 1)
         check_integer("headway", self.headway, 1)
         check_number("embedding_momentum", self.embedding_momentum, 1.0)
         check_number("state_noise", self.state_noise, 1.0)
@@ -295,7 +299,9 @@ class DiffusionForcingConfig(EarlyExitConfig):
     def resolve(self, mean_recurrence: int) -> "DiffusionForcingConfig":
         settings = super().resolve(mean_recurrence)
         max_steps = settings.max_steps or settings.num_steps
-        inner_recurrence = settings.inner_recurrence or min(4, settings.num_steps, max_steps)
+        inner_recurrence = settings.inner_recurrence
+        if inner_recurrence is None and settings.wavefront != "auto":
+            inner_recurrence = min(4, settings.num_steps, max_steps)
         return dataclasses.replace(settings, max_steps=max_steps, inner_recurrence=inner_recurrence)
 
     @property

@@ -408,7 +408,7 @@ def exit_criterion(spec: ExitCriterion | str | dict | list, threshold: float | N
     known = dataclasses.fields(criterion) if dataclasses.is_dataclass(criterion) else ()
     if not any(field.name == "threshold" for field in known):
         raise ValueError(
-            f"exit_threshold={threshold} has no place in {type(criterion).__name__}, which has no threshold of its own: "
+            f"exit_threshold={threshold} has no place in {type(criterion).__name__}, which has no threshold: "
             "leave it out, or set the parameters of each criterion in its dict."
         )
     return dataclasses.replace(criterion, threshold=threshold)

@@ -5,6 +5,8 @@ positions are refined. The generator is splitmix64's finaliser in wrapping int64
 device.
 """
 
+import math
+
 import torch
 
 STATE, GUMBEL = range(2)
@@ -83,7 +85,7 @@ def keyed_truncated_normal(
     seeds: torch.Tensor, positions: torch.Tensor, purpose: int, channels: int, bound: float = 3.0
 ) -> torch.Tensor:
     """Standard normal numbers truncated at +-`bound`, float32 [batch, width, channels] (inverse CDF)."""
-    edge = torch.erf(torch.tensor(bound / _SQRT_2)).item()
+    edge = math.erf(bound / _SQRT_2)
     uniform = keyed_uniform(seeds, positions, purpose, channels)
     return torch.erfinv((2 * uniform - 1) * edge) * _SQRT_2
 

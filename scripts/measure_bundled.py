@@ -40,12 +40,14 @@ from hf_diffusion_forcing.evaluation.problems import KINDS, Problem, problems
 ROOT = Path(__file__).parent.parent
 DEPTHS = (1, 2, 4, 8, 16, 32)
 HELD_OUT_SEED = 2026
+ADAPTIVE = {"sampler": "adaptive", "exit_threshold": 0.03}
 FORCING = {"sampler": "diffusion_forcing", "wavefront": 32, "exit_threshold": 0.03}
 SAMPLERS = {
     "autoregressive, r = 32": {"sampler": "autoregressive"},
     "autoregressive, r = 16": {"sampler": "autoregressive", "num_steps": 16},
     "autoregressive, r = 8": {"sampler": "autoregressive", "num_steps": 8},
     "autoregressive, r = 4": {"sampler": "autoregressive", "num_steps": 4},
+    "adaptive": ADAPTIVE,
     "diffusion_forcing, r' = 4": FORCING | {"inner_recurrence": 4},
     "diffusion_forcing, r' = 2": FORCING | {"inner_recurrence": 2},
     "diffusion_forcing, r' = 1": FORCING | {"inner_recurrence": 1},
@@ -64,11 +66,13 @@ def measure_quality(model, tokenizer, chosen: dict[str, list[Problem]]) -> dict:
     """Accuracy of autoregression at every depth, and of diffusion forcing, on all problems."""
     table = {}
     settings = {f"autoregressive, r = {r}": {"sampler": "autoregressive", "num_steps": r} for r in DEPTHS}
-    settings |= {name: kwargs for name, kwargs in SAMPLERS.items() if kwargs["sampler"] == "diffusion_forcing"}
+    settings |= {name: kwargs for name, kwargs in SAMPLERS.items() if kwargs["sampler"] != "autoregressive"}
     for name, kwargs in settings.items():
         row = {}
         for kind in KINDS:
-            answers = solve(model, tokenizer, chosen[kind], batch_size=64, progress=f"{name}, {kind}", **kwargs)
+            room = {"max_new_tokens": 160 if kind == "worked" else 12}
+            label = f"{name}, {kind}"
+            answers = solve(model, tokenizer, chosen[kind], batch_size=64, progress=label, **kwargs, **room)
             row[kind] = accuracy(chosen[kind], answers)
             row |= by_length(chosen[kind], answers)
         row["all"] = statistics.mean(row[kind] for kind in KINDS)
@@ -192,7 +196,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 path = hf_diffusion_forcing.bundled_checkpoint()
 model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-inputs = tokenizer("Q: Start at 3 + 4. Last digit?\\nA:", return_tensors="pt")
+inputs = tokenizer("Q: Start at 3 + 2. Last digit?\\nA:", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, sampler="diffusion_forcing")[0]))
 ```
 

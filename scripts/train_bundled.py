@@ -1,6 +1,6 @@
 """Train the checkpoint that ships with the package, from nothing, on procedurally generated problems.
 
-    python scripts/train_bundled.py --output runs/bundled --steps 7000
+    python scripts/train_bundled.py --output runs/bundled --steps 3500
 
 Resumable: run the same command again after an interruption. Seeded: the data of a step depend on the seed, the step
 and the longest mental chain so far. The learning rate is warmup, constant, then a linear decay over the last fifth, so
@@ -23,10 +23,10 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from hf_diffusion_forcing import RavenConfig, RavenForCausalLM
-from hf_diffusion_forcing.evaluation.problems import MAX_CHAIN, Problem, problems
+from hf_diffusion_forcing.evaluation.problems import CHAT_TEMPLATE, MAX_CHAIN, Problem, problems
 
 END, PAD = "<|endoftext|>", "<|pad|>"
-PROMOTION_ACCURACY = 0.9
+PROMOTION_ACCURACY = 0.87
 """Moving average of accuracy on the longest mental chains at which they grow by one operation."""
 
 
@@ -58,6 +58,7 @@ def build_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
         pad_token=PAD,
         padding_side="left",
         model_max_length=4096,
+        chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
 
@@ -112,15 +113,17 @@ def main(
     output: Annotated[Path, typer.Option(help="Where the checkpoint and the training state go.")] = Path(
         "runs/bundled"
     ),
-    steps: int = 7000,
+    steps: int = 3500,
     seed: int = 0,
     width: Annotated[int, typer.Option(help="Channels (n_embd).")] = 192,
     heads: int = 6,
     intermediate: int = 512,
     layers: Annotated[str, typer.Option(help="Prelude/core/coda blocks.")] = "1/2/1",
     vocab_size: int = 512,
-    learning_rate: float = 1.5e-3,
-    worked_batch: int = 3,
+    learning_rate: float = 3e-3,
+    worked_batch: Annotated[
+        int, typer.Option(help="Worked problems in a step (while chains grow, in every second).")
+    ] = 4,
     mental_tokens: Annotated[int, typer.Option(help="About how many tokens of mental problems a step has.")] = 800,
     mean_recurrence: Annotated[int, typer.Option(help="Mean random depth once the ramp from 9 is over.")] = 12,
     backprop_depth: int = 6,
@@ -150,14 +153,14 @@ def main(
         pad_token_id=tokenizer.pad_token_id,
     )
     model = RavenForCausalLM(config).train()
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if p.ndim != 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
-        lr=learning_rate,
-        betas=(0.9, 0.98),
+    # Muon learns a chain of three in a third of the steps that AdamW takes, at the same cost a step.
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "wte" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "wte" in name]
+    optimizers = (
+        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
     )
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, *optimizers = accelerator.prepare(model, *optimizers)
 
     state = output / "state"
     step, longest, mental_accuracy = 0, 2, 0.0
@@ -167,6 +170,7 @@ def main(
         step, longest, mental_accuracy = progress["step"], progress["longest"], progress["mental_accuracy"]
         accelerator.print(f"Resuming at step {step}.")
 
+    shown: dict[str, str] = {}
     bar = tqdm(total=steps, initial=step, desc="training", disable=not accelerator.is_local_main_process)
     while step < steps:
         rng = random.Random(seed * 1_000_003 + step)
@@ -177,19 +181,24 @@ def main(
             "longest": problems(rng.getrandbits(48), kind="mental", lengths=(longest, longest)),
         }
         batches = {
-            "worked": [next(streams["worked"]) for _ in range(worked_batch)],
+            # Chains first: they are learned one operation at a time, written-out steps all at once.
+            "worked": [next(streams["worked"]) for _ in range(worked_batch if step % 2 or longest == MAX_CHAIN else 0)],
             "mental": [next(streams["longest" if row % 2 else "mental"]) for row in range(rows)],
         }
         raw = accelerator.unwrap_model(model)
         raw.config.mean_recurrence = min(mean_recurrence, 8 + longest // 2)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * learning_rate_factor(step, steps)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * learning_rate_factor(step, steps)
 
-        shown = {}
         for kind, batch in batches.items():
+            if not batch:
+                continue
             ids, labels = encode(tokenizer, batch)
             ids, labels = ids.to(accelerator.device), labels.to(accelerator.device)
-            logits = model(ids).logits
+            # A chain of n operations is never asked of fewer than n recurrences: the core would learn to hurry.
+            num_steps = max(raw.sample_depth(), longest)
+            logits = model(ids, num_steps=num_steps).logits
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
             accelerator.backward(loss)
             shown[kind] = f"{loss.item():.3f}"
@@ -197,8 +206,9 @@ def main(
         if mental_accuracy > PROMOTION_ACCURACY and longest < MAX_CHAIN:
             longest, mental_accuracy = longest + 1, 0.5
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         step += 1
         bar.update()
         bar.set_postfix(**shown, chain=longest, mental_accuracy=f"{mental_accuracy:.2f}")

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from hf_diffusion_forcing.cli import app
 
-PROMPT = "Q: Start at 3 + 4. Last digit?\nA:"
+PROMPT = "Q: Start at 3 + 2. Last digit?\nA:"
 
 
 def run(*arguments):

@@ -1,44 +1,74 @@
-"""Every code block of README and docs runs: Python in order in one namespace per file, our commands as commands."""
+"""Every code block of README and docs runs: Python in order in one namespace per file, our commands as commands.
+
+A page's server runs while the page's Python does, on a free port instead of the default one.
+"""
 
 import contextlib
 import io
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+from serving import serving
+
+from hf_diffusion_forcing import (
+    EXIT_CRITERIA,
+    LATENT_PROCESSORS,
+    AdaptiveConfig,
+    AutoregressiveConfig,
+    DiffusionForcingConfig,
+)
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += sorted((ROOT / "hf_diffusion_forcing/checkpoints").glob("*/README.md"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 OURS = ("hf-diffusion-forcing", "python -m hf_diffusion_forcing")
+SERVE = "hf-diffusion-forcing serve"
 
 
 def blocks(page, language):
     return [text for kind, text in BLOCK.findall(page.read_text()) if kind == language]
 
 
+def commands(page):
+    for block in blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            for command in map(str.strip, line.split("&&")):
+                if command.startswith(OURS) and command != OURS[0]:
+                    yield command
+
+
+def is_server(command):
+    return command.startswith(SERVE) and "--help" not in command
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python(page):
     namespace = {"__name__": "docs"}
-    for number, block in enumerate(blocks(page, "python")):
-        with contextlib.redirect_stdout(io.StringIO()):
-            exec(compile(block, f"{page.name} block {number}", "exec"), namespace)
+    with contextlib.ExitStack() as running:
+        # What a page registers is gone after it.
+        for registry in (EXIT_CRITERIA, LATENT_PROCESSORS):
+            running.enter_context(patch.dict(registry))
+        port = 8000
+        for server in filter(is_server, commands(page)):
+            port = running.enter_context(serving(*shlex.split(server.removeprefix(SERVE))))
+        for number, block in enumerate(blocks(page, "python")):
+            code = block.replace("localhost:8000", f"localhost:{port}")
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(code, f"{page.name} block {number}", "exec"), namespace)
 
 
-def commands():
-    for page in PAGES:
-        for block in blocks(page, "bash"):
-            for line in block.replace("\\\n", " ").splitlines():
-                for command in map(str.strip, line.split("&&")):
-                    if command.startswith(OURS) and command != OURS[0]:
-                        yield command
+ONCE = sorted({command for page in PAGES for command in commands(page) if not is_server(command)})
 
 
-@pytest.mark.parametrize("command", sorted(set(commands())))
+@pytest.mark.parametrize("command", ONCE)
 def test_commands(command):
     """In a shell, with the installed command."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -64,3 +94,20 @@ def test_links_lead_somewhere():
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_table_of_settings_is_the_configs():
+    """Every field of every config has a row, with its default."""
+    text = (ROOT / "docs/settings.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \| .* \|$", text, re.MULTILINE))
+    for config_class in (AdaptiveConfig, DiffusionForcingConfig):
+        for name, default in config_class().to_dict().items():
+            assert rows[name] == json.dumps(default).replace("null", "None").replace("false", "False"), name
+    assert AutoregressiveConfig.fields() == tuple(n for n in AutoregressiveConfig.fields() if n in rows)
+
+
+def test_the_tables_of_hooks_are_the_registries():
+    text = (ROOT / "docs/settings.md").read_text()
+    tables = [re.findall(r"^\| `(\w+)` \|", part, re.MULTILINE) for part in text.split("\n## ")]
+    assert list(EXIT_CRITERIA) == tables[-2]
+    assert list(LATENT_PROCESSORS) == tables[-1]

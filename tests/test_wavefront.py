@@ -13,7 +13,7 @@ def test_nothing_frozen_one_new():
     w = wave([5], [[10]])
     w.advance(0, frozen=0, predictions=[11], width=2, recurrences=4)
     assert (w.fronts, w.tokens, w.steps, w.origins) == ([5], [[10, 11]], [[4, 0]], [[0, -1]])
-    assert w.positions().tolist() == [[5, 6]]
+    assert w.tensors()[1].tolist() == [[5, 6]]
     assert (w.start, w.extent, w.width, w.first_fresh) == (5, 7, 2, 1)
 
 
@@ -47,9 +47,9 @@ def test_the_limit_cuts_the_wave():
 def test_ragged_rows():
     w = wave([4, 9], [[1, 2], [5]])
     assert w.start is None
-    assert w.positions().tolist() == [[4, 5], [9, -1]]
+    assert w.tensors()[1].tolist() == [[4, 5], [9, -1]]
     w.advance(0, frozen=0, predictions=[2, 3], width=0, recurrences=1)
-    assert w.positions().tolist() == [[-1], [9]]
+    assert w.tensors()[1].tolist() == [[-1], [9]]
     assert w.extent == 10
 
 

@@ -75,6 +75,7 @@ class Run:
     Attributes:
         sequences: new token ids per prompt.
         core_passes: core calls while decoding (the prompt's own pass not counted).
+        recurrences: the same, counted once for every position in the call.
         seconds: wall clock of each `generate()` call.
     """
 
@@ -82,6 +83,7 @@ class Run:
     kwargs: dict
     sequences: list[list[int]] = field(default_factory=list)
     core_passes: int = 0
+    recurrences: int = 0
     seconds: list[float] = field(default_factory=list)
 
     @property
@@ -96,6 +98,11 @@ class Run:
     def passes_per_token(self) -> float:
         """Core passes per decoded token; each text's first token comes from its prompt's own pass."""
         return self.core_passes / max(self.tokens - len(self.sequences), 1)
+
+    @property
+    def recurrences_per_token(self) -> float:
+        """Position refinements per decoded token."""
+        return self.recurrences / max(self.tokens - len(self.sequences), 1)
 
     def equal_share(self, other: "Run") -> float:
         """Share of the other run's tokens that this one has at the same place."""
@@ -117,6 +124,7 @@ def run_prompt(model, input_ids: torch.Tensor, run: Run, **generate_kwargs) -> N
     stats = getattr(output, "stats", None)
     steps = run.kwargs.get("num_steps") or model.config.mean_recurrence
     run.core_passes += stats.core_passes if stats is not None else steps * (len(new) - 1)
+    run.recurrences += stats.positions_refined if stats is not None else steps * (len(new) - 1)
 
 
 def compare(model, prompts: Iterable[torch.Tensor], runs: list[Run], **generate_kwargs) -> list[Run]:

@@ -12,8 +12,25 @@ from dataclasses import dataclass
 
 KINDS = ("worked", "mental")
 MAX_CHAIN = 8
+MENTAL_OPERATIONS = (("+", 1), ("+", 2), ("+", 3), ("-", 1), ("-", 2), ("-", 3), ("*", 3), ("*", 7))
 HELD_OUT_SHARE = 16
 """One problem in this many is held out."""
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+    {%- if message['role'] == 'user' -%}
+        {{- 'Q: ' + message['content'] | trim + '\\n' -}}
+    {%- elif message['role'] == 'assistant' -%}
+        {{- 'A: ' + message['content'] | trim + eos_token -}}
+    {%- else -%}
+        {{- raise_exception("The role '" + message['role'] + "' is unknown: use 'user' and 'assistant'.") -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- 'A:' -}}
+{%- endif -%}
+"""
+"""The tokenizer's chat template: a question becomes a problem's prompt, an answer its answer and the end token."""
 
 NAMES = (
     "Ada",
@@ -102,13 +119,15 @@ def worked_problem(rng: random.Random, length: int) -> Problem:
 
 
 def mental_problem(rng: random.Random, length: int) -> Problem:
-    """A chain of `length` operations on the last digit, answered with that digit alone."""
+    """A chain of `length` operations on the last digit, answered with that digit alone.
+
+    Sums and products do not commute, so no step can be skipped or moved: a model has to go through the chain.
+    """
     value = rng.randint(0, 9)
     words = [f"Start at {value}"]
     key = [f"mental {value}"]
     for _ in range(length):
-        sign = rng.choice("+-*")
-        amount = rng.choice((3, 7, 9)) if sign == "*" else rng.randint(1, 9)
+        sign, amount = rng.choice(MENTAL_OPERATIONS)
         value = {"+": value + amount, "-": value - amount, "*": value * amount}[sign] % 10
         words.append(f"{sign} {amount}")
         key.append(f"{sign}{amount}")

@@ -21,7 +21,6 @@ class Adaptive(WavefrontSampler):
         super().__init__(*args, **kwargs)
         self.criterion = self.config.criterion()
         self.positions: torch.Tensor | None = None
-        self.input_ids_now: torch.Tensor | None = None
 
     def next_width(self, row: int, front: int, kept: int) -> int:
         """One position, while the length limit has room for what it predicts."""
@@ -31,17 +30,19 @@ class Adaptive(WavefrontSampler):
         """One recurrence; commit the tokens of the rows whose position has converged or is at its budget."""
         model, cache, budget = self.model, self.cache, self.config.num_steps
         fresh = wave.first_fresh < wave.width
+        input_ids, positions, steps, new = wave.tensors()
         if fresh or len(self.positions) != len(wave.tokens):
-            self.input_ids_now, self.positions = wave.input_ids(), wave.positions()
-            cache.place(self.positions, start=wave.start, extent=wave.extent)
-        input_ids, positions, memory = self.input_ids_now, self.positions, wave.recall()
+            # The same tensor until the rows change: its placement is made once.
+            self.positions = positions
+            cache.place(positions, start=wave.start, extent=wave.extent)
+        positions, memory = self.positions, wave.recall()
         e = model.embed(input_ids, positions, cache) if fresh else memory["sampler.embedding"]
         start = model.initialize_state(e, positions, self.seeds, self.config.state_scale) if fresh else e[:, 1:]
         refinement = Refinement(
             positions=positions,
             input_ids=input_ids,
-            fresh=wave.fresh(),
-            steps=wave.step_counts(),
+            fresh=new,
+            steps=steps,
             recurrences=1,
             budget=budget,
             seeds=self.seeds,

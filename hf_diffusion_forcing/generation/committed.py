@@ -11,7 +11,7 @@ class CommittedTokens:
     Args:
         input_ids: int64 [batch, length], left-padded prompts.
         stopping_criteria: EOS and length are checked on the host; any other criterion is called after every token
-            with that row alone: `input_ids` [1, length so far] and `scores` None.
+            with that row alone: `input_ids` [1, length so far], and the row's `scores` if they are kept.
         pad_token_id: fills rows that ended early.
         streamer: gets each committed token once, in order.
         keep_logits, keep_scores: keep what each token was chosen by, before and after the processors.
@@ -66,7 +66,8 @@ class CommittedTokens:
         done = token in self.eos or (self.max_length is not None and len(tokens) >= self.max_length)
         if self.criteria:
             ids = torch.tensor([tokens], device=self.device)
-            done = bool(self.criteria(ids, None).any()) or done
+            scores = None if self.scores is None else tuple(step[None] for step in self.scores[row])
+            done = bool(self.criteria(ids, scores).any()) or done
         self.finished[row] = done
         return done
 

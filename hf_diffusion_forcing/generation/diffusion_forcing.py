@@ -4,7 +4,9 @@ import torch
 
 from ..configuration import DiffusionForcingConfig
 from ..refinement import Refinement
+from .cost_model import PromptDepth, choose_wave, cost_curve
 from .sampler import WavefrontSampler
+from .state_starts import StateStarts
 from .wavefront import Wavefront
 
 
@@ -13,25 +15,45 @@ class DiffusionForcing(WavefrontSampler):
 
     config: DiffusionForcingConfig
 
-    def next_width(self, row: int, front: int, kept: int) -> int:
-        """`headway` more than the row keeps, within `wavefront` and the length limit."""
-        return min(self.config.wavefront, kept + self.config.headway, self.last_position(row) - front + 1)
-
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.criterion, self.processors = self.config.criterion(), self.config.processors()
+        self.starts = StateStarts(self.model, self.config.state_scale)
+        # While the prompt is read an automatic wave is as wide as its first tick.
+        automatic = self.config.wavefront == "auto"
+        self.wavefront = self.config.headway if automatic else self.config.wavefront
+        self.inner_recurrence = self.config.inner_recurrence
+
+    def next_width(self, row: int, front: int, kept: int) -> int:
+        """`headway` more than the row keeps, within `wavefront` and the length limit."""
+        return min(self.wavefront, kept + self.config.headway, self.last_position(row) - front + 1)
+
+    def prefill(self) -> Wavefront:
+        """The prompt's pass; for `wavefront="auto"` it also shows how many recurrences the text needs."""
+        config = self.config
+        if config.wavefront == "auto":
+            shortest = self.committed.prompt_length - max(self.padding) + self.offset
+            depth = PromptDepth(config.prefill_steps, columns=min(64, shortest))
+            wave = super().prefill(depth)
+            self.wavefront, self.inner_recurrence = choose_wave(
+                cost_curve(self.model, len(self.live)), depth.recurrences, config.max_steps, config.inner_recurrence
+            )
+        else:
+            wave = super().prefill()
+        self.stats.wavefront, self.stats.inner_recurrence = self.wavefront, self.inner_recurrence
+        return wave
 
     def tick(self, wave: Wavefront) -> None:
         """Refine the wave by `inner_recurrence` core passes, freeze its converged prefix, and move on."""
         model, config, cache, processors = self.model, self.config, self.cache, self.processors
-        input_ids, positions = wave.input_ids(), wave.positions()
+        input_ids, positions, steps, fresh = wave.tensors()
         cache.place(positions, start=wave.start, extent=wave.extent)
         refinement = Refinement(
             positions=positions,
             input_ids=input_ids,
-            fresh=wave.fresh(),
-            steps=wave.step_counts(),
-            recurrences=config.inner_recurrence,
+            fresh=fresh,
+            steps=steps,
+            recurrences=self.inner_recurrence,
             budget=config.max_steps,
             seeds=self.seeds,
             model=model,
@@ -39,16 +61,13 @@ class DiffusionForcing(WavefrontSampler):
         )
         e = processors.process_embedding(model.embed(input_ids, positions, cache), refinement)
 
-        first = wave.first_fresh
-        start = e[:, first:]
-        if first < wave.width:
-            start = model.initialize_state(start, positions[:, first:], self.seeds, config.state_scale)
+        start = self.starts.take(wave, e, positions, self.seeds)
         state = processors.process_start(wave.carry(wave.states, start), refinement)
         refinement.before = refinement.states = state
         state = processors.process_state(state, refinement)
         # With shared keys and values every recurrence writes the same slot; without, each position has its own depth.
-        depth = 0 if cache.kv_sharing == "last" else refinement.steps
-        for inner in range(config.inner_recurrence):
+        depth = 0 if cache.kv_sharing == "last" else steps
+        for inner in range(self.inner_recurrence):
             state = model.recur(state, e, positions, cache, depth + inner)
         wave.states = refinement.states = processors.process_refined(state, refinement)
         refinement.logits = logits = model.decode(wave.states, positions, cache)
@@ -59,8 +78,8 @@ class DiffusionForcing(WavefrontSampler):
         predictions, converged = torch.stack((refinement.predictions, converged.long())).tolist()
 
         self.stats.ticks += 1
-        self.stats.core_passes += config.inner_recurrence
-        self.stats.positions_refined += config.inner_recurrence * sum(map(len, wave.tokens))
+        self.stats.core_passes += self.inner_recurrence
+        self.stats.positions_refined += self.inner_recurrence * sum(map(len, wave.tokens))
         for row, tokens in enumerate(wave.tokens):
             if tokens:
                 self._freeze(wave, row, predictions[row][: len(tokens)], converged[row], logits[row], scores[row])
@@ -75,10 +94,10 @@ class DiffusionForcing(WavefrontSampler):
             if frozen > 0 and tokens[frozen] != predictions[frozen - 1]:
                 break
             # No tick may take the front position past its budget.
-            exhausted = steps[frozen] + 2 * config.inner_recurrence > config.max_steps
+            exhausted = steps[frozen] + 2 * self.inner_recurrence > config.max_steps
             if not (converged[frozen] or exhausted):
                 break
             ended = self.committed.commit(self.live[row], predictions[frozen], logits[frozen], scores[frozen])
             frozen += 1
         width = 0 if ended else self.next_width(row, wave.fronts[row] + frozen, len(tokens) - frozen)
-        wave.advance(row, frozen, predictions, width, config.inner_recurrence)
+        wave.advance(row, frozen, predictions, width, self.inner_recurrence)

@@ -1,5 +1,6 @@
 """`generate()` with `sampler=`: transformers' own generation, with the decoding loop chosen by name."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from transformers import (
     LogitsProcessorList,
     StoppingCriteriaList,
     SynthIDTextWatermarkLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 from transformers.generation import GenerationMode
 
@@ -75,6 +77,8 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         source = generation_config if hasattr(generation_config, "sampler") else self.generation_config
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         self._refuse_unknown_keywords(model_kwargs)
+        if generation_config.cache_implementation == "paged":
+            self.init_continuous_batching()
         if misplaced := sorted(SAMPLER_KEYWORDS & vars(source).keys()):
             raise ValueError(f"{misplaced[0]} stands on the generation config itself; put it into its sampler_config.")
 
@@ -108,6 +112,8 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         chosen = {} if preset_name is None else preset(preset_name, sampler, self.config.model_type)
         settings = config_class.from_dict(merged(chosen, stored, passed or {}, given))
         generation_config.sampler = sampler
+        # Here and not only where modes are validated: before that transformers asks for code from the Hub for some.
+        self._refuse_other_modes(sampler, generation_config.get_generation_mode())
         # The object, not its dict: hooks passed as instances have no other form.
         generation_config._sampler_settings = settings.resolve(self.config.mean_recurrence)
         return generation_config, model_kwargs
@@ -133,16 +139,33 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             )
             raise ValueError(f"generate() has no keyword {name!r}{_nearest_only(name, candidates)}.")
 
+    def init_continuous_batching(self, *args, **kwargs):
+        """Refused: continuous batching passes positions and caches of its own. `generate_batch()` begins here."""
+        raise NotImplementedError(
+            "Continuous batching (generate_batch(), cache_implementation='paged') is not possible with a "
+            "recurrent-depth model: call generate() with a batch."
+        )
+
+    def _refuse_other_modes(self, sampler: str | None, mode: GenerationMode) -> None:
+        if sampler is not None and mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+            raise ValueError(
+                f"sampler={sampler!r} decodes greedily or by sampling; {mode.value} was asked for. "
+                "Leave out its arguments (num_beams, assistant_model, penalty_alpha, dola_layers, ...) "
+                "or leave out sampler."
+            )
+
+    def _get_candidate_generator(self, *, model_kwargs: dict, **kwargs):
+        """transformers' own step; what the model itself is told about its depth and noise is not for the assistant."""
+        own = ("num_steps", "state_scale", "seeds")
+        return super()._get_candidate_generator(
+            model_kwargs={name: value for name, value in model_kwargs.items() if name not in own}, **kwargs
+        )
+
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
         """Refuse by name what a sampler cannot do."""
         sampler = generation_config.sampler
         if sampler is not None:
-            if generation_mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-                raise ValueError(
-                    f"sampler={sampler!r} decodes greedily or by sampling; {generation_mode.value} was asked for. "
-                    "Leave out its arguments (num_beams, assistant_model, penalty_alpha, dola_layers, ...) "
-                    "or leave out sampler."
-                )
+            self._refuse_other_modes(sampler, generation_mode)
             if sampler in WAVEFRONT_SAMPLERS and not self.has_injected_embedding:
                 raise ValueError(
                     f"sampler={sampler!r} needs a model with an injected embedding; {type(self).__name__} has "
@@ -290,7 +313,15 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             ).run()
         batch, length = input_ids.shape
         seeds = row_seeds(config.seed, batch, input_ids.device)
-        model_kwargs |= {"num_steps": config.num_steps, "state_scale": config.state_scale, "seeds": seeds}
+        depth_and_noise = {"num_steps": config.num_steps, "state_scale": config.state_scale, "seeds": seeds}
+        model_kwargs |= depth_and_noise
+        for processor in logits_processor:
+            if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
+                # It calls the model for the unconditional text without any of this.
+                processor.model = partial(self, **depth_and_noise)
+                if generation_config.use_cache is not False:
+                    cache = self.new_cache(config.deepest, config.kv_sharing)
+                    processor.unconditional_context["past_key_values"] = cache
         scores = None
         if sampler is not None and generation_config.do_sample:
             # The same keyed noise as the parallel samplers; the argmax of transformers' greedy loop then samples.

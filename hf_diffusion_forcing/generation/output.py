@@ -17,6 +17,7 @@ class SamplerStats:
         core_passes: core calls in those ticks, each over the whole wave of all rows.
         positions_refined: sum of wave widths over core calls and rows.
         prefill_core_passes: core calls over the prompt.
+        wavefront, inner_recurrence: of diffusion forcing, as given or as chosen by `wavefront="auto"`.
         tokens_committed: new tokens per row; the first of a row comes from the prompt's own pass.
     """
 
@@ -24,6 +25,8 @@ class SamplerStats:
     core_passes: int = 0
     positions_refined: int = 0
     prefill_core_passes: int = 0
+    wavefront: int | None = None
+    inner_recurrence: int | None = None
     tokens_committed: list[int] = field(default_factory=list)
 
     @property

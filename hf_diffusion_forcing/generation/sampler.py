@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,7 +32,7 @@ class WavefrontSampler(ABC):
         model: speaks the verbs of `RecurrentDepthInterface`.
         input_ids: int64 [batch, length], left-padded.
         logits_processor: applied to every position with its own prefix.
-        stopping_criteria: applied to committed tokens, one at a time.
+        stopping_criteria: applied to committed tokens, one at a time, with their row's scores if they are kept.
         generation_config: transformers' own settings.
         config: the sampler's settings, every depth filled in.
         streamer: gets each committed token once, in order, and drafts if it has a `put_draft`.
@@ -98,18 +99,22 @@ class WavefrontSampler(ABC):
         """The last position that may predict a token, of a row of the wave."""
         return self.offset + self.committed.max_length - self.padding[self.live[row]] - 2
 
-    def prefill(self) -> Wavefront:
-        """Run the prompt for `prefill_steps` recurrences and commit each row's first token; its position starts the wave."""
-        logits = self.model(
-            self.input_ids[:, self.cache.columns - self.offset :],
-            attention_mask=self.attention_mask,
-            past_key_values=self.cache,
-            num_steps=self.config.prefill_steps,
-            state_scale=self.config.state_scale,
-            seeds=self.seeds,
-            logits_to_keep=1,
-        ).logits
-        self.stats.prefill_core_passes = self.config.prefill_steps
+    def prefill(self, on_recurrence: Callable | None = None) -> Wavefront:
+        """Run the prompt for `prefill_steps` recurrences and commit each row's first token, where the wave starts."""
+        unread = self.input_ids[:, self.cache.columns - self.offset :]
+        for chunk in unread.split(self.generation_config.prefill_chunk_size or unread.shape[1], dim=1):
+            mask = self.attention_mask
+            logits = self.model(
+                chunk,
+                attention_mask=None if mask is None else mask[:, : self.cache.columns + chunk.shape[1]],
+                past_key_values=self.cache,
+                num_steps=self.config.prefill_steps,
+                state_scale=self.config.state_scale,
+                seeds=self.seeds,
+                logits_to_keep=1,
+                on_recurrence=on_recurrence,
+            ).logits
+            self.stats.prefill_core_passes += self.config.prefill_steps
         length = self.committed.prompt_length
         fronts = [self.offset + length - pad for pad in self.padding]
         positions = torch.tensor(fronts, device=logits.device)[:, None] - 1

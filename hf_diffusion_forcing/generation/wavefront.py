@@ -42,37 +42,35 @@ class Wavefront:
         alike = len(set(self.fronts)) == 1 and len(set(map(len, self.tokens))) == 1
         return self.fronts[0] if alike else None
 
-    def _grid(self, rows: list[list[int]], fill: int) -> torch.Tensor:
+    def _grid(self, rows: list[list[int]], fill: int) -> list[list[int]]:
         width = self.width
-        return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=self.device)
+        return [row + [fill] * (width - len(row)) for row in rows]
 
-    def input_ids(self) -> torch.Tensor:
-        """int64 [batch, width]."""
-        return self._grid(self.tokens, 0)
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """input_ids, positions (-1 past a row's width), step counts and fresh, [batch, width] each.
 
-    def positions(self) -> torch.Tensor:
-        """int64 [batch, width], -1 past a row's width."""
+        The last is bool, the others int64. All four travel to the device together.
+        """
         spans = zip(self.fronts, self.tokens, strict=True)
-        return self._grid([list(range(front, front + len(row))) for front, row in spans], -1)
-
-    def step_counts(self) -> torch.Tensor:
-        """int64 [batch, width]."""
-        return self._grid(self.steps, 0)
+        grids = (
+            self._grid(self.tokens, 0),
+            self._grid([list(range(front, front + len(row))) for front, row in spans], -1),
+            self._grid(self.steps, 0),
+            self._grid([[origin < 0 for origin in row] for row in self.origins], 0),
+        )
+        input_ids, positions, steps, fresh = torch.tensor(grids, device=self.device).unbind()
+        return input_ids, positions, steps, fresh.bool()
 
     @property
     def first_fresh(self) -> int:
         """The first column in which some row has a position it did not have a tick ago; `width` when there is none."""
         return min((row.index(-1) for row in self.origins if -1 in row), default=self.width)
 
-    def fresh(self) -> torch.Tensor:
-        """bool [batch, width], positions that are new; False past a row's width."""
-        return self._grid([[origin < 0 for origin in row] for row in self.origins], False)
-
     def recall(self) -> dict[str, torch.Tensor]:
         """What is in memory, [batch, width, ...] at this tick's columns; anything where a position is new."""
         if not self.memory:
             return {}
-        origins = self._grid(self.origins, -1).clamp_min(0)
+        origins = torch.tensor(self._grid(self.origins, -1), device=self.device).clamp_min(0)
         rows = torch.arange(len(origins), device=self.device)[:, None]
         return {key: kept[rows.to(kept.device), origins.to(kept.device)] for key, kept in self.memory.items()}
 
@@ -92,7 +90,7 @@ class Wavefront:
         if len(self.origins) == 1:
             origin = self.origins[0][0] if first else 0
             return torch.cat((old[:, origin : origin + first], fresh), dim=1)
-        origins = self._grid(self.origins, -1)
+        origins = torch.tensor(self._grid(self.origins, -1), device=self.device)
         moved = old.gather(1, origins.clamp_min(0)[..., None].expand(-1, -1, old.shape[-1]))
         tail = torch.where((origins[:, first:] >= 0)[..., None], moved[:, first:], fresh)
         return torch.cat((moved[:, :first], tail), dim=1)

@@ -18,6 +18,9 @@ class RecurrentDepthInterface(ABC):
     has_injected_embedding: bool = True
     """Whether the core reads e at every recurrence; diffusion forcing needs it."""
 
+    starts_from_noise: bool = True
+    """Whether `initialize_state` looks at e for its shape and dtype alone, so that samplers may call it early."""
+
     @abstractmethod
     def embed(self, input_ids: torch.Tensor, positions: torch.Tensor, cache: RecurrentDepthCache | NoCache):
         """The prelude: token ids int64 [batch, width] -> injected embedding e [batch, width, channels]."""

@@ -1,6 +1,7 @@
 """Huginn: prelude, core and coda of sandwich-norm blocks (arXiv 2502.05171, section 3)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -73,6 +74,8 @@ class RavenAttention(nn.Module):
         rotated = self.heads + self.kv_heads
         qk, value = qkv[:, :, :rotated], qkv[:, :, rotated:]
         qk = rotate_pairs(qk + self.qk_bias.view(rotated, self.head_dim), placed.rotary)
+        # The bias lifts qk out of autocast; the cache holds one dtype, whichever passes autocast covers.
+        value = value.type_as(qk)
         query, key = qk[:, :, : self.heads], qk[:, :, self.heads :]
         y = cache.attend(self.layer, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), slot)
         return self.proj(y.transpose(1, 2).flatten(2))
@@ -258,14 +261,14 @@ class RavenForCausalLM(RavenPreTrainedModel, RecurrentDepthInterface, RecurrentD
         rate = torch.empty(()).log_normal_(mu, sigma)
         return int(torch.poisson(rate)) + 1
 
-    def unroll(self, s, e, positions, cache, num_steps: int) -> torch.Tensor:
+    def unroll(self, s, e, positions, cache, num_steps: int, on_recurrence=None) -> torch.Tensor:
         """`num_steps` recurrences. In training only the last `mean_backprop_depth` carry gradients."""
         truncated = num_steps - self.config.mean_backprop_depth if self.training else 0
-        with torch.no_grad():
-            for depth in range(truncated):
-                s = self.recur(s, e, positions, cache, depth)
-        for depth in range(max(truncated, 0), num_steps):
-            s = self.recur(s, e, positions, cache, depth)
+        for depth in range(num_steps):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and depth >= truncated):
+                before, s = s, self.recur(s, e, positions, cache, depth)
+            if on_recurrence is not None:
+                on_recurrence(s, before)
         return s
 
     def forward(
@@ -279,6 +282,7 @@ class RavenForCausalLM(RavenPreTrainedModel, RecurrentDepthInterface, RecurrentD
         state_scale: float = 1.0,
         seeds: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        on_recurrence: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
         return_dict: bool | None = None,
         **kwargs,
     ) -> RavenOutput | tuple:
@@ -294,6 +298,7 @@ class RavenForCausalLM(RavenPreTrainedModel, RecurrentDepthInterface, RecurrentD
             state_scale: factor on the state start; 0.0 starts from zeros.
             seeds: int64 [batch], seeds of the state start; drawn from torch's global generator by default.
             logits_to_keep: last columns to compute logits for; 0 is all.
+            on_recurrence: called after every recurrence with the states [batch, width, channels] and those before it.
 
         Raises:
             ValueError: `num_steps` < 1, a sequence longer than `block_size`, a mask of another shape, an argument it
@@ -302,7 +307,11 @@ class RavenForCausalLM(RavenPreTrainedModel, RecurrentDepthInterface, RecurrentD
         config = self.config
         for name, value in kwargs.items():
             # Trainer passes the one for the loss; generate() hands on the tokenizer it got for stop strings.
-            if name not in ("num_items_in_batch", "tokenizer") and value is not None and value is not False:
+            if (
+                name not in ("num_items_in_batch", "tokenizer", "assistant_tokenizer")
+                and value is not None
+                and value is not False
+            ):
                 reason = "positions are counted from attention_mask" if name == "position_ids" else "leave it out"
                 raise ValueError(f"forward() does not take {name}: {reason}.")
         if num_steps is None:
@@ -339,7 +348,7 @@ class RavenForCausalLM(RavenPreTrainedModel, RecurrentDepthInterface, RecurrentD
 
         e = self.embed(input_ids, positions, cache)
         s = self.initialize_state(e, positions, seeds, state_scale)
-        s = self.unroll(s, e, positions, cache, num_steps)
+        s = self.unroll(s, e, positions, cache, num_steps, on_recurrence)
         logits = self.decode(s, positions, cache, logits_to_keep=logits_to_keep)
         if past_key_values is not None:
             past_key_values.settle(num_steps)

@@ -1,0 +1,132 @@
+"""What a tick costs on this machine, measured, and the wavefront and inner recurrence that follow from it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import torch
+
+from ..exit_criteria import latent_difference
+
+if TYPE_CHECKING:
+    from ..models.interface import RecurrentDepthInterface
+
+WIDTHS = (1, 2, 4, 8, 16, 32, 64)
+INNER_RECURRENCES = (1, 2, 4, 8)
+REPEATS = 5
+NARROWEST, WIDEST = 4, 128
+
+
+@dataclass(frozen=True)
+class CostCurve:
+    """Seconds at widths 1, 2, 4, ..., 64.
+
+    Attributes:
+        core: of one core pass.
+        ends: of prelude, coda and head together.
+    """
+
+    core: tuple[float, ...]
+    ends: tuple[float, ...]
+
+    def seconds_per_tick(self, width: float, inner_recurrence: int) -> float:
+        """A tick over `width` positions, interpolated between the measured widths and continued beyond the last."""
+        last = len(WIDTHS) - 2
+        left = min(last, next((i for i in range(last) if width <= WIDTHS[i + 1]), last))
+        share = (width - WIDTHS[left]) / (WIDTHS[left + 1] - WIDTHS[left])
+        core, ends = ((1 - share) * costs[left] + share * costs[left + 1] for costs in (self.core, self.ends))
+        return ends + inner_recurrence * core
+
+
+_MEASURED: WeakKeyDictionary[torch.nn.Module, dict[tuple, CostCurve]] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def cost_curve(model: RecurrentDepthInterface, batch: int) -> CostCurve:
+    """The model's cost curve on this machine; measured once for each batch size, dtype, device and thread count.
+
+    Takes about 2 x 7 x 6 passes of the core and of the other layers.
+
+    Args:
+        batch: rows of the wave.
+    """
+    ids = torch.zeros(batch, max(WIDTHS), dtype=torch.int64, device=model.device)
+    key = (batch, model.dtype, model.device, torch.get_num_threads())
+    curves = _MEASURED.setdefault(model, {})
+    if key not in curves:
+        core, ends = [], []
+        cache = model.new_cache(1, "last", max(WIDTHS) + 1)
+        for width in WIDTHS:
+            positions = torch.arange(width, device=ids.device).expand(batch, width)
+            cache.place(positions, start=0)
+            e = model.embed(ids[:, :width], positions, cache)
+            core.append(_seconds(lambda: model.recur(e, e, positions, cache, 0), ids.device))  # noqa: B023
+            decode = _seconds(lambda: model.decode(e, positions, cache), ids.device)  # noqa: B023
+            embed = _seconds(lambda: model.embed(ids[:, :width], positions, cache), ids.device)  # noqa: B023
+            ends.append(embed + decode)
+        curves[key] = CostCurve(tuple(core), tuple(ends))
+    return curves[key]
+
+
+def _seconds(work, device: torch.device) -> float:
+    """Median time of a call, after one that warms up."""
+    times = []
+    for _ in range(REPEATS + 1):
+        start = time.perf_counter()
+        work()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+class PromptDepth:
+    """How many recurrences the prompt's positions needed, seen while the prompt is read.
+
+    Args:
+        steps: recurrences of a pass; a prompt read in chunks has several passes, of which the last counts.
+        columns: how many of the last columns to look at.
+        threshold: a position still needs recurrences while they move it by this share (`latent_difference`).
+    """
+
+    def __init__(self, steps: int, columns: int, threshold: float = 0.03):
+        self.steps, self.columns, self.threshold = steps, columns, threshold
+        self.count = 0
+        self.needed: torch.Tensor | None = None
+
+    def __call__(self, states: torch.Tensor, before: torch.Tensor) -> None:
+        """After a recurrence: [batch, width, channels] both."""
+        moved = latent_difference(states[:, -self.columns :], before[:, -self.columns :])
+        if self.count % self.steps == 0:
+            self.count, self.needed = 0, torch.ones_like(moved)
+        self.count += 1
+        self.needed = torch.where(moved < self.threshold, self.needed, self.count + 1)
+
+    @property
+    def recurrences(self) -> float:
+        """What nine positions in ten needed."""
+        return float(self.needed.flatten().quantile(0.9))
+
+
+def choose_wave(
+    curve: CostCurve, recurrences: float, budget: int, inner_recurrence: int | None = None
+) -> tuple[int, int]:
+    """The wavefront and inner recurrence that should cost the least time a token.
+
+    A position that needs d recurrences stands in the wave for d / r' ticks, and in the steady state a tick commits one
+    token: so d / r' positions are refined at a time, and a token costs a tick of that width. The wavefront leaves room
+    for twice as many.
+
+    Args:
+        recurrences: d, how many a position needs.
+        budget: the most recurrences of a position; r' is not more.
+        inner_recurrence: r', where it is not to be chosen.
+    """
+    candidates = [r for r in INNER_RECURRENCES if r <= budget] if inner_recurrence is None else [inner_recurrence]
+    best = min(candidates, key=lambda r: curve.seconds_per_tick(max(recurrences / r, 1), r))
+    return min(max(ceil(2 * recurrences / best), NARROWEST), WIDEST), best

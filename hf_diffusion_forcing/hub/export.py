@@ -1,0 +1,103 @@
+"""A checkpoint as a folder that decodes by diffusion forcing wherever it is loaded, ready for the Hub."""
+
+import copy
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.utils import validate_repo_id
+from transformers import PreTrainedTokenizerBase
+
+from ..configuration import DiffusionForcingConfig
+from ..generation.mixin import RecurrentDepthGenerationMixin
+from ..version import __version__
+from .model_card import model_card
+from .source_card import SourceCard
+from .staging import check_destination, staged
+
+REPOSITORY = Path(__file__).parent / "repository"
+"""Files that go into every exported folder as they are."""
+
+
+def export_checkpoint(
+    model: RecurrentDepthGenerationMixin,
+    tokenizer: PreTrainedTokenizerBase,
+    out: str | os.PathLike,
+    preset: str = "balanced",
+    *,
+    sampler_config: dict[str, Any] | None = None,
+    source: str | os.PathLike | None = None,
+    repo_id: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write weights (safetensors), configs, tokenizer, model card and `custom_generate` into a new folder.
+
+    The folder appears complete or not at all. What the model's generation config says of a sampler is replaced; the
+    model itself is not changed.
+
+    Args:
+        model: of a family of this package.
+        tokenizer: the model's.
+        out: the folder.
+        preset: stored by name in the generation config.
+        sampler_config: settings stored over the preset's.
+        source: folder or Hub id the weights come from unchanged. Its model card is kept, with what was measured on
+            it; without, the new card says that nothing was measured.
+        repo_id: where the folder will be pushed; the code in the card loads it. The folder's name when None.
+        overwrite: replace a checkpoint that is there.
+
+    Returns:
+        The folder's absolute path.
+
+    Raises:
+        TypeError: the model is not a recurrent-depth one, the tokenizer none, or `sampler_config` no dict.
+        ValueError: an unknown preset, settings that do not fit, a bad `repo_id`, or `out` is there and not empty.
+    """
+    if not isinstance(model, RecurrentDepthGenerationMixin):
+        raise TypeError(
+            f"{type(model).__name__} is not a recurrent-depth model. (Of a wrapped one pass what is inside: a PEFT "
+            "model's merge_and_unload(), a compiled model's _orig_mod.)"
+        )
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise TypeError(f"tokenizer={tokenizer!r} is not a transformers tokenizer.")
+    if repo_id is not None:
+        validate_repo_id(repo_id)
+    if not isinstance(sampler_config, dict | None):
+        raise TypeError(f"sampler_config={sampler_config!r} must be a dict; a config's to_diff_dict() is one.")
+    settings = sampler_config or {}
+    chosen = DiffusionForcingConfig.from_preset(preset, model.config.model_type, **settings)
+    chosen.resolve(model.config.mean_recurrence)
+    settings = {name: value for name, value in chosen.to_dict().items() if name in settings}
+
+    out = check_destination(out, overwrite)
+    with staged(out, overwrite) as stage:
+        card = SourceCard() if source is None else SourceCard.of(source)
+        model.save_pretrained(stage)
+        tokenizer.save_pretrained(stage)
+        _store_sampler(model, stage, preset, settings)
+        # Config code of our own: an auto_map the model was loaded with leads to files that are not in the folder.
+        _rewrite(stage / "config.json", auto_map={"AutoConfig": "configuration_recurrent_depth.RecurrentDepthConfig"})
+        # How a tokenizer was loaded is no part of it.
+        _rewrite(stage / "tokenizer_config.json", drop=("is_local", "local_files_only"))
+        shutil.copytree(REPOSITORY, stage, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        (stage / "custom_generate/requirements.txt").write_text(f"hf-diffusion-forcing>={__version__}\n")
+        card.save_images(stage)
+        model_card(model, repo_id or out.name, preset, settings, card).save(stage / "README.md")
+    return out
+
+
+def _store_sampler(model: RecurrentDepthGenerationMixin, folder: Path, preset: str, settings: dict[str, Any]) -> None:
+    config = copy.deepcopy(model.generation_config)
+    config.sampler, config.sampler_preset = "diffusion_forcing", preset
+    vars(config).pop("sampler_config", None)
+    if settings:
+        config.sampler_config = settings
+    config.save_pretrained(folder)
+
+
+def _rewrite(path: Path, drop: tuple[str, ...] = (), **entries: Any) -> None:
+    """Change entries of a JSON file."""
+    stored = {name: value for name, value in json.loads(path.read_text("utf-8")).items() if name not in drop} | entries
+    path.write_text(json.dumps(stored, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,109 @@
+"""The model card of an exported checkpoint."""
+
+from huggingface_hub import ModelCard
+from transformers import PreTrainedModel
+
+from ..presets import PRESETS
+from .source_card import MARKER, SourceCard
+
+TAGS = ["custom_generate", "recurrent-depth", "diffusion-forcing"]
+
+BODY = """\
+# {title}
+
+A recurrent-depth language model of the family `{model_type}` with {parameters} parameters, whose core runs
+{recurrences} times for every token. Its `generate()` refines many tokens at once, by diffusion forcing
+([arXiv 2510.14961](https://arxiv.org/abs/2510.14961)), with the settings of the preset `{preset}`{changes}.
+
+## Use
+
+Needed are transformers 5.23 or later and the Python package `hf-diffusion-forcing`. Where the package is imported, the
+model loads with the package's own code and nothing in this repository is executed:
+
+```python
+import hf_diffusion_forcing
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{repo_id}")
+model = AutoModelForCausalLM.from_pretrained("{repo_id}")
+
+inputs = tokenizer("Hello", return_tensors="pt")
+ids = model.generate(**inputs, max_new_tokens=32)
+print(tokenizer.decode(ids[0], skip_special_tokens=True))
+```
+
+Without the import, `trust_remote_code=True` lets two short files of this repository import it:
+
+```python
+tokenizer = AutoTokenizer.from_pretrained("{repo_id}", trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained("{repo_id}", trust_remote_code=True)
+ids = model.generate(**inputs, max_new_tokens=32)
+```
+
+Another recurrent-depth model decodes this way for one call:
+
+```python
+ids = model.generate(**inputs, max_new_tokens=32, custom_generate="{repo_id}", trust_remote_code=True)
+```
+
+`generate()` takes the sampler's settings as keywords (`sampler_preset="quality"`, `wavefront=16`, `seed=0`, ...), which
+go before the stored ones. `sampler="autoregressive"` decodes one token at a time.
+
+## Presets
+
+{presets}
+
+## Speed and accuracy
+
+{measured}
+
+{marker}
+"""
+
+MEASURED = "What was measured on this checkpoint is in its own card, which follows."
+NOT_MEASURED = (
+    "Neither was measured on this checkpoint when it was exported. To compare with autoregression on prompts of your "
+    "own:\n\n"
+    '```bash\nhf-diffusion-forcing compare {repo_id} --prompt "..."\n```'
+)
+
+
+def preset_table(model_type: str) -> str:
+    """The settings of every preset of a model family, as a Markdown table."""
+    presets = PRESETS.get(model_type, PRESETS["huginn_raven"])
+    settings = list(dict.fromkeys(name for values in presets.values() for name in values))
+    rows = [["preset", *(f"`{name}`" for name in settings)], ["---"] * (1 + len(settings))]
+    for name, values in presets.items():
+        rows.append([f"`{name}`", *(str(values.get(setting, "")) for setting in settings)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def model_card(model: PreTrainedModel, repo_id: str, preset: str, settings: dict, source: SourceCard) -> ModelCard:
+    """The card of an exported checkpoint.
+
+    Args:
+        model: the checkpoint.
+        repo_id: what the code of the card loads; its last part is the heading.
+        preset: stored by name.
+        settings: stored over the preset's.
+        source: the card of the checkpoint it comes from; its metadata and text are kept.
+    """
+    data = source.data
+    data.library_name, data.pipeline_tag = "transformers", "text-generation"
+    if source.repo_id not in (None, repo_id):
+        data.base_model = source.repo_id
+    data.tags = list(dict.fromkeys([*(data.tags or []), *TAGS]))
+    changes = ", ".join(f"`{name}={value!r}`" for name, value in settings.items())
+    body = BODY.format(
+        title=repo_id.split("/")[-1],
+        model_type=model.config.model_type,
+        parameters=f"{model.num_parameters():,}",
+        recurrences=model.config.mean_recurrence,
+        preset=preset,
+        changes=f" and {changes}" if changes else "",
+        repo_id=repo_id,
+        presets=preset_table(model.config.model_type),
+        measured=MEASURED if source.body else NOT_MEASURED.format(repo_id=repo_id),
+        marker=MARKER,
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n{source.body}".rstrip() + "\n")

@@ -1,0 +1,44 @@
+"""The command `hf-diffusion-forcing serve` in a process of its own."""
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def serving(*arguments: str) -> Iterator[int]:
+    """Run the server on a free port while the context lasts; gives the port once it listens. Ctrl+C ends it."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "hf_diffusion_forcing", "serve", *arguments, "--port", str(port)]
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            if not listens(process, port):
+                log.seek(0)
+                raise AssertionError(f"the server did not start:\n{log.read()}")
+            yield port
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            process.wait()
+
+
+def listens(process: subprocess.Popen, port: int, seconds: int = 120) -> bool:
+    """Wait until the process takes connections; False if it ends or takes too long."""
+    for _ in range(5 * seconds):
+        if process.poll() is not None:
+            return False
+        try:
+            socket.create_connection(("localhost", port)).close()
+            return True
+        except OSError:
+            time.sleep(0.2)
+    return False

@@ -1,0 +1,56 @@
+"""`wavefront="auto"`: the cost model chooses what its curve says; the wave decodes as if it had been given."""
+
+import pytest
+import torch
+from conftest import left_pad
+
+from hf_diffusion_forcing.generation.cost_model import WIDTHS, CostCurve, PromptDepth, choose_wave, cost_curve
+
+FLAT = CostCurve(core=(1.0,) * 7, ends=(1.0,) * 7)
+"""Streaming weights decides: a wide pass costs what a narrow one does."""
+STEEP = CostCurve(core=tuple(map(float, WIDTHS)), ends=tuple(map(float, WIDTHS)))
+"""Arithmetic decides: every position costs the same."""
+
+
+def test_interpolation():
+    assert STEEP.seconds_per_tick(16, 1) == 32
+    assert STEEP.seconds_per_tick(3, 2) == 9
+    assert STEEP.seconds_per_tick(100, 1) == 200
+    assert FLAT.seconds_per_tick(5.5, 4) == 5
+
+
+def test_flat_costs_ask_for_wide_waves_and_steep_ones_for_deep_ticks():
+    assert choose_wave(FLAT, recurrences=8, budget=32) == (16, 1)
+    assert choose_wave(STEEP, recurrences=8, budget=32) == (4, 8)
+    assert choose_wave(STEEP, recurrences=8, budget=3)[1] == 2
+    assert choose_wave(STEEP, recurrences=8, budget=32, inner_recurrence=1) == (16, 1)
+    assert choose_wave(FLAT, recurrences=1000, budget=2000)[0] == 128
+
+
+def test_the_prompts_depth_is_the_last_recurrence_that_moved():
+    depth = PromptDepth(steps=3, columns=2)
+    still, far = torch.ones(1, 3, 4), torch.ones(1, 3, 4) * 2
+    for after, before in ((far, still), (far, still), (still, still)):
+        depth(after, before)
+    assert depth.recurrences == 3
+    one = PromptDepth(steps=1, columns=1)
+    for before in (far, still):
+        one(still, before)
+    assert one.recurrences == 1  # of the last chunk
+
+
+def test_the_curve_is_measured_once(tiny):
+    curve = cost_curve(tiny, batch=2)
+    assert len(curve.core) == len(curve.ends) == len(WIDTHS) and min(*curve.core, *curve.ends) > 0
+    assert cost_curve(tiny, batch=2) is curve and cost_curve(tiny, batch=1) is not curve
+
+
+@pytest.mark.parametrize("given", [{}, {"inner_recurrence": 2}])
+def test_auto_is_the_wave_it_chose(tiny, given):
+    inputs = left_pad([[3, 1, 4, 1, 5], [9, 2]])
+    common = {"sampler": "diffusion_forcing", "seed": 1, "max_new_tokens": 12, "return_dict_in_generate": True}
+    auto = tiny.generate(**inputs, wavefront="auto", **given, **common)
+    chosen = {"wavefront": auto.stats.wavefront, "inner_recurrence": auto.stats.inner_recurrence}
+    assert given.items() <= chosen.items()
+    again = tiny.generate(**inputs, **chosen, **common)
+    assert again.sequences.tolist() == auto.sequences.tolist() and again.stats == auto.stats
