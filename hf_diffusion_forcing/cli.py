@@ -9,56 +9,22 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from .console import ModelArgument, fail, load
 from .hub.commands import export, push
 
 app = typer.Typer(add_completion=False, help="Decode recurrent-depth language models by diffusion forcing.")
 
-ModelArgument = Annotated[
-    str | None, typer.Argument(help="A checkpoint folder or Hub id; the bundled checkpoint by default.")
-]
 Wavefront = Annotated[int | None, typer.Option(help="Most positions refined at once (32).")]
 ExitThreshold = Annotated[
     float | None, typer.Option(help="A state has converged when it moves by less than this share (0.03).")
 ]
 InnerRecurrence = Annotated[int | None, typer.Option(help="Core passes in a tick (4).")]
 NumSteps = Annotated[int | None, typer.Option(help="Recurrences of a token; the model's own depth by default.")]
+Preset = Annotated[str | None, typer.Option(help="quality, balanced or fast: settings chosen by measurement.")]
+ExitCriterion = Annotated[str | None, typer.Option(help="When a position has converged (latent_difference).")]
 MaxNewTokens = Annotated[int, typer.Option(help="Most tokens to generate.")]
 
 DEMO_SEED = 7
-
-
-def fail(message: str) -> typer.Exit:
-    """Say what is wrong on standard error; raise the result to leave with status 2."""
-    Console(stderr=True, soft_wrap=True).print(f"error: {message}", style="red", highlight=False, markup=False)
-    return typer.Exit(2)
-
-
-def load(name: str | None, **kwargs):
-    """Model and tokenizer of a checkpoint; only recurrent-depth models are taken.
-
-    Args:
-        name: a folder or Hub id; the bundled checkpoint when None.
-        kwargs: of `from_pretrained`, for the model.
-
-    Raises:
-        typer.Exit: the checkpoint is missing, damaged, or of another kind; the reason is printed.
-    """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    from . import RecurrentDepthGenerationMixin, bundled_checkpoint
-
-    logging.disable_progress_bar()
-    path = name or bundled_checkpoint()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(path, **kwargs)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise fail(f"{path} could not be loaded: {error}") from error
-    if not isinstance(model, RecurrentDepthGenerationMixin):
-        raise fail(f"{path} is a {model.config.model_type} model; diffusion forcing needs a recurrent-depth one.")
-    return model.eval(), tokenizer
 
 
 def given(**options) -> dict:
@@ -163,8 +129,10 @@ def demo(shown: int = 2, compared: int = 6) -> None:
 def generate(
     model: ModelArgument = None,
     prompt: Annotated[str, typer.Option(help="The text to continue.")] = ...,
-    sampler: Annotated[str, typer.Option(help="diffusion_forcing or autoregressive.")] = "diffusion_forcing",
+    sampler: Annotated[str, typer.Option(help="diffusion_forcing, adaptive or autoregressive.")] = "diffusion_forcing",
+    preset: Preset = None,
     wavefront: Wavefront = None,
+    exit_criterion: ExitCriterion = None,
     exit_threshold: ExitThreshold = None,
     inner_recurrence: InnerRecurrence = None,
     num_steps: NumSteps = None,
@@ -179,7 +147,12 @@ def generate(
     network, tokenizer = load(model)
     kwargs = {"sampler": sampler, "seed": seed, "max_new_tokens": max_new_tokens}
     kwargs |= given(
-        num_steps=num_steps, wavefront=wavefront, exit_threshold=exit_threshold, inner_recurrence=inner_recurrence
+        sampler_preset=preset,
+        num_steps=num_steps,
+        wavefront=wavefront,
+        exit_criterion=exit_criterion,
+        exit_threshold=exit_threshold,
+        inner_recurrence=inner_recurrence,
     )
     live = console.is_terminal and not as_json
     streamer = TextDiffusionStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if live else None
@@ -204,7 +177,9 @@ def generate(
 def compare(
     model: ModelArgument = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A text to continue; may be given several times.")] = None,
+    preset: Preset = None,
     wavefront: Wavefront = None,
+    exit_criterion: ExitCriterion = None,
     exit_threshold: ExitThreshold = None,
     inner_recurrence: InnerRecurrence = None,
     num_steps: NumSteps = None,
@@ -224,7 +199,13 @@ def compare(
         chosen = [next(stream) for _ in range(6)]
     prompts = [tokenizer(text, return_tensors="pt").input_ids for text in prompt or [p.prompt for p in chosen]]
     common = {"seed": 0} | given(num_steps=num_steps)
-    forcing = given(wavefront=wavefront, exit_threshold=exit_threshold, inner_recurrence=inner_recurrence)
+    forcing = given(
+        sampler_preset=preset,
+        wavefront=wavefront,
+        exit_criterion=exit_criterion,
+        exit_threshold=exit_threshold,
+        inner_recurrence=inner_recurrence,
+    )
     runs = [
         Run("autoregressive", common | {"sampler": "autoregressive"}),
         Run("diffusion_forcing", common | {"sampler": "diffusion_forcing"} | forcing),

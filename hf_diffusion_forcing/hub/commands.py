@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ..console import fail, load
+
 
 def export(
     model: Annotated[str, typer.Argument(help="A checkpoint folder or Hub id.")],
@@ -19,7 +21,6 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
 ) -> None:
     """Write a folder that decodes by diffusion forcing wherever it is loaded, ready to push."""
-    from ..cli import fail, load
     from .export import export_checkpoint
     from .staging import check_destination
 
@@ -41,7 +42,6 @@ def push(
     """Upload a folder to the Hugging Face Hub."""
     from huggingface_hub.utils import validate_repo_id
 
-    from ..cli import fail
     from .push import push_folder
 
     console = Console()
