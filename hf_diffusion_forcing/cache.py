@@ -175,6 +175,7 @@ class RecurrentDepthCache(Cache):
         elif extent is None:
             extent = int(positions.max()) + 1
         self._reserve(extent)
+        self._leave_inference_mode()
         mask = None
         is_causal = start == 0 and extent > 1
         if start is None or (start > 0 and positions.shape[1] > 1):
@@ -194,6 +195,13 @@ class RecurrentDepthCache(Cache):
                     new[:, :, :, : self.capacity] = old[:, :, :, : self.capacity]
                     tensors[layer] = new
         self.capacity = capacity
+
+    def _leave_inference_mode(self) -> None:
+        """Outside `torch.inference_mode()` what was made inside cannot be written to: go on with a copy."""
+        if torch.is_inference_mode_enabled() or self.keys[0] is None or not self.keys[0].is_inference():
+            return
+        for tensors in (self.keys, self.values):
+            tensors[:] = [None if t is None else t.clone() for t in tensors]
 
     def attend(
         self,

@@ -1,4 +1,4 @@
-"""Named settings, chosen by measurement (docs/presets.md)."""
+"""Named settings, chosen by measurement (docs/ablations.md)."""
 
 from typing import Any
 

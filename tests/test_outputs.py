@@ -118,3 +118,15 @@ def test_rows_that_ended_early_stay_in_the_cache(huginn_mini, prompts):
             alone.sequences, past_key_values=alone.past_key_values, max_new_tokens=8, **common | {"seed": 3 + row}
         )
         assert again[row, columns:].tolist() == expected[0, len(prompt) + shortest :].tolist()
+
+
+def test_a_cache_made_in_inference_mode_goes_on_outside_it(tiny):
+    common = {"sampler": "diffusion_forcing", "seed": 1, "max_new_tokens": 6}
+    with torch.inference_mode():
+        first = tiny.generate(torch.tensor([ROWS[0]]), **common, return_dict_in_generate=True)
+    plain = tiny.generate(torch.tensor([ROWS[0]]), **common, return_dict_in_generate=True)
+    ids = plain.sequences
+    inside, outside = (
+        tiny.generate(ids, past_key_values=cache, **common) for cache in (first.past_key_values, plain.past_key_values)
+    )
+    assert inside.tolist() == outside.tolist()

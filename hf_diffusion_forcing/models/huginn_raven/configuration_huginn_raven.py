@@ -26,6 +26,8 @@ class RavenConfig(PreTrainedConfig):
         qk_bias: whether queries and keys have a bias; always in this layout.
         init_values: `std` of the state start and weights, `out_proj` std of output projections, `embedding` std,
             and `embed_scale`, the factor on embeddings and on the state start.
+        state_channels: channels of the state start that are drawn; they repeat to fill `n_embd`. Fewer than `n_embd`
+            in a widened checkpoint only, which computes what its narrow original does.
 
     Raises:
         ValueError: sizes that cannot make a model, each named with its value.
@@ -66,6 +68,7 @@ class RavenConfig(PreTrainedConfig):
     tie_embeddings: bool | None = None
     tie_word_embeddings: bool = True
     init_values: dict | None = None
+    state_channels: int | None = None
     use_cache: bool = True
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -82,6 +85,8 @@ class RavenConfig(PreTrainedConfig):
             self.tie_embeddings = self.tie_word_embeddings
         # The Hub's files say tie_embeddings; transformers reads tie_word_embeddings.
         self.tie_word_embeddings = self.tie_embeddings
+        if self.state_channels is None:
+            self.state_channels = self.n_embd
         if self.n_layers is None:
             self.n_layers = self.n_layers_in_prelude + self.n_layers_in_recurrent_block + self.n_layers_in_coda
         if self.init_values is None and self.n_embd > 0:
@@ -116,6 +121,8 @@ class RavenConfig(PreTrainedConfig):
         for name in ("n_layers_in_prelude", "n_layers_in_coda"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 or more.")
+        if self.state_channels < 1 or self.n_embd % self.state_channels:
+            raise ValueError(f"state_channels={self.state_channels} must divide n_embd={self.n_embd}.")
         if self.padded_vocab_size < self.vocab_size:
             raise ValueError(
                 f"padded_vocab_size={self.padded_vocab_size} is smaller than vocab_size={self.vocab_size}."

@@ -219,8 +219,10 @@ class RavenForCausalLM(RavenPreTrainedModel, RecurrentDepthInterface, RecurrentD
         if scale == 0.0:
             return torch.zeros_like(e)
         values = self.config.init_values
-        noise = keyed_truncated_normal(seeds, positions, STATE, e.shape[-1])
-        return (noise * (values["std"] * scale * values["embed_scale"])).type_as(e)
+        channels = self.config.state_channels
+        noise = keyed_truncated_normal(seeds, positions, STATE, channels)
+        noise = (noise * (values["std"] * scale * values["embed_scale"])).type_as(e)
+        return noise.repeat(1, 1, e.shape[-1] // channels) if channels < e.shape[-1] else noise
 
     def recur(self, s, e, positions, cache, depth):
         placed = self._placed(positions, cache)

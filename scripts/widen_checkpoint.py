@@ -1,0 +1,87 @@
+"""Make a checkpoint k times wider that computes the same function, to time decoding where weights stream from memory.
+
+    python scripts/widen_checkpoint.py OUT --factor 8 --dtype bfloat16
+
+Channels, heads and MLP channels are repeated k times, and every linear map is tiled and divided by k: each repeat of an
+output sums k equal shares of each input. RMSNorm does not see the difference; RoPE and the size of a head stay. The
+result has about k^2 times the weights and converges as the trained original does.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_diffusion_forcing import RavenConfig, RavenForCausalLM, bundled_checkpoint
+
+
+def tile(weight: torch.Tensor, factor: int, outputs: int = 1, inputs: int = 1) -> torch.Tensor:
+    """A linear map [out, in] repeated over outputs and inputs, divided by `factor`.
+
+    Args:
+        outputs, inputs: how many parts the dimension packs (queries, keys and values; gate and up; state and
+            embedding); each part is repeated on its own.
+    """
+    rows = torch.cat([part.repeat(factor, 1) for part in weight.chunk(outputs, dim=0)])
+    return torch.cat([part.repeat(1, factor) for part in rows.chunk(inputs, dim=1)], dim=1) / factor
+
+
+def widen_tensor(name: str, weight: torch.Tensor, factor: int) -> torch.Tensor:
+    """The tensor of the same name in the widened model."""
+    if name.endswith("qk_bias"):
+        return weight.repeat(1, 1, factor, 1)
+    if weight.ndim == 1:
+        return weight.repeat(factor)
+    if name.endswith("wte.weight"):
+        return weight.repeat(1, factor)
+    if name == "lm_head.weight":
+        return weight.repeat(1, factor) / factor
+    packed_outputs = {"Wqkv.weight": 3, "fc.weight": 2}
+    outputs = next((parts for ending, parts in packed_outputs.items() if name.endswith(ending)), 1)
+    return tile(weight, factor, outputs, inputs=2 if name.endswith("adapter.weight") else 1)
+
+
+def widen(model: RavenForCausalLM, factor: int) -> RavenForCausalLM:
+    """A model `factor` times as wide that gives the same logits.
+
+    Raises:
+        ValueError: `factor` < 1.
+    """
+    if factor < 1:
+        raise ValueError(f"factor={factor} must be at least 1.")
+    values = model.config.to_dict()
+    for name in ("n_embd", "n_heads", "num_key_value_heads", "intermediate_size"):
+        values[name] *= factor
+    # The head divides by the factor and the embedding does not, so they are tied no longer. The state start is the
+    # original's, repeated; init_values and head_dim stay.
+    values |= {"tie_embeddings": False, "tie_word_embeddings": False}
+    with torch.device("meta"):
+        wide = RavenForCausalLM(RavenConfig(**values)).to(model.dtype)
+    tensors = model.state_dict()
+    state = {name: widen_tensor(name, tensors[name], factor) for name in tqdm(wide.state_dict(), desc="widening")}
+    wide.load_state_dict(state, assign=True)
+    wide.generation_config = model.generation_config
+    return wide.eval()
+
+
+def main(
+    output: Annotated[Path, typer.Argument(help="Folder to write.")],
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Huginn layout; the bundled one by default.")
+    ] = None,
+    factor: Annotated[int, typer.Option(help="How many times as wide.")] = 8,
+    dtype: Annotated[str, typer.Option(help="Of the weights written: float32, bfloat16 or float16.")] = "bfloat16",
+):
+    path = checkpoint or bundled_checkpoint()
+    wide = widen(AutoModelForCausalLM.from_pretrained(path), factor).to(getattr(torch, dtype))
+    wide.save_pretrained(output)
+    AutoTokenizer.from_pretrained(path).save_pretrained(output)
+    count = sum(p.numel() for p in wide.parameters())
+    typer.echo(f"Wrote {output}: {count / 1e6:.0f}M parameters in {dtype}.")
+
+
+if __name__ == "__main__":
+    typer.run(main)
