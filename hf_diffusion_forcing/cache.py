@@ -122,7 +122,7 @@ class RecurrentDepthCache(Cache):
         self.num_core_layers = num_core_layers
         self.num_coda_layers = num_coda_layers
         self.num_steps = num_steps
-        self.kv_sharing = kv_sharing
+        self.kv_sharing = "last" if kv_sharing == 1 else kv_sharing
         self.capacity = capacity
         self.columns = 0
         self.placement: Placement | None = None

@@ -14,7 +14,18 @@ from .hub.commands import export, push
 
 app = typer.Typer(add_completion=False, help="Decode recurrent-depth language models by diffusion forcing.")
 
-Wavefront = Annotated[int | None, typer.Option(help="Most positions refined at once (32).")]
+
+def positions_or_auto(value: str | int) -> int | str:
+    """The value of --wavefront."""
+    try:
+        return value if value == "auto" else int(value)
+    except ValueError:
+        raise typer.BadParameter(f"{value!r} is neither a number of positions nor auto.") from None
+
+
+Wavefront = Annotated[
+    str | None, typer.Option(help="Most positions refined at once (32), or auto.", parser=positions_or_auto)
+]
 ExitThreshold = Annotated[
     float | None, typer.Option(help="A state has converged when it moves by less than this share (0.03).")
 ]

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 from .exit_criteria import ExitCriterion, exit_criterion
 from .latent_processors import (
+    LATENT_PROCESSORS,
+    SCHEDULES,
     ContinuousCompute,
     EmbeddingMomentum,
     LatentProcessor,
@@ -71,7 +73,8 @@ class SamplerConfig:
         Args:
             mean_recurrence: the model's own depth, the default of `num_steps`.
         """
-        return dataclasses.replace(self, num_steps=self.num_steps or mean_recurrence)
+        kv_sharing = "last" if self.kv_sharing == 1 else self.kv_sharing
+        return dataclasses.replace(self, num_steps=self.num_steps or mean_recurrence, kv_sharing=kv_sharing)
 
     @property
     def deepest(self) -> int:
@@ -234,7 +237,8 @@ class DiffusionForcingConfig(EarlyExitConfig):
             recurrences the prompt needs, and chooses it (and `inner_recurrence`, unless that is given).
         headway: new positions a tick may add.
         inner_recurrence: core passes in a tick (r'); when None 4, or the token's budget where that is less.
-        max_steps: recurrences after which the front position freezes anyway; `num_steps` when None.
+        max_steps: recurrences after which the front position freezes anyway; `num_steps` when None. Ticks are whole:
+            the front gets the largest multiple of `inner_recurrence` within it.
         embedding_momentum: eta, the share of a position's earlier injected embedding kept in a tick.
         state_noise: beta, the share of fresh noise mixed into states at the start of a tick.
         noise_schedule: how beta falls with a position's recurrences: "constant", "linear", "square_root", "dampened".
@@ -267,6 +271,9 @@ class DiffusionForcingConfig(EarlyExitConfig):
         check_flag("continuous_compute", self.continuous_compute)
         if not isinstance(self.latent_processors, (list, tuple)):
             raise TypeError(f"latent_processors={self.latent_processors!r} must be a list.")
+        if self.noise_schedule not in SCHEDULES:
+            hint = nearest(str(self.noise_schedule), tuple(SCHEDULES))
+            raise ValueError(f"noise_schedule={self.noise_schedule!r} is unknown{hint}.")
         self.processors()
         for name in ("inner_recurrence", "max_steps"):
             if getattr(self, name) is not None:
@@ -285,15 +292,22 @@ class DiffusionForcingConfig(EarlyExitConfig):
         Raises:
             ValueError: an unknown schedule, name or parameter.
         """
-        noise = StateNoise(self.state_noise, self.noise_schedule)
         processors = LatentProcessorList()
         if self.embedding_momentum > 0:
             processors.append(EmbeddingMomentum(self.embedding_momentum))
         if self.continuous_compute:
             processors.append(ContinuousCompute())
         if self.state_noise > 0:
-            processors.append(noise)
+            processors.append(StateNoise(self.state_noise, self.noise_schedule))
         processors += latent_processor(list(self.latent_processors))
+        # Two of a class would keep their memories under one key, and draw the same noise.
+        classes = [type(processor) for processor in processors if type(processor) in LATENT_PROCESSORS.values()]
+        for each in classes:
+            if classes.count(each) > 1:
+                raise ValueError(
+                    f"latent_processors has {each.name!r} twice, counting what embedding_momentum, state_noise and "
+                    "continuous_compute stand for: use it once."
+                )
         return processors
 
     def resolve(self, mean_recurrence: int) -> "DiffusionForcingConfig":

@@ -29,7 +29,7 @@ def latent_difference(state: torch.Tensor, before: torch.Tensor) -> torch.Tensor
     Returns:
         float32 [batch, width]; NaN where a state is not finite, which compares as not converged.
     """
-    state, before = state.float(), before.float()
+    state, before = state.float(), before.to(state.device).float()
     return torch.linalg.vector_norm(state - before, dim=-1) / torch.linalg.vector_norm(state, dim=-1)
 
 

@@ -96,7 +96,7 @@ class EmbeddingMomentum(LatentProcessor):
         return e
 
 
-_SCHEDULES = {
+SCHEDULES = {
     "constant": lambda steps, budget: torch.ones_like(steps),
     "linear": lambda steps, budget: (1 - steps / budget).clamp_min(0),
     "square_root": lambda steps, budget: (1 - steps / budget).clamp_min(0).sqrt(),
@@ -124,12 +124,12 @@ class StateNoise(LatentProcessor):
 
     def __post_init__(self):
         check_number("beta", self.beta, 1.0)
-        if self.schedule not in _SCHEDULES:
-            raise ValueError(f"schedule={self.schedule!r} is unknown{nearest(str(self.schedule), tuple(_SCHEDULES))}.")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule={self.schedule!r} is unknown{nearest(str(self.schedule), tuple(SCHEDULES))}.")
 
     def share(self, steps: torch.Tensor, budget: int) -> torch.Tensor:
         """b of positions that have had `steps` recurrences, float32 [batch, width]."""
-        return self.beta * _SCHEDULES[self.schedule](steps.float(), budget)
+        return self.beta * SCHEDULES[self.schedule](steps.float(), budget)
 
     def process_state(self, state: torch.Tensor, refinement: Refinement) -> torch.Tensor:
         seeds = fold_in(refinement.seeds, refinement.steps + 1)

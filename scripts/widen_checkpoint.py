@@ -69,9 +69,7 @@ def widen(model: RavenForCausalLM, factor: int) -> RavenForCausalLM:
 
 def main(
     output: Annotated[Path, typer.Argument(help="Folder to write.")],
-    checkpoint: Annotated[
-        str | None, typer.Option(help="Huginn layout; the bundled one by default.")
-    ] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Huginn layout; the bundled one by default.")] = None,
     factor: Annotated[int, typer.Option(help="How many times as wide.")] = 8,
     dtype: Annotated[str, typer.Option(help="Of the weights written: float32, bfloat16 or float16.")] = "bfloat16",
 ):

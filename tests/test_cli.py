@@ -41,6 +41,15 @@ def test_generate():
     assert autoregressive["text"] == record["text"]
 
 
+def test_an_automatic_wavefront_and_a_preset():
+    common = ("generate", "--prompt", PROMPT, "--max-new-tokens", 6, "--json")
+    record = json.loads(run(*common, "--wavefront", "auto").stdout)
+    assert record["settings"]["wavefront"] == "auto" and record["stats"]["wavefront"] >= 4
+    assert json.loads(run(*common, "--preset", "fast").stdout)["stats"]["inner_recurrence"] == 1
+    wrong = run(*common, "--wavefront", "wide")
+    assert wrong.exit_code == 2 and "neither a number" in wrong.stderr
+
+
 def test_compare():
     record = json.loads(run("compare", "--prompt", PROMPT, "--max-new-tokens", 8, "--json").stdout)
     assert set(record) == {"autoregressive", "diffusion_forcing"}

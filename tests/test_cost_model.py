@@ -40,9 +40,9 @@ def test_the_prompts_depth_is_the_last_recurrence_that_moved():
 
 
 def test_the_curve_is_measured_once(tiny):
-    curve = cost_curve(tiny, batch=2)
+    curve = cost_curve(tiny, 2, tiny.device)
     assert len(curve.core) == len(curve.ends) == len(WIDTHS) and min(*curve.core, *curve.ends) > 0
-    assert cost_curve(tiny, batch=2) is curve and cost_curve(tiny, batch=1) is not curve
+    assert cost_curve(tiny, 2, tiny.device) is curve and cost_curve(tiny, 1, tiny.device) is not curve
 
 
 @pytest.mark.parametrize("given", [{}, {"inner_recurrence": 2}])

@@ -36,11 +36,13 @@ def forcing(model, **kwargs):
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("sampler", ["diffusion_forcing", "adaptive"])
 def test_every_criterion_decodes_and_is_stored_by_name(tiny, name, sampler, tmp_path):
-    settings = {"sampler": sampler, "exit_criterion": SPECS[name], "num_steps": 12}
-    output = forcing(tiny, **settings)
+    settings = {"exit_criterion": SPECS[name], "num_steps": 12}
+    if sampler == "diffusion_forcing":
+        settings["inner_recurrence"] = 1
+    output = forcing(tiny, sampler=sampler, **settings)
     assert output.stats.tokens_committed == [12]
     tiny.generation_config.sampler = sampler
-    tiny.generation_config.sampler_config = {"exit_criterion": SPECS[name], "num_steps": 12}
+    tiny.generation_config.sampler_config = settings
     tiny.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert again.generate(PROMPT, seed=0, max_new_tokens=12).tolist() == output.sequences.tolist()
@@ -83,7 +85,10 @@ def test_instances_of_ones_own(tiny, tmp_path):
     config = DiffusionForcingConfig(exit_criterion=Eager())
     with pytest.raises(TypeError, match="register_exit_criterion"):
         config.to_dict()
-    assert forcing(tiny, sampler_config=config).stats.ticks <= 11
+    slow = {"inner_recurrence": 1, "exit_threshold": 0.0}
+    assert (
+        forcing(tiny, **slow).stats.ticks > 11 == forcing(tiny, sampler_config=config, inner_recurrence=1).stats.ticks
+    )
 
 
 @pytest.mark.parametrize("name", LATENT_PROCESSORS)
@@ -98,6 +103,7 @@ def test_every_processor_decodes_and_is_stored_by_name(tiny, name, tmp_path):
 
 
 def test_the_fields_are_shorthands_for_processors(tiny):
+    tiny.generation_config.sampler_config = {"inner_recurrence": 1}
     by_field = forcing(tiny, embedding_momentum=0.3, state_noise=0.2, noise_schedule="linear", continuous_compute=True)
     by_name = forcing(
         tiny,
@@ -196,12 +202,39 @@ def test_call_keyword_over_passed_config(stored, width):
 def test_a_criterion_brings_its_own_threshold(tiny):
     tiny.generation_config.sampler = "diffusion_forcing"
     tiny.generation_config.sampler_config = {"exit_threshold": 1e9}
-    assert forcing(tiny, sampler=None).stats.recurrences_per_token < 60
     quick, slow = (
         forcing(tiny, sampler=None, wavefront=1, inner_recurrence=1, **kwargs).stats.core_passes
         for kwargs in ({}, {"exit_criterion": "cosine"})
     )
     assert quick == 11 < slow
+
+
+def test_what_a_generation_config_says_counts(tiny, width, monkeypatch):
+    """Settings without a sampler's name are for whichever sampler runs; a preset alone names its sampler."""
+    tiny.generation_config.sampler_config = {"wavefront": 6}
+    assert width(sampler="diffusion_forcing") == 6
+    monkeypatch.setitem(PRESETS["huginn_raven"], "fast", {"wavefront": 4})
+    assert width(generation_config=GenerationConfig(sampler_preset="fast")) == 4
+    with pytest.raises(ValueError, match="wavefront stands on the generation config itself"):
+        tiny.generate(PROMPT, generation_config=GenerationConfig(wavefront=6), sampler="diffusion_forcing")
+    tiny.generation_config.sampler_config = DiffusionForcingConfig(wavefront=5)
+    with pytest.raises(TypeError, match="to_dict"):
+        tiny.generate(PROMPT, sampler="diffusion_forcing")
+
+
+def test_a_criterion_of_the_wrong_shape_is_refused(tiny):
+    class PerRow(ExitCriterion):
+        def __call__(self, refinement):
+            return torch.ones(len(refinement.positions), dtype=torch.bool)
+
+    for sampler in ("adaptive", "diffusion_forcing"):
+        with pytest.raises(ValueError, match="PerRow returned"):
+            forcing(tiny, sampler=sampler, exit_criterion=PerRow())
+
+
+def test_a_processor_twice_is_refused():
+    with pytest.raises(ValueError, match="'embedding_momentum' twice"):
+        DiffusionForcingConfig(embedding_momentum=0.3, latent_processors=["embedding_momentum"])
 
 
 def test_a_sampler_and_a_config_of_another_do_not_fit(tiny):

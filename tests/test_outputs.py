@@ -90,16 +90,21 @@ def test_a_conversation_goes_on_from_its_cache(huginn_mini, prompts, sampler):
     assert second.tolist() == huginn_mini.generate(text, **common).tolist()
 
 
-def test_rows_that_ended_early_stay_in_the_cache(huginn_mini, prompts):
-    """Ended rows leave the batch while it decodes; the cache that comes back has all of them."""
+@pytest.mark.parametrize("sampler", ["adaptive", "diffusion_forcing"])
+@pytest.mark.parametrize("kv_sharing", ["last", "none"])
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [2] + 8 * [0]])
+def test_rows_that_ended_early_stay_in_the_cache(huginn_mini, prompts, sampler, kv_sharing, rows):
+    """Ended rows leave the batch while it decodes (the first of nine not at once); the cache has all."""
+    prompts = [prompts[row] for row in rows]
     inputs = left_pad(prompts)
-    common = {"num_steps": 8, "seed": [3, 4, 5, 6], "sampler": "diffusion_forcing", "pad_token_id": 0}
+    common = {"num_steps": 8, "seed": 3, "sampler": sampler, "kv_sharing": kv_sharing, "pad_token_id": 0}
     output = huginn_mini.generate(
         **inputs, **common, max_new_tokens=48, eos_token_id=ord("."), return_dict_in_generate=True
     )
     cache = output.past_key_values
     assert len(set(output.stats.tokens_committed)) > 1
     assert cache.batch_size == len(prompts)
+    assert output.stats.tokens_committed.count(min(output.stats.tokens_committed)) == 1
     shortest = min(output.stats.tokens_committed)
     columns = inputs["input_ids"].shape[1] + shortest
     assert cache.get_seq_length() == columns - 1

@@ -19,7 +19,7 @@ def model():
     return RavenForCausalLM(tiny_config()).eval()
 
 
-prompts = st.lists(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=9), min_size=1, max_size=4)
+prompts = st.lists(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=9), min_size=1, max_size=11)
 samplers = st.one_of(
     st.fixed_dictionaries({"sampler": st.just("autoregressive"), "kv_sharing": st.sampled_from(["last", "none", 2])}),
     st.fixed_dictionaries(

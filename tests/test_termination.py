@@ -7,6 +7,7 @@ import torch
 from conftest import left_pad, new_tokens, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.generation.streamers import BaseStreamer
 
 from hf_diffusion_forcing import RavenForCausalLM
 from hf_diffusion_forcing.evaluation.problems import problems
@@ -37,7 +38,25 @@ def test_broken_weights_end_too(tiny, value):
             parameter.fill_(value)
     output = forcing(tiny, inner_recurrence=2)
     assert output.stats.tokens_committed == [20]
-    assert output.stats.core_passes <= 19 * tiny.config.mean_recurrence
+    # One tick is made again with the front alone, to see that it is not a draft's fault.
+    assert output.stats.core_passes <= 19 * tiny.config.mean_recurrence + 2
+
+
+def test_a_draft_that_overflows_spoils_nothing(tiny):
+    """Attention carries NaN to the left of it (0 * NaN); what is committed is as if the draft had been another."""
+    settings = {"inner_recurrence": 1, "wavefront": 6, "exit_threshold": 0.05}
+    expected = forcing(tiny, wavefront=1, inner_recurrence=6).sequences[0].tolist()
+    drafts = []
+    spy = BaseStreamer()
+    spy.put, spy.end, spy.put_draft = lambda value: None, lambda: None, lambda value: drafts.extend(value.tolist())
+    text = forcing(tiny, **settings, streamer=spy).sequences[0].tolist()
+    only_drafted = set(drafts) - set(text) - set(expected)
+    assert only_drafted
+    with torch.no_grad():
+        tiny.lm_head.weight = torch.nn.Parameter(tiny.lm_head.weight.clone())
+        tiny.transformer.wte.weight[sorted(only_drafted)] = float("nan")
+    output = forcing(tiny, **settings)
+    assert output.sequences[0].tolist() == text
 
 
 def test_max_steps_bounds_the_front(tiny):

@@ -19,7 +19,6 @@ class Adaptive(WavefrontSampler):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.criterion = self.config.criterion()
         self.positions: torch.Tensor | None = None
 
     def next_width(self, row: int, front: int, kept: int) -> int:
@@ -31,8 +30,8 @@ class Adaptive(WavefrontSampler):
         model, cache, budget = self.model, self.cache, self.config.num_steps
         fresh = wave.first_fresh < wave.width
         input_ids, positions, steps, new = wave.tensors()
-        if fresh or len(self.positions) != len(wave.tokens):
-            # The same tensor until the rows change: its placement is made once.
+        if self.positions is None or len(self.positions) != len(wave.tokens):
+            # The same tensor until a row exits: its placement is made once.
             self.positions = positions
             cache.place(positions, start=wave.start, extent=wave.extent)
         positions, memory = self.positions, wave.recall()
@@ -52,9 +51,11 @@ class Adaptive(WavefrontSampler):
         refinement.before = wave.carry(wave.states, start)
         depth = 0 if cache.kv_sharing == "last" else refinement.steps
         wave.states = refinement.states = model.recur(refinement.before, e, positions, cache, depth)
+        refinement.before = refinement.before.to(wave.states.device)  # the core may stand on another device
         if self.criterion.needs_logits:
             self._read_out(wave, refinement)
-        exits = (self.criterion(refinement) | (refinement.steps.to(e.device) + 1 >= budget))[:, 0].tolist()
+        exhausted = refinement.steps.to(e.device) + 1 >= budget
+        exits = (self.converged(refinement).to(e.device) | exhausted)[:, 0].tolist()
         exits = [exit and bool(tokens) for exit, tokens in zip(exits, wave.tokens, strict=True)]
         if any(exits) and refinement.predictions is None:
             self._read_out(wave, refinement)
@@ -64,7 +65,9 @@ class Adaptive(WavefrontSampler):
         self.stats.ticks += 1
         self.stats.core_passes += 1
         self.stats.positions_refined += sum(map(len, wave.tokens))
-        predictions = refinement.predictions[:, 0].tolist() if any(exits) else []
+        predictions = []
+        if any(exits):
+            predictions, self.positions = refinement.predictions[:, 0].tolist(), None
         for row, exit in enumerate(exits):
             if exit:
                 token = predictions[row]

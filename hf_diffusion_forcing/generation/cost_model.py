@@ -47,16 +47,17 @@ _MEASURED: WeakKeyDictionary[torch.nn.Module, dict[tuple, CostCurve]] = WeakKeyD
 
 
 @torch.no_grad()
-def cost_curve(model: RecurrentDepthInterface, batch: int) -> CostCurve:
+def cost_curve(model: RecurrentDepthInterface, batch: int, device: torch.device) -> CostCurve:
     """The model's cost curve on this machine; measured once for each batch size, dtype, device and thread count.
 
     Takes about 2 x 7 x 6 passes of the core and of the other layers.
 
     Args:
         batch: rows of the wave.
+        device: of the ids; offloaded weights are brought to it.
     """
-    ids = torch.zeros(batch, max(WIDTHS), dtype=torch.int64, device=model.device)
-    key = (batch, model.dtype, model.device, torch.get_num_threads())
+    ids = torch.zeros(batch, max(WIDTHS), dtype=torch.int64, device=device)
+    key = (batch, model.dtype, device, torch.get_num_threads())
     curves = _MEASURED.setdefault(model, {})
     if key not in curves:
         core, ends = [], []

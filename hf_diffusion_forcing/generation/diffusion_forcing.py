@@ -17,8 +17,9 @@ class DiffusionForcing(WavefrontSampler):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.criterion, self.processors = self.config.criterion(), self.config.processors()
+        self.processors = self.config.processors()
         self.starts = StateStarts(self.model, self.config.state_scale)
+        self.narrows = True
         # While the prompt is read an automatic wave is as wide as its first tick.
         automatic = self.config.wavefront == "auto"
         self.wavefront = self.config.headway if automatic else self.config.wavefront
@@ -35,8 +36,9 @@ class DiffusionForcing(WavefrontSampler):
             shortest = self.committed.prompt_length - max(self.padding) + self.offset
             depth = PromptDepth(config.prefill_steps, columns=min(64, shortest))
             wave = super().prefill(depth)
+            curve = cost_curve(self.model, len(self.live), self.input_ids.device)
             self.wavefront, self.inner_recurrence = choose_wave(
-                cost_curve(self.model, len(self.live)), depth.recurrences, config.max_steps, config.inner_recurrence
+                curve, depth.recurrences, config.max_steps, config.inner_recurrence
             )
         else:
             wave = super().prefill()
@@ -62,24 +64,34 @@ class DiffusionForcing(WavefrontSampler):
         e = processors.process_embedding(model.embed(input_ids, positions, cache), refinement)
 
         start = self.starts.take(wave, e, positions, self.seeds)
-        state = processors.process_start(wave.carry(wave.states, start), refinement)
+        carried = wave.states
+        state = processors.process_start(wave.carry(carried, start), refinement)
         refinement.before = refinement.states = state
         state = processors.process_state(state, refinement)
         # With shared keys and values every recurrence writes the same slot; without, each position has its own depth.
         depth = 0 if cache.kv_sharing == "last" else steps
         for inner in range(self.inner_recurrence):
             state = model.recur(state, e, positions, cache, depth + inner)
+        refinement.before = refinement.before.to(state.device)  # the core may stand on another device
         wave.states = refinement.states = processors.process_refined(state, refinement)
         refinement.logits = logits = model.decode(wave.states, positions, cache)
         refinement.predictions, scores = self.choose(wave, logits, input_ids, positions)
-        converged = self.criterion(refinement).to(refinement.predictions.device)
-        wave.memory = refinement.remembered
-        # The tick's only wait for the device: what was predicted, and what has converged.
-        predictions, converged = torch.stack((refinement.predictions, converged.long())).tolist()
+        chosen = refinement.predictions
+        sound = wave.states.isfinite().all(-1) & logits[..., 0].isfinite()
+        facts = (chosen, self.converged(refinement), sound)
+        # The tick's only wait for the device: what was predicted, what has converged, and whether all is well.
+        predictions, converged, sound = torch.stack([fact.to(chosen.device, torch.long) for fact in facts]).tolist()
 
         self.stats.ticks += 1
         self.stats.core_passes += self.inner_recurrence
         self.stats.positions_refined += self.inner_recurrence * sum(map(len, wave.tokens))
+        if self.narrows and not all(all(flags[1 : len(row)]) for flags, row in zip(sound, wave.tokens, strict=True)):
+            # A draft has overflowed, and 0 * NaN in attention carries that to the positions on its left.
+            wave.narrow(carried)
+            return self.tick(wave)
+        # Alone the front is as finite as the model is. If it is not, narrowing is no help.
+        self.narrows &= wave.width > 1 or all(flags[0] for flags, row in zip(sound, wave.tokens, strict=True) if row)
+        wave.memory = refinement.remembered
         for row, tokens in enumerate(wave.tokens):
             if tokens:
                 self._freeze(wave, row, predictions[row][: len(tokens)], converged[row], logits[row], scores[row])

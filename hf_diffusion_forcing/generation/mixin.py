@@ -36,10 +36,10 @@ SAMPLER_KEYWORDS = {name for config in SAMPLER_CONFIGS.values() for name in conf
 class RecurrentDepthGenerationMixin(GenerationMixin):
     """`GenerationMixin` for recurrent-depth models.
 
-    `generate()` takes `sampler="diffusion_forcing"` or `"autoregressive"` and every field of that sampler's config as a
-    keyword; without them it reads `sampler` and `sampler_config` of the generation config. With neither it is plain
-    transformers decoding, to which the keywords of `"autoregressive"` apply; sampling then draws from torch's
-    generator.
+    `generate()` takes `sampler="diffusion_forcing"`, `"adaptive"` or `"autoregressive"`, every field of that sampler's
+    config as a keyword, `sampler_config=` and `sampler_preset=`; without them it reads the generation config. With
+    neither it is plain transformers decoding, to which the keywords of `"autoregressive"` apply; sampling then draws
+    from torch's generator.
     """
 
     def own_generation_config(self) -> GenerationConfig:
@@ -67,19 +67,21 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         """Take the sampler's keywords out of the call, resolve and validate them.
 
         Precedence, highest first: a keyword of the call, `sampler_config` of the call, the generation config (the one
-        passed if it names a sampler, else the model's), the preset, the default.
+        passed if it says anything about a sampler, else the model's), the preset, the default.
         """
         sampler = kwargs.pop("sampler", None)
         passed = kwargs.pop("sampler_config", None)
         preset_name = kwargs.pop("sampler_preset", None)
         given = {name: kwargs.pop(name) for name in SAMPLER_KEYWORDS & kwargs.keys()}
         # A config passed with a sampler brings that sampler's settings; the model's are for the model's sampler.
-        source = generation_config if hasattr(generation_config, "sampler") else self.generation_config
+        names = ("sampler", "sampler_config", "sampler_preset")
+        source = generation_config if any(hasattr(generation_config, n) for n in names) else self.generation_config
+        own = set() if generation_config is None else vars(generation_config).keys()
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         self._refuse_unknown_keywords(model_kwargs)
         if generation_config.cache_implementation == "paged":
             self.init_continuous_batching()
-        if misplaced := sorted(SAMPLER_KEYWORDS & vars(source).keys()):
+        if misplaced := sorted(SAMPLER_KEYWORDS & (vars(source).keys() | own)):
             raise ValueError(f"{misplaced[0]} stands on the generation config itself; put it into its sampler_config.")
 
         stored_preset = getattr(source, "sampler_preset", None)
@@ -101,12 +103,14 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         if passed is not None and not isinstance(passed, dict):
             raise TypeError(f"sampler_config={passed!r} must be a SamplerConfig or a dict of settings.")
         config_class = sampler_config_class(sampler) if sampler is not None else AutoregressiveConfig
-        stored = (getattr(source, "sampler_config", None) or {}) if sampler == stored_sampler else {}
-        for name in given:
-            if name not in config_class.fields():
-                takers = [key for key, config in SAMPLER_CONFIGS.items() if name in config.fields()]
+        stored = (getattr(source, "sampler_config", None) or {}) if stored_sampler in (None, sampler) else {}
+        if not isinstance(stored, dict):
+            raise TypeError(f"sampler_config={stored!r} of a generation config must be a dict: use its to_dict().")
+        for name, value in ((passed or {}) | given).items():
+            takers = [key for key, config in SAMPLER_CONFIGS.items() if name in config.fields()]
+            if takers and sampler not in takers and name not in config_class.fields():
                 raise ValueError(
-                    f"{name}={given[name]!r} is not a setting of sampler={sampler!r}: "
+                    f"{name}={value!r} is not a setting of sampler={sampler!r}: "
                     f"pass sampler={' or '.join(map(repr, takers))}, or leave it out."
                 )
         chosen = {} if preset_name is None else preset(preset_name, sampler, self.config.model_type)

@@ -13,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 from ..cache import RecurrentDepthCache
 from ..configuration import EarlyExitConfig
 from ..randomness import row_seeds
+from ..refinement import Refinement
 from .choice import TokenChoice
 from .committed import CommittedTokens
 from .output import DiffusionForcingOutput, SamplerStats
@@ -85,6 +86,7 @@ class WavefrontSampler(ABC):
             pad,
             self.seeds if generation_config.do_sample else None,
         )
+        self.criterion = config.criterion()
         self.stats = SamplerStats()
 
     @abstractmethod
@@ -94,6 +96,20 @@ class WavefrontSampler(ABC):
     @abstractmethod
     def next_width(self, row: int, front: int, kept: int) -> int:
         """How wide the next wave of a row of the wave may be, with its front there and `kept` positions kept."""
+
+    def converged(self, refinement: Refinement) -> torch.Tensor:
+        """What the exit criterion says, bool [live rows, width].
+
+        Raises:
+            ValueError: a criterion of the caller's returned something else.
+        """
+        verdict = self.criterion(refinement)
+        if verdict.dtype != torch.bool or verdict.shape != refinement.positions.shape:
+            raise ValueError(
+                f"{type(self.criterion).__name__} returned {verdict.dtype} {tuple(verdict.shape)}: an exit criterion "
+                f"returns bool {tuple(refinement.positions.shape)}, one verdict a position."
+            )
+        return verdict
 
     def last_position(self, row: int) -> int:
         """The last position that may predict a token, of a row of the wave."""

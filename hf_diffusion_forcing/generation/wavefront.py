@@ -90,7 +90,7 @@ class Wavefront:
         if len(self.origins) == 1:
             origin = self.origins[0][0] if first else 0
             return torch.cat((old[:, origin : origin + first], fresh), dim=1)
-        origins = torch.tensor(self._grid(self.origins, -1), device=self.device)
+        origins = torch.tensor(self._grid(self.origins, -1), device=old.device)
         moved = old.gather(1, origins.clamp_min(0)[..., None].expand(-1, -1, old.shape[-1]))
         tail = torch.where((origins[:, first:] >= 0)[..., None], moved[:, first:], fresh)
         return torch.cat((moved[:, :first], tail), dim=1)
@@ -103,6 +103,12 @@ class Wavefront:
         if self.states is not None:
             self.states = self.states[torch.tensor(rows, device=self.states.device)]
         self.memory = {key: kept[torch.tensor(rows, device=kept.device)] for key, kept in self.memory.items()}
+
+    def narrow(self, states: torch.Tensor | None) -> None:
+        """Back to the states of a tick ago, [batch, last width, channels], and to the front position of every row."""
+        self.states = states
+        for values in (self.tokens, self.steps, self.origins):
+            values[:] = [row[:1] for row in values]
 
     def advance(self, row: int, frozen: int, predictions: list[int], width: int, recurrences: int) -> None:
         """Drop a row's first `frozen` positions, take the new drafts, and fill up to `width` positions.

@@ -41,9 +41,12 @@ class RecurrentDepthInterface(ABC):
         e: torch.Tensor,
         positions: torch.Tensor,
         cache: RecurrentDepthCache | NoCache,
-        depth: int,
+        depth: int | torch.Tensor,
     ) -> torch.Tensor:
-        """One pass of the core, recurrence `depth` (0-based): s [batch, width, channels] -> s, same shape."""
+        """One pass of the core, recurrence `depth` (0-based): s [batch, width, channels] -> s, same shape.
+
+        `depth` may be int64 [batch, width], one recurrence per position; `cache.slot(depth)` takes either.
+        """
 
     @abstractmethod
     def decode(
@@ -61,5 +64,5 @@ class RecurrentDepthInterface(ABC):
         """
 
     @abstractmethod
-    def new_cache(self, num_steps: int, kv_sharing: str = "last", capacity: int = 0) -> RecurrentDepthCache:
+    def new_cache(self, num_steps: int, kv_sharing: str | int = "last", capacity: int = 0) -> RecurrentDepthCache:
         """An empty cache of this model's shape."""
