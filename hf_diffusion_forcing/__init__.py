@@ -5,7 +5,13 @@ Importing this package registers its model families with the Auto classes, so th
 
 from .cache import RecurrentDepthCache
 from .checkpoints import bundled_checkpoint
-from .configuration import AdaptiveConfig, AutoregressiveConfig, DiffusionForcingConfig, SamplerConfig
+from .configuration import (
+    AdaptiveConfig,
+    AutoregressiveConfig,
+    DiffusionForcingConfig,
+    SamplerConfig,
+    SpeculativeWavefrontConfig,
+)
 from .exit_criteria import (
     EXIT_CRITERIA,
     ArgmaxStabilityCriterion,
@@ -72,6 +78,7 @@ __all__ = [
     "Refinement",
     "SamplerConfig",
     "SamplerStats",
+    "SpeculativeWavefrontConfig",
     "StateNoise",
     "TokenStabilityCriterion",
     "__version__",

@@ -1,5 +1,6 @@
 """Keys and values of a recurrent-depth model, addressed by absolute position."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ class Placement:
         mask: bool [batch, 1, width, extent], True where a query sees a key; None when every key is seen.
         bias: the same as 0 and -inf in the dtype of the queries, made by the first layer that needs it.
         rotary: what the family's attention needs to rotate queries and keys, filled by the family.
+        indices: slots of the columns as index tensors, made once each.
     """
 
     positions: torch.Tensor
@@ -28,6 +30,7 @@ class Placement:
     is_causal: bool = False
     rotary: Any = None
     bias: torch.Tensor | None = None
+    indices: dict = field(default_factory=dict)
     copies: dict = field(default_factory=dict)
 
     def to(self, device: torch.device, **kwargs) -> "Placement":
@@ -37,7 +40,7 @@ class Placement:
         if device not in self.copies:
             moved = {name: getattr(self, name) for name in ("positions", "mask", "rotary")}
             moved = {name: None if tensor is None else tensor.to(device) for name, tensor in moved.items()}
-            self.copies[device] = replace(self, **moved, bias=None, copies={})
+            self.copies[device] = replace(self, **moved, bias=None, indices={}, copies={})
         return self.copies[device]
 
     def mask_for(self, query: torch.Tensor) -> torch.Tensor | None:
@@ -45,6 +48,25 @@ class Placement:
         if self.mask is not None and (self.bias is None or self.bias.dtype != query.dtype):
             self.bias = query.new_zeros(self.mask.shape).masked_fill_(~self.mask, float("-inf"))
         return self.bias
+
+
+def absolute_positions(
+    attention_mask: torch.Tensor | None, seen: int, shape: tuple[int, int], device: torch.device
+) -> tuple[torch.Tensor, int | None]:
+    """Positions of the columns after the first `seen`, counted from each row's first real token.
+
+    Args:
+        attention_mask: [batch, seen + width], or None when there is no padding.
+        shape: batch and width.
+
+    Returns:
+        int64 [batch, width] with -1 for padding, and the first of them where all rows are alike (else None).
+    """
+    batch, width = shape
+    if attention_mask is None:
+        return torch.arange(seen, seen + width, device=device).expand(batch, width), seen
+    mask = attention_mask.to(device)
+    return (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, -1)[:, -width:], None
 
 
 class NoCache:
@@ -88,9 +110,10 @@ class RecurrentDepthCache(Cache):
     from each row's first real token: padding is never stored (the last place of `capacity + 1` takes it and is never
     read). Dropping tokens moves a number; nothing is copied. Memory, in bytes, is
 
-        2 x batch x heads x (capacity + 1) x head_dim x itemsize x (prelude + slots x core + coda)
+        2 x batch x heads x (capacity + 1) x head_dim x itemsize x (prelude + slots x core + readouts x coda)
 
-    with slots = 1 for `kv_sharing="last"`, slots = num_steps for `"none"` and slots = n for `kv_sharing=n`.
+    with slots = 1 for `kv_sharing="last"`, slots = num_steps for `"none"` and slots = n for `kv_sharing=n`; readouts is
+    1, and 2 after a sampler has started a timeline of drafts (`start_readout`).
 
     Args:
         num_prelude_layers, num_core_layers, num_coda_layers: layers of each part.
@@ -144,10 +167,11 @@ class RecurrentDepthCache(Cache):
         """Entries per position of a core layer."""
         return {"last": 1, "none": self.num_steps}.get(self.kv_sharing, self.kv_sharing)
 
-    def slot(self, depth: int | torch.Tensor) -> int | torch.Tensor:
+    def slot(self, depth: int | range | torch.Tensor) -> int | range | torch.Tensor:
         """The slot of the core layers that recurrence `depth` (0-based) writes and reads.
 
         `depth` may be int64 [batch, width], one recurrence per position; it is then returned as it is, for `attend`.
+        So is a range, one recurrence per column (`kv_sharing="none"` only).
         """
         if self.kv_sharing == "last":
             return 0
@@ -155,9 +179,10 @@ class RecurrentDepthCache(Cache):
             return depth
         if self.kv_sharing != "none":
             return depth % self.kv_sharing
-        if depth >= self.num_steps:
+        deepest = depth[-1] if isinstance(depth, range) else depth
+        if deepest >= self.num_steps:
             raise ValueError(
-                f"recurrence {depth} does not fit a cache made for num_steps={self.num_steps} with kv_sharing='none': "
+                f"recurrence {deepest} does not fit a cache made for num_steps={self.num_steps} and kv_sharing='none': "
                 "make the cache with a larger num_steps, or share keys and values with kv_sharing='last'."
             )
         return depth
@@ -209,7 +234,7 @@ class RecurrentDepthCache(Cache):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        slot: int | torch.Tensor = 0,
+        slot: int | Sequence[int] | torch.Tensor = 0,
     ) -> torch.Tensor:
         """Store the keys and values of the placed positions, then attend to all that stands before each.
 
@@ -219,7 +244,8 @@ class RecurrentDepthCache(Cache):
             key, value: [batch, kv_heads, width, head_dim].
             slot: which entry of the layer, see `slot()`. A tensor [batch, width] gives every position its recurrence;
                 before the slots are full it writes all later ones too, so a deeper query sees the last recurrence
-                there has been. Without sharing, recurrences past the last slot stay in it.
+                there has been. Without sharing, recurrences past the last slot stay in it. A range or tuple gives
+                every column its slot, the same in all rows, and writes no other.
 
         Returns:
             [batch, heads, width, head_dim].
@@ -231,6 +257,8 @@ class RecurrentDepthCache(Cache):
             self.keys[layer], self.values[layer] = key.new_zeros(shape), value.new_zeros(shape)
         if isinstance(slot, torch.Tensor):
             return self._attend_by_position(layer, query, key, value, slot)
+        if not isinstance(slot, int):
+            return self._attend_by_column(layer, query, key, value, slot)
         placed = self.placement.to(query.device)
         keys, values = self.keys[layer][slot], self.values[layer][slot]
         if placed.start is not None:
@@ -275,6 +303,60 @@ class RecurrentDepthCache(Cache):
             enable_gqa=heads != key.shape[1],
         )
         return y.reshape(batch, width, heads, head_dim).transpose(1, 2)
+
+    def _attend_by_column(self, layer, query, key, value, slots: Sequence[int]):
+        """`attend` for columns that stand at different recurrences or readouts."""
+        placed = self.placement.to(query.device)
+        batch, heads, width, _ = query.shape
+        if slots not in placed.indices:
+            placed.indices[slots] = torch.tensor(slots, device=key.device)
+        rows = torch.arange(batch, device=key.device)[:, None]
+        for stored, new in ((self.keys[layer], key), (self.values[layer], value)):
+            stored[placed.indices[slots], rows, :, placed.positions] = new.transpose(1, 2)
+        keys, values = self.keys[layer][..., : placed.extent, :], self.values[layer][..., : placed.extent, :]
+        mask, grouped = placed.mask_for(query), heads != key.shape[1]
+        if isinstance(slots, range) and batch <= width:
+            # Columns stand a fixed number of recurrences apart: one strided view of a row holds what all of them see.
+            view = slice(slots.start, slots[-1] + 1, slots.step)
+            read = [
+                F.scaled_dot_product_attention(
+                    query[row].transpose(0, 1)[:, :, None],
+                    keys[view, row],
+                    values[view, row],
+                    mask[row].transpose(0, 1)[:, :, None],
+                    enable_gqa=grouped,
+                )
+                for row in range(batch)
+            ]
+            return torch.stack([row[:, :, 0].transpose(0, 1) for row in read])
+        read = [
+            F.scaled_dot_product_attention(
+                query[:, :, column : column + 1],
+                keys[slot],
+                values[slot],
+                mask[:, :, column : column + 1],
+                enable_gqa=grouped,
+            )
+            for column, slot in enumerate(slots)
+        ]
+        return torch.cat(read, dim=2)
+
+    def start_readout(self, readout: int, source: int) -> None:
+        """Give the coda layers a timeline of keys and values, with what stands in another one; a copy of its bytes."""
+        first = self.num_prelude_layers + self.num_core_layers
+        for tensors in (self.keys, self.values):
+            for layer in range(first, self.num_layers):
+                stored = tensors[layer]
+                if stored.shape[0] <= readout:
+                    tensors[layer] = torch.cat((stored, stored[source : source + 1]))
+                else:
+                    stored[readout] = stored[source]
+
+    def scrub(self) -> None:
+        """Zeros for what is not finite: behind a mask it would still spread, as 0 x NaN."""
+        for stored in (*self.keys, *self.values):
+            if stored is not None:
+                stored.nan_to_num_(0.0, 0.0, 0.0)
 
     def settle(self, num_steps: int) -> None:
         """After `num_steps` recurrences of the placed positions: deeper slots get the last recurrence there has been.

@@ -15,23 +15,28 @@ from .hub.commands import export, push
 app = typer.Typer(add_completion=False, help="Decode recurrent-depth language models by diffusion forcing.")
 
 
-def positions_or_auto(value: str | int) -> int | str:
+def number_or_auto(value: str | int) -> int | str:
     """The value of --wavefront."""
     try:
         return value if value == "auto" else int(value)
     except ValueError:
-        raise typer.BadParameter(f"{value!r} is neither a number of positions nor auto.") from None
+        raise typer.BadParameter(f"{value!r} is neither a number nor auto.") from None
 
 
 Wavefront = Annotated[
-    str | None, typer.Option(help="Most positions refined at once (32), or auto.", parser=positions_or_auto)
+    str | None, typer.Option(help="Most positions refined at once (32), or auto.", parser=number_or_auto)
 ]
 ExitThreshold = Annotated[
     float | None, typer.Option(help="A state has converged when it moves by less than this share (0.03).")
 ]
 InnerRecurrence = Annotated[int | None, typer.Option(help="Core passes in a tick (4).")]
+DraftDepth = Annotated[
+    str | None, typer.Option(help="Recurrences of speculative_wavefront's drafts, or auto.", parser=number_or_auto)
+]
 NumSteps = Annotated[int | None, typer.Option(help="Recurrences of a token; the model's own depth by default.")]
-Preset = Annotated[str | None, typer.Option(help="quality, balanced or fast: settings chosen by measurement.")]
+Preset = Annotated[
+    str | None, typer.Option(help="quality, balanced, fast or lossless: settings chosen by measurement.")
+]
 ExitCriterion = Annotated[str | None, typer.Option(help="When a position has converged (latent_difference).")]
 MaxNewTokens = Annotated[int, typer.Option(help="Most tokens to generate.")]
 
@@ -95,7 +100,7 @@ def main(context: typer.Context) -> None:
 
 
 def demo(shown: int = 2, compared: int = 6) -> None:
-    """The main job in under a minute: `shown` problems live, then `compared` problems timed with both samplers."""
+    """The main job in under a minute: `shown` problems live, then `compared` problems timed with every sampler."""
     from .evaluation.measure import Run, compare
     from .evaluation.problems import problems
 
@@ -127,12 +132,16 @@ def demo(shown: int = 2, compared: int = 6) -> None:
         Run("autoregressive", {"sampler": "autoregressive", "seed": 0}),
         Run("diffusion_forcing r'=4", forcing | {"inner_recurrence": 4}),
         Run("diffusion_forcing r'=1", forcing),
+        Run("speculative_wavefront", {"sampler": "speculative_wavefront", "seed": 0}),
     ]
     with console.status("Comparing with autoregression ..."):
         compare(model, prompts, runs)
     answers = [tokenizer.batch_decode(run.sequences, skip_special_tokens=True) for run in runs]
     console.print(comparison_table("The same problems, the same model", runs, chosen, answers))
-    console.print("r' is the number of core passes in a tick.", highlight=False)
+    console.print(
+        "r' is the number of core passes in a tick. speculative_wavefront gives autoregression's text by design.",
+        highlight=False,
+    )
     console.print(f"Done in {time.perf_counter() - began:.0f} seconds.", highlight=False)
 
 
@@ -140,12 +149,18 @@ def demo(shown: int = 2, compared: int = 6) -> None:
 def generate(
     model: ModelArgument = None,
     prompt: Annotated[str, typer.Option(help="The text to continue.")] = ...,
-    sampler: Annotated[str, typer.Option(help="diffusion_forcing, adaptive or autoregressive.")] = "diffusion_forcing",
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            help="autoregressive, adaptive, diffusion_forcing (the default without a preset), speculative_wavefront."
+        ),
+    ] = None,
     preset: Preset = None,
     wavefront: Wavefront = None,
     exit_criterion: ExitCriterion = None,
     exit_threshold: ExitThreshold = None,
     inner_recurrence: InnerRecurrence = None,
+    draft_depth: DraftDepth = None,
     num_steps: NumSteps = None,
     max_new_tokens: MaxNewTokens = 160,
     seed: Annotated[int, typer.Option(help="Seed of the latent states.")] = 0,
@@ -156,6 +171,8 @@ def generate(
 
     console = Console()
     network, tokenizer = load(model)
+    if sampler is None and preset is None:
+        sampler = "diffusion_forcing"
     kwargs = {"sampler": sampler, "seed": seed, "max_new_tokens": max_new_tokens}
     kwargs |= given(
         sampler_preset=preset,
@@ -164,6 +181,7 @@ def generate(
         exit_criterion=exit_criterion,
         exit_threshold=exit_threshold,
         inner_recurrence=inner_recurrence,
+        draft_depth=draft_depth,
     )
     live = console.is_terminal and not as_json
     streamer = TextDiffusionStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if live else None
@@ -197,7 +215,7 @@ def compare(
     max_new_tokens: MaxNewTokens = 160,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
-    """Time diffusion forcing against autoregression on the same prompts (held-out problems by default)."""
+    """Time the parallel samplers against autoregression on the same prompts (held-out problems by default)."""
     from .evaluation.measure import Run
     from .evaluation.measure import compare as compare_runs
     from .evaluation.problems import problems
@@ -220,6 +238,7 @@ def compare(
     runs = [
         Run("autoregressive", common | {"sampler": "autoregressive"}),
         Run("diffusion_forcing", common | {"sampler": "diffusion_forcing"} | forcing),
+        Run("speculative_wavefront", common | {"sampler": "speculative_wavefront"}),
     ]
     try:
         compare_runs(network, prompts, runs, max_new_tokens=max_new_tokens)
@@ -242,7 +261,7 @@ def compare(
         }
         print(json.dumps(record))
     else:
-        console.print(comparison_table("Autoregression and diffusion forcing", runs, chosen, answers))
+        console.print(comparison_table("The same prompts, the same model", runs, chosen, answers))
 
 
 @app.command()

@@ -81,6 +81,11 @@ class SamplerConfig:
         """The most recurrences a position may have, of resolved settings: the entries of `kv_sharing="none"`."""
         return self.num_steps
 
+    @property
+    def prompt_steps(self) -> int:
+        """Recurrences of the prompt, of resolved settings."""
+        return self.num_steps
+
     @classmethod
     def fields(cls) -> tuple[str, ...]:
         """Names of the settings."""
@@ -136,11 +141,11 @@ class SamplerConfig:
         """A preset's settings, with others on top.
 
         Args:
-            name: "quality", "balanced" or "fast".
+            name: "quality", "balanced", "fast" or "lossless".
             model_type: a family's own presets, where it has them.
 
         Raises:
-            ValueError: an unknown preset, or a sampler without presets.
+            ValueError: an unknown preset, or another sampler's.
         """
         return cls.from_dict(merged(preset(name, cls.sampler, model_type), settings))
 
@@ -189,15 +194,19 @@ class EarlyExitConfig(SamplerConfig):
             {"name": ..., **parameters}, {"any": [...]} or {"all": [...]} of such, or an `ExitCriterion`.
         exit_threshold: the criterion's threshold; its own default when None (0.03 for "latent_difference").
         prefill_steps: recurrences of the prompt; `num_steps` when None.
+        adaptive_prefill: stop refining the prompt where it has converged, its longest converged prefix at a time;
+            `prefill_steps` is then the most.
     """
 
     kv_sharing: str | int = "last"
     exit_criterion: str | dict | list | ExitCriterion = "latent_difference"
     exit_threshold: float | None = None
     prefill_steps: int | None = None
+    adaptive_prefill: bool = False
 
     def validate(self) -> None:
         super().validate()
+        check_flag("adaptive_prefill", self.adaptive_prefill)
         if self.exit_threshold is not None:
             check_number("exit_threshold", self.exit_threshold)
         if self.prefill_steps is not None:
@@ -219,6 +228,10 @@ class EarlyExitConfig(SamplerConfig):
     @property
     def deepest(self) -> int:
         return max(self.num_steps, self.prefill_steps)
+
+    @property
+    def prompt_steps(self) -> int:
+        return self.prefill_steps
 
 
 @dataclass(kw_only=True)
@@ -323,8 +336,80 @@ class DiffusionForcingConfig(EarlyExitConfig):
         return max(super().deepest, self.max_steps)
 
 
+@dataclass(kw_only=True)
+class SpeculativeWavefrontConfig(SamplerConfig):
+    """Settings of `sampler="speculative_wavefront"`: the text of autoregression, drafted at shallow depth.
+
+    The text does not depend on the drafts: only `num_steps`, `state_scale` and `seed` can change it.
+
+    Args:
+        draft_depth: recurrences after which a position drafts the next token, and by which a tick takes every
+            position deeper; divides `num_steps`. "auto" sees on the prompt how often shallow readouts agree with the
+            full depth, measures what widths cost on this machine, and chooses. None is the largest that leaves
+            16 positions in the wave, or 1.
+        second_draft_depth: recurrences after which a position proposes the next token once more; what stands behind it
+            starts anew where the two disagree. A multiple of `draft_depth` below `num_steps`; None for no second one.
+    """
+
+    sampler: ClassVar[str] = "speculative_wavefront"
+
+    draft_depth: int | str | None = None
+    second_draft_depth: int | None = None
+
+    def validate(self) -> None:
+        super().validate()
+        if self.kv_sharing != "none":
+            raise ValueError(
+                f"kv_sharing={self.kv_sharing!r} is not possible with sampler={self.sampler!r}, whose positions read "
+                "the entries of their own recurrence: leave it out, or use sampler='diffusion_forcing'."
+            )
+        if isinstance(self.draft_depth, str) and self.draft_depth != "auto":
+            raise ValueError(f"draft_depth={self.draft_depth!r} is unknown: use 'auto' or a number of recurrences.")
+        for name in ("draft_depth", "second_draft_depth"):
+            if getattr(self, name) not in (None, "auto"):
+                check_integer(name, getattr(self, name), 1)
+        if self.num_steps is not None:
+            self._check_depths()
+
+    @property
+    def draft_depths(self) -> list[int]:
+        """Every draft depth that fits `num_steps` and `second_draft_depth`."""
+        second = self.second_draft_depth
+        return [
+            depth
+            for depth in range(1, self.num_steps)
+            if self.num_steps % depth == 0 and (second is None or (second % depth == 0 and second > depth))
+        ]
+
+    def _check_depths(self) -> None:
+        if self.num_steps == 1:
+            raise ValueError(
+                f"num_steps=1 leaves no recurrence to draft with: use sampler='autoregressive' instead of "
+                f"sampler={self.sampler!r}."
+            )
+        if self.second_draft_depth is not None and self.second_draft_depth >= self.num_steps:
+            raise ValueError(
+                f"second_draft_depth={self.second_draft_depth} must be less than num_steps={self.num_steps}."
+            )
+        fitting = self.draft_depths
+        if not fitting or (isinstance(self.draft_depth, int) and self.draft_depth not in fitting):
+            remedy = f"use {' or '.join(map(str, fitting))}" if fitting else "leave second_draft_depth out"
+            raise ValueError(
+                f"draft_depth={self.draft_depth!r} does not fit num_steps={self.num_steps} and "
+                f"second_draft_depth={self.second_draft_depth}: it must divide both and be less than both; {remedy}."
+            )
+
+    def resolve(self, mean_recurrence: int) -> "SpeculativeWavefrontConfig":
+        settings = super().resolve(mean_recurrence)
+        draft_depth = settings.draft_depth
+        if draft_depth is None:
+            draft_depth = max(depth for depth in settings.draft_depths if depth <= max(1, settings.num_steps // 16))
+        return dataclasses.replace(settings, draft_depth=draft_depth)
+
+
 SAMPLER_CONFIGS: dict[str, type[SamplerConfig]] = {
-    config.sampler: config for config in (AutoregressiveConfig, AdaptiveConfig, DiffusionForcingConfig)
+    config.sampler: config
+    for config in (AutoregressiveConfig, AdaptiveConfig, DiffusionForcingConfig, SpeculativeWavefrontConfig)
 }
 
 

@@ -4,35 +4,51 @@ from typing import Any
 
 from .validation import nearest
 
-PRESET_SAMPLER = "diffusion_forcing"
-"""The sampler that presets are for."""
+PRESET_SAMPLERS = {
+    "quality": "diffusion_forcing",
+    "balanced": "diffusion_forcing",
+    "fast": "diffusion_forcing",
+    "lossless": "speculative_wavefront",
+}
+"""The presets, and the sampler each is for."""
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "huginn_raven": {
         "quality": {"wavefront": 32, "inner_recurrence": 4, "exit_threshold": 0.03},
         "balanced": {"wavefront": 32, "inner_recurrence": 2, "exit_threshold": 0.03},
         "fast": {"wavefront": 32, "inner_recurrence": 1, "exit_threshold": 0.03},
+        "lossless": {},
     },
 }
-"""By model type, settings of `sampler="diffusion_forcing"`; a family without its own has Huginn's."""
+"""By model type, settings of each preset's sampler; a family without its own has Huginn's."""
 
 
-def preset(name: str, sampler: str = PRESET_SAMPLER, model_type: str | None = None) -> dict[str, Any]:
+def preset_sampler(name: str) -> str:
+    """The sampler a preset is for.
+
+    Raises:
+        ValueError: an unknown preset.
+    """
+    if not isinstance(name, str) or name not in PRESET_SAMPLERS:
+        raise ValueError(f"sampler_preset={name!r} is unknown{nearest(str(name), tuple(PRESET_SAMPLERS))}.")
+    return PRESET_SAMPLERS[name]
+
+
+def preset(name: str, sampler: str, model_type: str | None = None) -> dict[str, Any]:
     """The settings of a preset.
 
     Args:
-        name: "quality", "balanced" or "fast".
-        sampler: whose settings; only `"diffusion_forcing"` has presets.
+        name: "quality", "balanced", "fast" or "lossless".
+        sampler: whose settings.
         model_type: of the model's config.
 
     Raises:
-        ValueError: an unknown preset, or another sampler.
+        ValueError: an unknown preset, or another sampler than the preset's.
     """
-    if sampler != PRESET_SAMPLER:
+    own = preset_sampler(name)
+    if sampler != own:
         raise ValueError(
-            f"sampler_preset={name!r} is of sampler={PRESET_SAMPLER!r}; {sampler!r} has no presets: leave it out."
+            f"sampler_preset={name!r} is of sampler={own!r}, not of {sampler!r}: leave out one of them, or use "
+            f"sampler={own!r}."
         )
-    known = PRESETS.get(model_type, PRESETS["huginn_raven"])
-    if not isinstance(name, str) or name not in known:
-        raise ValueError(f"sampler_preset={name!r} is unknown{nearest(str(name), tuple(known))}.")
-    return dict(known[name])
+    return dict(PRESETS.get(model_type, PRESETS["huginn_raven"])[name])

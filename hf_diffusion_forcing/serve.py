@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .configuration import merged, sampler_config_class
-from .presets import PRESET_SAMPLER
+from .presets import preset_sampler
 
 try:
     import openai  # noqa: F401  (transformers' handlers answer with its types)
@@ -45,7 +45,8 @@ def choose_sampler(model: PreTrainedModel, sampler: str | None = None, **setting
         ValueError, TypeError: the sampler is unknown, or a setting is not possible; nothing is changed then.
     """
     config = model.generation_config
-    stored = getattr(config, "sampler", None) or (PRESET_SAMPLER if getattr(config, "sampler_preset", None) else None)
+    stored_preset = getattr(config, "sampler_preset", None)
+    stored = getattr(config, "sampler", None) or (preset_sampler(stored_preset) if stored_preset else None)
     sampler = sampler or stored or "diffusion_forcing"
     kept = stored in (None, sampler)
     if kept:

@@ -32,7 +32,7 @@ from widen_checkpoint import widen
 from hf_diffusion_forcing import bundled_checkpoint
 from hf_diffusion_forcing.evaluation.measure import accuracy, solve
 from hf_diffusion_forcing.evaluation.problems import problems
-from hf_diffusion_forcing.presets import PRESETS
+from hf_diffusion_forcing.presets import PRESET_SAMPLERS
 
 ROOT = Path(__file__).parent.parent
 BASE = "autoregressive, r = 32"
@@ -41,10 +41,7 @@ SAMPLERS = {
     **{f"autoregressive, r = {r}": {"sampler": "autoregressive", "num_steps": r} for r in (32, 16, 8, 4)},
     "adaptive": {"sampler": "adaptive"},
     "diffusion_forcing, the paper's settings": PAPER,
-    **{
-        f"diffusion_forcing, {name}": {"sampler": "diffusion_forcing", "sampler_preset": name}
-        for name in PRESETS["huginn_raven"]
-    },
+    **{f"{sampler}, {name}": {"sampler_preset": name} for name, sampler in PRESET_SAMPLERS.items()},
 }
 SWEEPS = {
     "wavefront": (1, 2, 4, 8, 16, 32, 64, 128),

@@ -10,7 +10,7 @@ import json
 import platform
 import statistics
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from datetime import date
 from itertools import islice
 from pathlib import Path
@@ -271,11 +271,11 @@ def main(
         "quality": quality,
         "speed": speed,
         "tick_overhead": overhead,
-        "recurrences_to_converge": {name: sorted(depths) for name, depths in convergence.items()},
+        "recurrences_to_converge": {name: dict(sorted(Counter(d).items())) for name, d in convergence.items()},
     }
     target = ROOT / "docs" / "benchmarks" / "bundled.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(record) + "\n")
+    target.write_text(json.dumps(record, indent=1) + "\n")
     draw(convergence, quality, path / "convergence.png")
     config = model.config
     layers = (config.n_layers_in_prelude, config.n_layers_in_recurrent_block, config.n_layers_in_coda)

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_diffusion_forcing import bundled_checkpoint
 from hf_diffusion_forcing.evaluation.measure import Run, accuracy, compare, solve
 from hf_diffusion_forcing.evaluation.problems import problems
-from hf_diffusion_forcing.presets import PRESETS
+from hf_diffusion_forcing.presets import PRESET_SAMPLERS
 
 ROOT = Path(__file__).parent.parent
 SEED = 2026
@@ -81,7 +81,7 @@ CRITERIA = {
         "fixed, 8 steps": {"name": "fixed", "steps": 8},
     }.items()
 }
-PRESET_RUNS = {f"preset {name}": FORCING | {"sampler_preset": name} for name in PRESETS["huginn_raven"]}
+PRESET_RUNS = {f"preset {name}": {"sampler_preset": name} for name in PRESET_SAMPLERS}
 SECTIONS = {
     "Baselines": BASELINES,
     "Presets": PRESET_RUNS,

@@ -1,17 +1,18 @@
 """Train the checkpoint that ships with the package, from nothing, on procedurally generated problems.
 
     python scripts/train_bundled.py --output runs/bundled --steps 3500
+    python scripts/train_bundled.py --corpus python-source --output runs/source --steps 3000
 
-Resumable: run the same command again after an interruption. Seeded: the data of a step depend on the seed, the step
-and the longest mental chain so far. The learning rate is warmup, constant, then a linear decay over the last fifth, so
-`--steps` may be changed on resuming until the decay begins.
+The second trains one of the same shape on the running interpreter's standard library, whose text has natural entropy;
+it is for measurements. Resumable: run the same command again after an interruption. Seeded: the data of a step depend
+on the seed, the step and the longest mental chain so far. The learning rate is warmup, constant, then a linear decay
+over the last fifth, so `--steps` may be changed on resuming until the decay begins.
 """
 
 import json
 import math
-import random
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,22 +21,20 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
+from training_corpora import Corpus, ProblemCorpus, SourceCorpus
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from hf_diffusion_forcing import RavenConfig, RavenForCausalLM
-from hf_diffusion_forcing.evaluation.problems import CHAT_TEMPLATE, MAX_CHAIN, Problem, problems
 
 END, PAD = "<|endoftext|>", "<|pad|>"
-PROMOTION_ACCURACY = 0.87
-"""Moving average of accuracy on the longest mental chains at which they grow by one operation."""
 
 
-def build_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
+def build_tokenizer(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE on the training split; every digit is a token of its own."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"\d| ?[^\s\d]+|\s+"), behavior="isolated"),
+            pre_tokenizers.Split(Regex(corpus.words), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -46,8 +45,7 @@ def build_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    stream = problems(seed)
-    tokenizer.train_from_iterator((p.prompt + p.answer for p, _ in zip(stream, range(20_000), strict=False)), trainer)
+    tokenizer.train_from_iterator(corpus.texts(), trainer)
     # Templates have few words: where the merges run out, reserved tokens make up the vocabulary.
     missing = vocab_size - tokenizer.get_vocab_size()
     tokenizer.add_special_tokens([f"<|reserved_{number}|>" for number in range(missing)])
@@ -58,50 +56,9 @@ def build_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
         pad_token=PAD,
         padding_side="left",
         model_max_length=4096,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=corpus.chat_template,
         clean_up_tokenization_spaces=False,
     )
-
-
-def running_digits(problem: Problem) -> list[int]:
-    """The last digit after the start and after every operation of a mental problem."""
-    start, *operations = problem.key.split()[1:]
-    digits = [int(start)]
-    for operation in operations:
-        sign, amount = operation[0], int(operation[1:])
-        digits.append({"+": digits[-1] + amount, "-": digits[-1] - amount, "*": digits[-1] * amount}[sign] % 10)
-    return digits
-
-
-def encode(tokenizer, batch: list[Problem]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and labels, int64 [batch, width], padded on the right.
-
-    The answer and the end token are learned, and of a mental prompt one thing more: at each operand the readout is
-    taught the digit so far. It is never part of a text, but it shows the latents what to hold; without it chains of
-    two operations were still near chance after 450 steps.
-    """
-    prompts = tokenizer([p.prompt for p in batch])["input_ids"]
-    answers = tokenizer([p.answer + END for p in batch])["input_ids"]
-    digit_ids = [tokenizer(str(digit)).input_ids[0] for digit in range(10)]
-    width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-    ids = torch.full((len(batch), width), tokenizer.pad_token_id)
-    labels = torch.full((len(batch), width), -100)
-    for row, (problem, prompt, answer) in enumerate(zip(batch, prompts, answers, strict=True)):
-        ids[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-        labels[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
-        if problem.kind == "mental":
-            operands = [column for column, token in enumerate(prompt) if token in digit_ids]
-            for column, digit in zip(operands, running_digits(problem), strict=True):
-                labels[row, column + 1] = digit_ids[digit]  # the label of a position stands one to its right
-    return ids, labels
-
-
-def result_accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """Share of mental rows whose result is right: the third label from the end, before the full stop and the end."""
-    place = (labels != -100).cumsum(-1)
-    result = (place == place[:, -1:] - 2).int().argmax(-1)
-    rows = torch.arange(len(labels))
-    return (logits[rows, result - 1].argmax(-1) == labels[rows, result]).float().mean().item()
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int = 100) -> float:
@@ -113,6 +70,7 @@ def main(
     output: Annotated[Path, typer.Option(help="Where the checkpoint and the training state go.")] = Path(
         "runs/bundled"
     ),
+    corpus_name: Annotated[Literal["problems", "python-source"], typer.Option("--corpus")] = "problems",
     steps: int = 3500,
     seed: int = 0,
     width: Annotated[int, typer.Option(help="Channels (n_embd).")] = 192,
@@ -125,15 +83,22 @@ def main(
         int, typer.Option(help="Worked problems in a step (while chains grow, in every second).")
     ] = 4,
     mental_tokens: Annotated[int, typer.Option(help="About how many tokens of mental problems a step has.")] = 800,
+    source_batch: Annotated[int, typer.Option(help="Windows of 256 tokens of source in a step.")] = 8,
     mean_recurrence: Annotated[int, typer.Option(help="Mean random depth once the ramp from 9 is over.")] = 12,
     backprop_depth: int = 6,
     mixed_precision: Annotated[str, typer.Option(help="bf16, or no where the CPU has no fast bf16.")] = "bf16",
+    dtype: Annotated[str, typer.Option(help="Of the weights written: float32 or bfloat16.")] = "float32",
     save_every: int = 500,
 ):
     """Train, save every `save_every` steps, and write a ready checkpoint to OUTPUT at the end."""
     set_seed(seed)
     accelerator = Accelerator(mixed_precision=mixed_precision)
-    tokenizer = build_tokenizer(vocab_size, seed)
+    corpus = (
+        ProblemCorpus(seed, worked_batch, mental_tokens)
+        if corpus_name == "problems"
+        else SourceCorpus(seed, source_batch, width=256)
+    )
+    tokenizer = corpus.tokenizer = build_tokenizer(corpus, vocab_size)
     prelude, core, coda = (int(n) for n in layers.split("/"))
     std = math.sqrt(2 / (5 * width))
     config = RavenConfig(
@@ -163,62 +128,43 @@ def main(
     model, *optimizers = accelerator.prepare(model, *optimizers)
 
     state = output / "state"
-    step, longest, mental_accuracy = 0, 2, 0.0
+    step = 0
     if (state / "step.json").exists():
         accelerator.load_state(str(state))
         progress = json.loads((state / "step.json").read_text())
-        step, longest, mental_accuracy = progress["step"], progress["longest"], progress["mental_accuracy"]
+        step, corpus.progress = progress.pop("step"), progress
         accelerator.print(f"Resuming at step {step}.")
 
     shown: dict[str, str] = {}
     bar = tqdm(total=steps, initial=step, desc="training", disable=not accelerator.is_local_main_process)
     while step < steps:
-        rng = random.Random(seed * 1_000_003 + step)
-        rows = mental_tokens // (12 + 3 * longest)
-        streams = {
-            "worked": problems(rng.getrandbits(48), kind="worked"),
-            "mental": problems(rng.getrandbits(48), kind="mental", lengths=(1, longest)),
-            "longest": problems(rng.getrandbits(48), kind="mental", lengths=(longest, longest)),
-        }
-        batches = {
-            # Chains first: they are learned one operation at a time, written-out steps all at once.
-            "worked": [next(streams["worked"]) for _ in range(worked_batch if step % 2 or longest == MAX_CHAIN else 0)],
-            "mental": [next(streams["longest" if row % 2 else "mental"]) for row in range(rows)],
-        }
         raw = accelerator.unwrap_model(model)
-        raw.config.mean_recurrence = min(mean_recurrence, 8 + longest // 2)
+        raw.config.mean_recurrence = min(mean_recurrence, corpus.depth_ramp)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * learning_rate_factor(step, steps)
 
-        for kind, batch in batches.items():
-            if not batch:
-                continue
-            ids, labels = encode(tokenizer, batch)
-            ids, labels = ids.to(accelerator.device), labels.to(accelerator.device)
-            # A chain of n operations is never asked of fewer than n recurrences: the core would learn to hurry.
-            num_steps = max(raw.sample_depth(), longest)
+        for kind, batch in corpus.batches(step).items():
+            ids, labels = (tensor.to(accelerator.device) for tensor in batch)
+            num_steps = max(raw.sample_depth(), corpus.fewest_recurrences)
             logits = model(ids, num_steps=num_steps).logits
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
             accelerator.backward(loss)
+            corpus.observe(kind, logits, labels)
             shown[kind] = f"{loss.item():.3f}"
-        mental_accuracy += 0.03 * (result_accuracy(logits[1::2], labels[1::2]) - mental_accuracy)
-        if mental_accuracy > PROMOTION_ACCURACY and longest < MAX_CHAIN:
-            longest, mental_accuracy = longest + 1, 0.5
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         step += 1
         bar.update()
-        bar.set_postfix(**shown, chain=longest, mental_accuracy=f"{mental_accuracy:.2f}")
+        bar.set_postfix(**shown, **{name: f"{value:.4g}" for name, value in corpus.progress.items()})
         if step % save_every == 0 or step == steps:
             accelerator.save_state(str(state))
-            progress = {"step": step, "longest": longest, "mental_accuracy": mental_accuracy}
-            (state / "step.json").write_text(json.dumps(progress))
+            (state / "step.json").write_text(json.dumps({"step": step} | corpus.progress))
     bar.close()
 
-    model = accelerator.unwrap_model(model).eval()
+    model = accelerator.unwrap_model(model).eval().to(getattr(torch, dtype))
     model.config.mean_recurrence = 32
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,

@@ -23,6 +23,16 @@ SAMPLERS = {
     },
     "autoregressive 3 slots": {"sampler": "autoregressive", "kv_sharing": 3},
     "adaptive": {"sampler": "adaptive", "exit_threshold": 0.1},
+    "adaptive prefill": FORCING | {"adaptive_prefill": True, "exit_threshold": 0.2},
+    "adaptive prefill unshared": {
+        "sampler": "adaptive",
+        "kv_sharing": "none",
+        "adaptive_prefill": True,
+        "exit_criterion": "kl",
+        "exit_threshold": 0.01,
+    },
+    "speculative_wavefront": {"sampler": "speculative_wavefront", "draft_depth": 1},
+    "speculative_wavefront twice": {"sampler": "speculative_wavefront", "draft_depth": 2, "second_draft_depth": 4},
     "adaptive unshared": {"sampler": "adaptive", "kv_sharing": "none"},
     "adaptive kl": {"sampler": "adaptive", "exit_criterion": "kl", "kv_sharing": 3},
 }

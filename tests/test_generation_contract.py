@@ -15,6 +15,7 @@ SAMPLERS = {
     "autoregressive": {"sampler": "autoregressive"},
     "adaptive": {"sampler": "adaptive", "exit_threshold": 0.1},
     "diffusion_forcing": {"sampler": "diffusion_forcing", "wavefront": 4, "inner_recurrence": 2},
+    "speculative_wavefront": {"sampler": "speculative_wavefront", "draft_depth": 1, "second_draft_depth": 3},
 }
 
 
@@ -30,7 +31,7 @@ def test_dict_outputs(tiny, sampler, do_sample):
     ids = tiny.generate(**left_pad(ROWS), **common)
     torch.manual_seed(0)
     output = tiny.generate(**left_pad(ROWS), **common, return_dict_in_generate=True)
-    forcing = sampler.get("sampler") in ("adaptive", "diffusion_forcing")
+    forcing = sampler.get("sampler") in ("adaptive", "diffusion_forcing", "speculative_wavefront")
     assert isinstance(output, DiffusionForcingOutput if forcing else GenerateDecoderOnlyOutput)
     assert output.sequences.tolist() == ids.tolist() == output["sequences"].tolist()
     assert isinstance(output.past_key_values, RecurrentDepthCache)

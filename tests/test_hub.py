@@ -31,7 +31,7 @@ from hf_diffusion_forcing import AdaptiveConfig, bundled_checkpoint
 from hf_diffusion_forcing.hub import export_checkpoint, files_to_push
 from hf_diffusion_forcing.hub.source_card import MARKER
 from hf_diffusion_forcing.hub.staging import staged
-from hf_diffusion_forcing.presets import PRESETS
+from hf_diffusion_forcing.presets import PRESET_SAMPLERS, PRESETS
 
 TEXT = "Q: Start at 3 + 2 * 4. Last digit?\nA:"
 SHORT = {"num_steps": 8, "seed": 0, "max_new_tokens": 12}
@@ -413,7 +413,7 @@ def test_a_card_without_a_source_invents_nothing(huginn_mini, bundled, tmp_path)
     assert "Neither was measured" in text and "`balanced` and `wavefront=7`" in text
     rows = {row[0]: row[1:] for row in (re.findall(r"[^ |`]+", line) for line in figures(text))}
     presets = PRESETS["huginn_raven"]
-    assert {name: list(map(str, values.values())) for name, values in presets.items()} == rows
+    assert {name: [PRESET_SAMPLERS[name], *map(str, values.values())] for name, values in presets.items()} == rows
 
 
 def test_the_code_in_the_card_runs(exported, monkeypatch, capsys):

@@ -8,7 +8,7 @@ import torch
 from transformers import AsyncTextIteratorStreamer, TextDiffusionStreamer, TextIteratorStreamer, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
-SAMPLERS = ["adaptive", "autoregressive", "diffusion_forcing"]
+SAMPLERS = ["adaptive", "autoregressive", "diffusion_forcing", "speculative_wavefront"]
 
 
 class Recorder(BaseStreamer):
@@ -64,9 +64,9 @@ def test_an_interrupt_leaves_the_model_usable(huginn_mini, prompts):
 def test_an_interrupt_leaves_the_callers_cache_usable(huginn_mini, prompts, sampler):
     """What was streamed before it is in the cache, and the text goes on from there."""
     ids = torch.tensor([prompts[0]])
-    sharing = {"kv_sharing": "last"}
+    sharing = {"kv_sharing": "none" if sampler == "speculative_wavefront" else "last"}
     common = {"sampler": sampler, "num_steps": 8, "seed": 0, "max_new_tokens": 16} | sharing
-    cache = huginn_mini.new_cache(8, "last")
+    cache = huginn_mini.new_cache(8, **sharing)
     streamer = Stop()
     with pytest.raises(KeyboardInterrupt):
         huginn_mini.generate(ids, past_key_values=cache, streamer=streamer, **common | {"max_new_tokens": 200})

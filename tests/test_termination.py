@@ -12,6 +12,11 @@ from transformers.generation.streamers import BaseStreamer
 from hf_diffusion_forcing import RavenForCausalLM
 from hf_diffusion_forcing.evaluation.problems import problems
 
+EXACT = [
+    {"sampler": "autoregressive"},
+    {"sampler": "diffusion_forcing", "headway": 3},
+    {"sampler": "speculative_wavefront", "draft_depth": 2},
+]
 PROMPT = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 
 
@@ -70,7 +75,7 @@ def test_a_large_threshold_freezes_every_tick(tiny):
     assert output.stats.tokens_per_forward == 1.0
 
 
-@pytest.mark.parametrize("settings", [{"sampler": "autoregressive"}, {"sampler": "diffusion_forcing", "headway": 3}])
+@pytest.mark.parametrize("settings", EXACT)
 @pytest.mark.parametrize("max_new_tokens", [1, 2, 7])
 def test_max_new_tokens_is_exact(tiny, settings, max_new_tokens):
     ids = tiny.generate(PROMPT, max_new_tokens=max_new_tokens, **settings)
@@ -136,7 +141,7 @@ def test_several_eos_ids(tiny):
     assert new_tokens(ids, PROMPT.shape[1])[0] == free[: first + 1]
 
 
-@pytest.mark.parametrize("settings", [{"sampler": "autoregressive"}, {"sampler": "diffusion_forcing", "headway": 3}])
+@pytest.mark.parametrize("settings", EXACT)
 def test_a_stop_string_ends_a_row_at_the_token_that_completes_it(bundled, settings):
     model, tokenizer = bundled
     problem = next(problems(77, held_out=True, kind="worked"))

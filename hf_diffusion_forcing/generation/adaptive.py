@@ -4,11 +4,11 @@ import torch
 
 from ..configuration import AdaptiveConfig
 from ..refinement import Refinement
-from .sampler import WavefrontSampler
+from .early_exit import EarlyExitSampler
 from .wavefront import Wavefront
 
 
-class Adaptive(WavefrontSampler):
+class Adaptive(EarlyExitSampler):
     """`sampler="adaptive"`: a tick is one recurrence of every row's front position.
 
     Rows exit and go on at their own pace: the prelude runs when some row has a new token, the coda when some row exits

@@ -1,6 +1,6 @@
 """From the logits of a wave to its next tokens: processors, each position with its own prefix, then the choice."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
 import torch
@@ -121,20 +121,22 @@ class TokenChoice:
         return tolerant
 
     def process(
-        self, logits: torch.Tensor, tokens: torch.Tensor, lengths: list[range], rows: list[int]
+        self, logits: torch.Tensor, tokens: torch.Tensor, lengths: list[Sequence[int]], rows: list[int]
     ) -> torch.Tensor:
         """Processed scores, float32 [live rows, width, vocabulary], on the processors' device.
 
         Args:
             logits: [live rows, width, vocabulary].
             tokens: int64 [live rows, width], the ids at the wave's positions.
-            lengths: per live row, the lengths of its positions' prefixes, their own ids included.
+            lengths: per live row, the lengths of its positions' prefixes, their own ids included; 0, or nothing at
+                the end, for columns the row has no position in.
             rows: the live rows' numbers in the batch.
         """
         scores = logits.to(self.device, torch.float32)
         self.vocabulary = scores.shape[-1]
         if self.ids is not None:
-            self.final_lengths = {row: span.start for row, span in zip(rows, lengths, strict=True) if span}
+            shortest = ((row, min(filter(None, each), default=0)) for row, each in zip(rows, lengths, strict=True))
+            self.final_lengths = {row: length for row, length in shortest if length}
             self._write(tokens, lengths, rows)
         for prefix_free, group in self.groups:
             if prefix_free:
@@ -147,21 +149,18 @@ class TokenChoice:
                 scores = self._process_by_prefix(group, scores, lengths, rows)
         return scores
 
-    def _write(self, tokens: torch.Tensor, lengths: list[range], rows: list[int]) -> None:
+    def _write(self, tokens: torch.Tensor, lengths: list[Sequence[int]], rows: list[int]) -> None:
         """Put the wave's ids where they stand. What is committed has stood in the wave first."""
-        trash, width = self.ids.shape[1] - 1, tokens.shape[1]
-        columns = [[n - 1 for n in span] + [trash] * (width - len(span)) for span in lengths]
+        # Length 0 points at -1, the place nobody reads.
+        columns = [[n - 1 for n in each] + [-1] * (tokens.shape[1] - len(each)) for each in lengths]
         index = torch.tensor(rows, device=self.device)[:, None], torch.tensor(columns, device=self.device)
         self.ids[index] = tokens.to(self.device)
 
-    def _process_by_prefix(self, group, scores, lengths: list[range], rows: list[int]) -> torch.Tensor:
+    def _process_by_prefix(self, group, scores, lengths: list[Sequence[int]], rows: list[int]) -> torch.Tensor:
         batch = len(self.ids)
         processed = scores.clone()
-        ends = {span.start + len(span) for span in lengths}
-        for length in range(min(span.start for span in lengths if span), max(ends)):
-            members = [(live, length - span.start) for live, span in enumerate(lengths) if length in span]
-            if not members:
-                continue
+        for length in sorted({n for each in lengths for n in each if n}):
+            members = [(live, each.index(length)) for live, each in enumerate(lengths) if length in each]
             live, columns = (torch.tensor(index, device=self.device) for index in zip(*members, strict=True))
             numbers = torch.tensor([rows[live] for live, _ in members], device=self.device)
             step = scores.new_zeros(batch, scores.shape[-1])
@@ -176,7 +175,7 @@ class TokenChoice:
         logits: torch.Tensor,
         tokens: torch.Tensor,
         positions: torch.Tensor,
-        lengths: list[range],
+        lengths: list[Sequence[int]],
         rows: list[int],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The token each position predicts, int64 [live rows, width], and the scores it was chosen by.

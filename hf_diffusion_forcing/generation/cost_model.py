@@ -14,6 +14,7 @@ import torch
 from ..exit_criteria import latent_difference
 
 if TYPE_CHECKING:
+    from ..cache import RecurrentDepthCache
     from ..models.interface import RecurrentDepthInterface
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
@@ -34,13 +35,19 @@ class CostCurve:
     core: tuple[float, ...]
     ends: tuple[float, ...]
 
-    def seconds_per_tick(self, width: float, inner_recurrence: int) -> float:
-        """A tick over `width` positions, interpolated between the measured widths and continued beyond the last."""
-        last = len(WIDTHS) - 2
-        left = min(last, next((i for i in range(last) if width <= WIDTHS[i + 1]), last))
-        share = (width - WIDTHS[left]) / (WIDTHS[left + 1] - WIDTHS[left])
-        core, ends = ((1 - share) * costs[left] + share * costs[left + 1] for costs in (self.core, self.ends))
-        return ends + inner_recurrence * core
+    def seconds_per_tick(self, width: float, inner_recurrence: int, ends: float | None = None) -> float:
+        """A tick over `width` positions, of which prelude and coda see `ends` (all when None).
+
+        Interpolated between the measured widths and continued beyond the last.
+        """
+        return _at(self.ends, width if ends is None else ends) + inner_recurrence * _at(self.core, width)
+
+
+def _at(costs: tuple[float, ...], width: float) -> float:
+    last = len(WIDTHS) - 2
+    left = min(last, next((i for i in range(last) if width <= WIDTHS[i + 1]), last))
+    share = (width - WIDTHS[left]) / (WIDTHS[left + 1] - WIDTHS[left])
+    return (1 - share) * costs[left] + share * costs[left + 1]
 
 
 _MEASURED: WeakKeyDictionary[torch.nn.Module, dict[tuple, CostCurve]] = WeakKeyDictionary()
@@ -131,3 +138,55 @@ def choose_wave(
     candidates = [r for r in INNER_RECURRENCES if r <= budget] if inner_recurrence is None else [inner_recurrence]
     best = min(candidates, key=lambda r: curve.seconds_per_tick(max(recurrences / r, 1), r))
     return min(max(ceil(2 * recurrences / best), NARROWEST), WIDEST), best
+
+
+class PromptAgreement:
+    """How often readouts after few recurrences predict what the last one does, seen while the prompt is read.
+
+    Args:
+        model: whose coda reads the states out; its keys and values are written again by the prompt's own pass.
+        depths: the recurrences to look at.
+        steps: recurrences of a pass; a prompt read in chunks has several passes, of which the last counts.
+        columns: how many of the last columns to look at.
+    """
+
+    def __init__(
+        self, model: RecurrentDepthInterface, cache: RecurrentDepthCache, depths: list[int], steps: int, columns: int
+    ):
+        self.model, self.cache, self.depths, self.steps, self.columns = model, cache, depths, steps, columns
+        self.count = 0
+        self.predicted: dict[int, torch.Tensor] = {}
+
+    def __call__(self, states: torch.Tensor, before: torch.Tensor) -> None:
+        """After a recurrence: [batch, width, channels] both."""
+        self.count = self.count % self.steps + 1
+        if self.count in (*self.depths, self.steps):
+            logits = self.model.decode(
+                states, self.cache.placement.positions, self.cache, logits_to_keep=min(self.columns, states.shape[1])
+            )
+            self.predicted[self.count] = logits.argmax(-1)
+
+    @property
+    def shares(self) -> dict[int, float]:
+        """By depth, the share of equal predictions."""
+        truth = self.predicted[self.steps]
+        return {depth: float((self.predicted[depth] == truth).float().mean()) for depth in self.depths}
+
+
+def choose_draft_depth(curve: CostCurve, shares: dict[int, float], steps: int) -> int:
+    """The draft depth k that should cost the least time a token.
+
+    A full wave has r / k positions and a tick commits one token; a wrong draft costs the ticks until the wave is full
+    again. So a token takes 1 + (1 - a) (r / k - 1) ticks, with a share a of right drafts.
+
+    Args:
+        shares: a, by k.
+        steps: r.
+    """
+
+    def seconds(depth: int) -> float:
+        width = steps // depth
+        ticks = 1 + (1 - shares[depth]) * (width - 1)
+        return ticks * curve.seconds_per_tick(width, depth, ends=2)
+
+    return min(shares, key=seconds)

@@ -5,12 +5,12 @@ import torch
 from ..configuration import DiffusionForcingConfig
 from ..refinement import Refinement
 from .cost_model import PromptDepth, choose_wave, cost_curve
-from .sampler import WavefrontSampler
+from .early_exit import EarlyExitSampler
 from .state_starts import StateStarts
 from .wavefront import Wavefront
 
 
-class DiffusionForcing(WavefrontSampler):
+class DiffusionForcing(EarlyExitSampler):
     """`sampler="diffusion_forcing"`: ticks of `inner_recurrence` core passes over the wave."""
 
     config: DiffusionForcingConfig

@@ -16,17 +16,19 @@ from transformers.generation import GenerationMode
 
 from ..cache import RecurrentDepthCache
 from ..configuration import SAMPLER_CONFIGS, AutoregressiveConfig, SamplerConfig, merged, sampler_config_class
-from ..presets import PRESET_SAMPLER, preset
+from ..presets import preset, preset_sampler
 from ..randomness import row_seeds
 from ..validation import nearest
 from .adaptive import Adaptive
 from .choice import KeyedGumbelProcessor
 from .diffusion_forcing import DiffusionForcing
 from .sampler import WavefrontSampler
+from .speculative_wavefront import SpeculativeWavefront
 
 WAVEFRONT_SAMPLERS: dict[str, type[WavefrontSampler]] = {
     "adaptive": Adaptive,
     "diffusion_forcing": DiffusionForcing,
+    "speculative_wavefront": SpeculativeWavefront,
 }
 """Samplers with a loop of their own; `"autoregressive"` is transformers' loop."""
 
@@ -36,10 +38,10 @@ SAMPLER_KEYWORDS = {name for config in SAMPLER_CONFIGS.values() for name in conf
 class RecurrentDepthGenerationMixin(GenerationMixin):
     """`GenerationMixin` for recurrent-depth models.
 
-    `generate()` takes `sampler="diffusion_forcing"`, `"adaptive"` or `"autoregressive"`, every field of that sampler's
-    config as a keyword, `sampler_config=` and `sampler_preset=`; without them it reads the generation config. With
-    neither it is plain transformers decoding, to which the keywords of `"autoregressive"` apply; sampling then draws
-    from torch's generator.
+    `generate()` takes `sampler="diffusion_forcing"`, `"speculative_wavefront"`, `"adaptive"` or `"autoregressive"`,
+    every field of that sampler's config as a keyword, `sampler_config=` and `sampler_preset=`; without them it reads
+    the generation config. With neither it is plain transformers decoding, to which the keywords of `"autoregressive"`
+    apply; sampling then draws from torch's generator.
     """
 
     def own_generation_config(self) -> GenerationConfig:
@@ -85,7 +87,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             raise ValueError(f"{misplaced[0]} stands on the generation config itself; put it into its sampler_config.")
 
         stored_preset = getattr(source, "sampler_preset", None)
-        stored_sampler = getattr(source, "sampler", None) or (PRESET_SAMPLER if stored_preset else None)
+        stored_sampler = getattr(source, "sampler", None) or (preset_sampler(stored_preset) if stored_preset else None)
         if isinstance(passed, SamplerConfig):
             if sampler not in (None, passed.sampler):
                 raise ValueError(
@@ -99,7 +101,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         if preset_name is None and sampler == stored_sampler:
             preset_name = stored_preset
         if sampler is None and preset_name is not None:
-            sampler = PRESET_SAMPLER
+            sampler = preset_sampler(preset_name)
         if passed is not None and not isinstance(passed, dict):
             raise TypeError(f"sampler_config={passed!r} must be a SamplerConfig or a dict of settings.")
         config_class = sampler_config_class(sampler) if sampler is not None else AutoregressiveConfig
@@ -170,10 +172,10 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         sampler = generation_config.sampler
         if sampler is not None:
             self._refuse_other_modes(sampler, generation_mode)
-            if sampler in WAVEFRONT_SAMPLERS and not self.has_injected_embedding:
+            if sampler == "diffusion_forcing" and not self.has_injected_embedding:
                 raise ValueError(
                     f"sampler={sampler!r} needs a model with an injected embedding; {type(self).__name__} has "
-                    "none. Use sampler='autoregressive'."
+                    "none. Use sampler='speculative_wavefront'."
                 )
             if generation_mode_kwargs.get("synced_gpus") and sampler != "autoregressive":
                 raise ValueError(f"synced_gpus=True is not supported with sampler={sampler!r}: ranks tick apart.")

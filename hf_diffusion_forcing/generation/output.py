@@ -18,6 +18,11 @@ class SamplerStats:
         positions_refined: sum of wave widths over core calls and rows.
         prefill_core_passes: core calls over the prompt.
         wavefront, inner_recurrence: of diffusion forcing, as given or as chosen by `wavefront="auto"`.
+        draft_depth: of the speculative wavefront, as given or as chosen by `draft_depth="auto"`.
+        waves: how often the speculative wavefront began a row's wave: once, and after every draft that was wrong.
+        wasted_recurrences: recurrences of positions that were dropped.
+        proposals: by the depth they were read at, how many next tokens were proposed and then decided, and how many
+            were right.
         tokens_committed: new tokens per row; the first of a row comes from the prompt's own pass.
     """
 
@@ -28,6 +33,26 @@ class SamplerStats:
     wavefront: int | None = None
     inner_recurrence: int | None = None
     tokens_committed: list[int] = field(default_factory=list)
+    draft_depth: int | None = None
+    waves: int = 0
+    wasted_recurrences: int = 0
+    proposals: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def count_proposals(self, proposals: dict[int, int], token: int) -> None:
+        """Count what a position proposed, by depth, now that its token is known."""
+        for depth, proposed in proposals.items():
+            made, right = self.proposals.get(depth, (0, 0))
+            self.proposals[depth] = made + 1, right + (proposed == token)
+
+    @property
+    def acceptance(self) -> dict[int, float]:
+        """Share of right proposals, by the depth they were read at."""
+        return {depth: right / made for depth, (made, right) in sorted(self.proposals.items())}
+
+    @property
+    def mean_accepted_length(self) -> float:
+        """Tokens that a wave of the speculative wavefront decoded before a wrong draft ended it; 0.0 without waves."""
+        return self.decoded_tokens / self.waves if self.waves else 0.0
 
     @property
     def decoded_tokens(self) -> int:
@@ -46,7 +71,8 @@ class SamplerStats:
 
     def to_dict(self) -> dict:
         """Counts and ratios as plain JSON values."""
-        ratios = {name: getattr(self, name) for name in ("recurrences_per_token", "tokens_per_forward")}
+        names = ("recurrences_per_token", "tokens_per_forward", "acceptance", "mean_accepted_length")
+        ratios = {name: getattr(self, name) for name in names}
         return asdict(self) | ratios
 
 

@@ -11,13 +11,12 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from ..cache import RecurrentDepthCache
-from ..configuration import EarlyExitConfig
+from ..configuration import SamplerConfig
 from ..randomness import row_seeds
-from ..refinement import Refinement
 from .choice import TokenChoice
 from .committed import CommittedTokens
 from .output import DiffusionForcingOutput, SamplerStats
-from .wavefront import Wavefront
+from .wave import Wave
 
 if TYPE_CHECKING:
     from ..models.interface import RecurrentDepthInterface
@@ -50,7 +49,7 @@ class WavefrontSampler(ABC):
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
-        config: EarlyExitConfig,
+        config: SamplerConfig,
         streamer: BaseStreamer | None,
         attention_mask: torch.Tensor | None,
         past_key_values: RecurrentDepthCache,
@@ -86,51 +85,38 @@ class WavefrontSampler(ABC):
             pad,
             self.seeds if generation_config.do_sample else None,
         )
-        self.criterion = config.criterion()
         self.stats = SamplerStats()
 
     @abstractmethod
-    def tick(self, wave: Wavefront) -> None:
-        """Refine the wave, commit what has converged, and advance the rows."""
+    def begin(self, fronts: list[int], tokens: list[int | None], device: torch.device) -> Wave:
+        """The wave before the first tick.
+
+        Args:
+            fronts: per row, the position of its first new token.
+            tokens: per row, that token; None where it has ended the row.
+            device: of the prompt's logits.
+        """
 
     @abstractmethod
-    def next_width(self, row: int, front: int, kept: int) -> int:
-        """How wide the next wave of a row of the wave may be, with its front there and `kept` positions kept."""
+    def tick(self, wave: Wave) -> None:
+        """Refine the wave, commit what is final, and advance the rows."""
 
-    def converged(self, refinement: Refinement) -> torch.Tensor:
-        """What the exit criterion says, bool [live rows, width].
-
-        Raises:
-            ValueError: a criterion of the caller's returned something else.
-        """
-        verdict = self.criterion(refinement)
-        if verdict.dtype != torch.bool or verdict.shape != refinement.positions.shape:
-            raise ValueError(
-                f"{type(self.criterion).__name__} returned {verdict.dtype} {tuple(verdict.shape)}: an exit criterion "
-                f"returns bool {tuple(refinement.positions.shape)}, one verdict a position."
-            )
-        return verdict
+    def has_room(self, row: int, position: int) -> bool:
+        """Whether a position may still predict a token, of a row of the wave."""
+        return position <= self.last_position(row)
 
     def last_position(self, row: int) -> int:
         """The last position that may predict a token, of a row of the wave."""
         return self.offset + self.committed.max_length - self.padding[self.live[row]] - 2
 
-    def prefill(self, on_recurrence: Callable | None = None) -> Wavefront:
-        """Run the prompt for `prefill_steps` recurrences and commit each row's first token, where the wave starts."""
+    def prefill(self, on_recurrence: Callable | None = None) -> Wave:
+        """Run the prompt for `prompt_steps` recurrences and commit each row's first token, where the wave starts."""
         unread = self.input_ids[:, self.cache.columns - self.offset :]
         for chunk in unread.split(self.generation_config.prefill_chunk_size or unread.shape[1], dim=1):
             mask = self.attention_mask
-            logits = self.model(
-                chunk,
-                attention_mask=None if mask is None else mask[:, : self.cache.columns + chunk.shape[1]],
-                past_key_values=self.cache,
-                num_steps=self.config.prefill_steps,
-                state_scale=self.config.state_scale,
-                seeds=self.seeds,
-                logits_to_keep=1,
-                on_recurrence=on_recurrence,
-            ).logits
-            self.stats.prefill_core_passes += self.config.prefill_steps
+            logits = self.read(
+                chunk, None if mask is None else mask[:, : self.cache.columns + chunk.shape[1]], on_recurrence
+            )
         length = self.committed.prompt_length
         fronts = [self.offset + length - pad for pad in self.padding]
         positions = torch.tensor(fronts, device=logits.device)[:, None] - 1
@@ -139,20 +125,32 @@ class WavefrontSampler(ABC):
         tokens = []
         for row, (token,) in enumerate(predictions.tolist()):
             ended = self.committed.commit(row, token, logits[row, 0], scores[row, 0])
-            tokens.append([] if ended else [token] * self.next_width(row, fronts[row], 0))
-        return Wavefront(fronts, tokens, logits.device)
+            tokens.append(None if ended else token)
+        return self.begin(fronts, tokens, logits.device)
 
-    def choose(
-        self, wave: Wavefront, logits: torch.Tensor, input_ids: torch.Tensor, positions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What each position of the wave predicts, int64 [live rows, width], and the scores it was chosen by."""
-        lengths = []
-        for row, tokens in enumerate(wave.tokens):
-            front = len(self.committed.rows[self.live[row]])
-            lengths.append(range(front, front + len(tokens)))
-        return self.choice(logits, input_ids, positions, lengths, self.live)
+    def read(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, on_recurrence: Callable | None
+    ) -> torch.Tensor:
+        """Run the model over the next columns of the prompt; logits of the last one, [batch, 1, vocabulary].
 
-    def let_rows_leave(self, wave: Wavefront) -> None:
+        Args:
+            input_ids: int64 [batch, columns].
+            attention_mask: [batch, columns read so far + these], or None.
+            on_recurrence: called after every recurrence with the states [batch, columns, channels] and those before.
+        """
+        self.stats.prefill_core_passes += self.config.prompt_steps
+        return self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            past_key_values=self.cache,
+            num_steps=self.config.prompt_steps,
+            state_scale=self.config.state_scale,
+            seeds=self.seeds,
+            logits_to_keep=1,
+            on_recurrence=on_recurrence,
+        ).logits
+
+    def let_rows_leave(self, wave: Wave) -> None:
         """Go on with the live rows alone, once enough have ended to pay for copying the cache of the others."""
         staying = [row for row, tokens in enumerate(wave.tokens) if tokens]
         if not staying or 8 * (len(wave.tokens) - len(staying)) < len(wave.tokens):

@@ -13,7 +13,7 @@ def export(
     model: Annotated[str, typer.Argument(help="A checkpoint folder or Hub id.")],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     preset: Annotated[
-        str, typer.Option(help="quality, balanced or fast: how the exported model decodes.")
+        str, typer.Option(help="quality, balanced, fast or lossless: how the exported model decodes.")
     ] = "balanced",
     repo_id: Annotated[
         str | None, typer.Option(help="Where it will be pushed, for the code in the model card; OUT's name by default.")

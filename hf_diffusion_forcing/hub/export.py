@@ -1,4 +1,4 @@
-"""A checkpoint as a folder that decodes by diffusion forcing wherever it is loaded, ready for the Hub."""
+"""A checkpoint as a folder that decodes in parallel wherever it is loaded, ready for the Hub."""
 
 import copy
 import json
@@ -10,8 +10,9 @@ from typing import Any
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedTokenizerBase
 
-from ..configuration import DiffusionForcingConfig
+from ..configuration import sampler_config_class
 from ..generation.mixin import RecurrentDepthGenerationMixin
+from ..presets import preset_sampler
 from ..version import __version__
 from .model_card import model_card
 from .source_card import SourceCard
@@ -67,7 +68,7 @@ def export_checkpoint(
     if not isinstance(sampler_config, dict | None):
         raise TypeError(f"sampler_config={sampler_config!r} must be a dict; a config's to_diff_dict() is one.")
     settings = sampler_config or {}
-    chosen = DiffusionForcingConfig.from_preset(preset, model.config.model_type, **settings)
+    chosen = sampler_config_class(preset_sampler(preset)).from_preset(preset, model.config.model_type, **settings)
     chosen.resolve(model.config.mean_recurrence)
     settings = {name: value for name, value in chosen.to_dict().items() if name in settings}
 
@@ -90,7 +91,7 @@ def export_checkpoint(
 
 def _store_sampler(model: RecurrentDepthGenerationMixin, folder: Path, preset: str, settings: dict[str, Any]) -> None:
     config = copy.deepcopy(model.generation_config)
-    config.sampler, config.sampler_preset = "diffusion_forcing", preset
+    config.sampler, config.sampler_preset = preset_sampler(preset), preset
     vars(config).pop("sampler_config", None)
     if settings:
         config.sampler_config = settings

@@ -3,7 +3,7 @@
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
-from ..presets import PRESETS
+from ..presets import PRESET_SAMPLERS, PRESETS
 from .source_card import MARKER, SourceCard
 
 TAGS = ["custom_generate", "recurrent-depth", "diffusion-forcing"]
@@ -12,8 +12,8 @@ BODY = """\
 # {title}
 
 A recurrent-depth language model of the family `{model_type}` with {parameters} parameters, whose core runs
-{recurrences} times for every token. Its `generate()` refines many tokens at once, by diffusion forcing
-([arXiv 2510.14961](https://arxiv.org/abs/2510.14961)), with the settings of the preset `{preset}`{changes}.
+{recurrences} times for every token. Its `generate()` works on many tokens at once, {method}, with the settings of
+the preset `{preset}`{changes}.
 
 ## Use
 
@@ -40,7 +40,7 @@ model = AutoModelForCausalLM.from_pretrained("{repo_id}", trust_remote_code=True
 ids = model.generate(**inputs, max_new_tokens=32)
 ```
 
-Another recurrent-depth model decodes this way for one call:
+Another recurrent-depth model decodes by diffusion forcing for one call:
 
 ```python
 ids = model.generate(**inputs, max_new_tokens=32, custom_generate="{repo_id}", trust_remote_code=True)
@@ -60,6 +60,11 @@ go before the stored ones. `sampler="autoregressive"` decodes one token at a tim
 {marker}
 """
 
+METHODS = {
+    "diffusion_forcing": "by diffusion forcing\n([arXiv 2510.14961](https://arxiv.org/abs/2510.14961))",
+    "speculative_wavefront": "by a lossless wavefront\n(the text is that of one token at a time)",
+}
+
 MEASURED = "What was measured on this checkpoint is in its own card, which follows."
 NOT_MEASURED = (
     "Neither was measured on this checkpoint when it was exported. To compare with autoregression on prompts of your "
@@ -72,9 +77,9 @@ def preset_table(model_type: str) -> str:
     """The settings of every preset of a model family, as a Markdown table."""
     presets = PRESETS.get(model_type, PRESETS["huginn_raven"])
     settings = list(dict.fromkeys(name for values in presets.values() for name in values))
-    rows = [["preset", *(f"`{name}`" for name in settings)], ["---"] * (1 + len(settings))]
+    rows = [["preset", "sampler", *(f"`{name}`" for name in settings)], ["---"] * (2 + len(settings))]
     for name, values in presets.items():
-        rows.append([f"`{name}`", *(str(values.get(setting, "")) for setting in settings)])
+        rows.append([f"`{name}`", f"`{PRESET_SAMPLERS[name]}`", *(str(values.get(each, "")) for each in settings)])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
@@ -100,6 +105,7 @@ def model_card(model: PreTrainedModel, repo_id: str, preset: str, settings: dict
         parameters=f"{model.num_parameters():,}",
         recurrences=model.config.mean_recurrence,
         preset=preset,
+        method=METHODS[PRESET_SAMPLERS[preset]],
         changes=f" and {changes}" if changes else "",
         repo_id=repo_id,
         presets=preset_table(model.config.model_type),

@@ -41,11 +41,12 @@ class RecurrentDepthInterface(ABC):
         e: torch.Tensor,
         positions: torch.Tensor,
         cache: RecurrentDepthCache | NoCache,
-        depth: int | torch.Tensor,
+        depth: int | range | torch.Tensor,
     ) -> torch.Tensor:
         """One pass of the core, recurrence `depth` (0-based): s [batch, width, channels] -> s, same shape.
 
-        `depth` may be int64 [batch, width], one recurrence per position; `cache.slot(depth)` takes either.
+        `depth` may be int64 [batch, width], one recurrence per position, or a range, one per column;
+        `cache.slot(depth)` takes any.
         """
 
     @abstractmethod
@@ -54,13 +55,14 @@ class RecurrentDepthInterface(ABC):
         s: torch.Tensor,
         positions: torch.Tensor,
         cache: RecurrentDepthCache | NoCache,
-        readout: int = 0,
+        readout: int | tuple[int, ...] = 0,
         logits_to_keep: int | torch.Tensor = 0,
     ) -> torch.Tensor:
         """Coda and head: logits [batch, kept, vocabulary].
 
-        `readout` names the coda timeline (0 is the only one of a plain cache). `logits_to_keep` keeps the last n
-        columns (0: all), or the columns of an index tensor: the coda's keys and values are written for all anyway.
+        `readout` names the coda timeline (0 is the only one of a plain cache), or one for each column.
+        `logits_to_keep` keeps the last n columns (0: all), or the columns of an index tensor: the coda's keys and
+        values are written for all anyway.
         """
 
     @abstractmethod

@@ -12,7 +12,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ...cache import NoCache, Placement, RecurrentDepthCache
+from ...cache import NoCache, Placement, RecurrentDepthCache, absolute_positions
 from ...generation.mixin import RecurrentDepthGenerationMixin
 from ...randomness import STATE, keyed_truncated_normal, row_seeds
 from ..interface import RecurrentDepthInterface
@@ -47,14 +47,17 @@ class RavenRMSNorm(nn.Module):
 
 
 def rotate_pairs(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
-    """Rotate neighbouring channel pairs in float32.
+    """Rotate neighbouring channel pairs.
 
     Args:
         x: [batch, width, heads, head_dim].
         rotary: complex64 [batch, width, 1, head_dim / 2].
+
+    Returns:
+        float32, shaped as x.
     """
     pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * rotary).view(x.shape).to(x.dtype)
+    return torch.view_as_real(pairs * rotary).view(x.shape)
 
 
 class RavenAttention(nn.Module):
@@ -73,12 +76,14 @@ class RavenAttention(nn.Module):
         qkv = self.Wqkv(x).view(batch, width, -1, self.head_dim)
         rotated = self.heads + self.kv_heads
         qk, value = qkv[:, :, :rotated], qkv[:, :, rotated:]
-        qk = rotate_pairs(qk + self.qk_bias.view(rotated, self.head_dim), placed.rotary)
-        # The bias lifts qk out of autocast; the cache holds one dtype, whichever passes autocast covers.
-        value = value.type_as(qk)
+        qk = qk + self.qk_bias.view(rotated, self.head_dim)
+        # Processors attend from few positions up to six times as fast in float32 as in bfloat16; the keys and values
+        # they keep are float32 then. (The bias lifts qk out of autocast; the cache holds one dtype in any case.)
+        dtype = torch.float32 if qk.device.type == "cpu" and qk.itemsize < 4 else qk.dtype
+        qk, value = rotate_pairs(qk, placed.rotary).to(dtype), value.to(dtype)
         query, key = qk[:, :, : self.heads], qk[:, :, self.heads :]
         y = cache.attend(self.layer, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), slot)
-        return self.proj(y.transpose(1, 2).flatten(2))
+        return self.proj(y.transpose(1, 2).flatten(2).type_as(x))
 
 
 class RavenMLP(nn.Module):
@@ -338,11 +343,7 @@ class RavenForCausalLM(RavenPreTrainedModel, RecurrentDepthInterface, RecurrentD
                 f"attention_mask has shape {tuple(attention_mask.shape)}; with {seen} cached columns and input_ids of "
                 f"shape {(batch, width)} it must be {(batch, seen + width)}."
             )
-        if attention_mask is None:
-            start, positions = seen, torch.arange(seen, seen + width, device=input_ids.device).expand(batch, width)
-        else:
-            mask = attention_mask.to(input_ids.device)
-            start, positions = None, (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, -1)[:, -width:]
+        positions, start = absolute_positions(attention_mask, seen, (batch, width), input_ids.device)
         # The same tensor in every verb below: its placement is made once.
         cache.place(positions, start=start, extent=seen + width)
         if seeds is None:

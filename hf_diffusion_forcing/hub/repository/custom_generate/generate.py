@@ -27,6 +27,7 @@ def generate(inputs=None, generation_config=None, *args, model, **kwargs):
     named = (
         "generate" in vars(model)
         or kwargs.get("sampler")
+        or kwargs.get("sampler_preset")
         or getattr(generation_config, "sampler", None)
         or isinstance(kwargs.get("sampler_config"), SamplerConfig)
     )

@@ -1,0 +1,148 @@
+"""Lossless wavefront: drafts from shallow recurrences, every committed token the full-depth model's own.
+
+The pipeline over (position x depth) is that of LoopSpec (arXiv 2609.17184) and Wavefront Decoding (arXiv 2609.23033).
+"""
+
+import torch
+
+from ..configuration import SpeculativeWavefrontConfig
+from .cost_model import PromptAgreement, choose_draft_depth, cost_curve
+from .depth_wave import DepthWave
+from .sampler import WavefrontSampler
+
+TRUTH, DRAFT = 0, 1
+"""The two timelines of the coda's keys and values: of full-depth readouts, and of the latest shallower ones."""
+
+
+class SpeculativeWavefront(WavefrontSampler):
+    """`sampler="speculative_wavefront"`: a tick takes every position of the wave `draft_depth` recurrences deeper.
+
+    A position that has had `draft_depth` recurrences drafts the next token, which enters behind it. One that has had
+    `second_draft_depth` proposes again; where it disagrees, what stands behind it starts anew from the second
+    proposal. One that has had all `num_steps` says what the token really is: it is committed, and if the draft was
+    another, what stands behind starts anew from the truth. A position's keys and values of recurrence d are read by
+    later positions at recurrence d alone, as in autoregression, so no committed token depends on how drafts fared.
+    """
+
+    config: SpeculativeWavefrontConfig
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.draft_depth = self.config.draft_depth
+        self.sound = True
+        """Whether every state so far was finite."""
+
+    def prefill(self) -> DepthWave:
+        """The prompt's pass; for `draft_depth="auto"` it also shows how often shallow readouts agree with the last."""
+        config = self.config
+        if config.draft_depth == "auto":
+            shortest = self.committed.prompt_length - max(self.padding) + self.offset
+            agreement = PromptAgreement(
+                self.model, self.cache, config.draft_depths, config.num_steps, min(64, shortest)
+            )
+            wave = super().prefill(agreement)
+            curve = cost_curve(self.model, len(self.live), self.input_ids.device)
+            self.draft_depth = choose_draft_depth(curve, agreement.shares, config.num_steps)
+        else:
+            wave = super().prefill()
+        self.cache.start_readout(DRAFT, TRUTH)
+        self.stats.draft_depth = self.draft_depth
+        self.stats.waves = sum(map(bool, wave.tokens))
+        return wave
+
+    def begin(self, fronts: list[int], tokens: list[int | None], device: torch.device) -> DepthWave:
+        rows = enumerate(zip(fronts, tokens, strict=True))
+        begun = [[token] if token is not None and self.has_room(row, front) else [] for row, (front, token) in rows]
+        return DepthWave(fronts, begun, device)
+
+    def tick(self, wave: DepthWave) -> None:
+        """Every position `draft_depth` recurrences deeper; then drafts, second proposals and truths are read out."""
+        model, cache, depth = self.model, self.cache, self.draft_depth
+        span = wave.span
+        ids, positions = wave.grid(span)
+        one_row = len(wave.tokens) == 1
+        s = e = None
+        if span.start == 0:
+            entering = positions[:, :1]
+            cache.place(entering, start=wave.extent - 1 if one_row else None, extent=wave.extent)
+            e = model.embed(ids[:, :1], entering, cache)
+            s = model.initialize_state(e, entering, self.seeds, self.config.state_scale)
+        cache.place(positions, extent=wave.extent)
+        states, embeddings = wave.carry(span, s, e)
+        first, last = depth * span.start, depth * span.stop
+        for inner in range(depth):
+            states = model.recur(states, embeddings, positions, cache, range(first + inner, last, depth))
+        wave.states, wave.embeddings, wave.held = states, embeddings, span
+
+        read = [column for column in self._readouts if column in span]
+        columns = [column - span.start for column in read]
+        readouts = tuple(TRUTH if depth * (column + 1) == self.config.num_steps else DRAFT for column in read)
+        predictions, logits, scores = [[] for _ in wave.tokens], None, None
+        if read:
+            where = positions[:, columns]
+            cache.place(where, extent=wave.extent)
+            logits = model.decode(states[:, columns], where, cache, readouts)
+            chosen, scores = self.choice(logits, ids[:, columns], where, self._lengths(wave, read), self.live)
+            # The tick's only wait for the device: what was predicted, and whether all states are well.
+            *chosen, sound = torch.cat((chosen.flatten(), states.isfinite().all()[None].to(chosen))).tolist()
+            predictions = [chosen[row * len(read) : (row + 1) * len(read)] for row in range(len(wave.tokens))]
+            self.sound &= bool(sound)
+
+        self.stats.ticks += 1
+        self.stats.core_passes += depth
+        self.stats.positions_refined += depth * sum(map(len, wave.tokens))
+        for row, tokens in enumerate(wave.tokens):
+            if tokens:
+                self._advance(wave, row, read, predictions[row], logits, scores)
+        wave.move()
+
+    @property
+    def _readouts(self) -> list[int]:
+        """The columns that are read out at a tick's end: first drafts, second proposals, truths."""
+        config, depth = self.config, self.draft_depth
+        depths = {depth, config.second_draft_depth or depth, config.num_steps}
+        return [each // depth - 1 for each in sorted(depths)]
+
+    def _lengths(self, wave: DepthWave, read: list[int]) -> list[list[int]]:
+        """Per live row, the length of each read position's prefix; 0 where the row has no such position."""
+        lengths = []
+        for row in range(len(wave.tokens)):
+            front = len(self.committed.rows[self.live[row]])
+            places = [wave.place_of(row, column) for column in read]
+            lengths.append([0 if place is None else front + place for place in places])
+        return lengths
+
+    def _advance(self, wave: DepthWave, row: int, read: list[int], predictions: list[int], logits, scores) -> None:
+        """What the readouts of this tick mean for a row: the truth first, then second proposals, then drafts."""
+        depth, tokens, proposals = self.draft_depth, wave.tokens[row], wave.proposals[row]
+        for index, column in reversed(list(enumerate(read))):
+            place, token = wave.place_of(row, column), predictions[index]
+            if place is None:
+                continue
+            recurrences = depth * (column + 1)
+            if recurrences < self.config.num_steps:
+                proposals[place][recurrences] = token
+                if tokens[place + 1 : place + 2] != [token]:
+                    self._drop(wave, row, place + 1)
+                    if token not in self.committed.eos and self.has_room(row, wave.fronts[row] + place + 1):
+                        wave.enter(row, token)
+                continue
+            ended = self.committed.commit(self.live[row], token, logits[row, index], scores[row, index])
+            self.stats.count_proposals(proposals[0], token)
+            right = not ended and tokens[1:2] == [token]
+            if not right:
+                self._drop(wave, row, 1)
+            wave.drop_front(row)
+            if not right and not ended:
+                # What has just been committed is the front now; a wrong draft stood in its place, or none.
+                self.stats.waves += 1
+                wave.enter(row, token)
+            if not right:
+                return
+
+    def _drop(self, wave: DepthWave, row: int, place: int) -> None:
+        """Drop a row's positions from `place` on, and count what was spent on them."""
+        dropped = wave.cut(row, place)
+        self.stats.wasted_recurrences += sum(self.draft_depth * (column + 1) for column in dropped)
+        if dropped and not self.sound:
+            self.cache.scrub()

@@ -1,0 +1,77 @@
+"""Linear weights in the layout a processor's matrix units read fastest."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+PACKED_DTYPES = (torch.bfloat16, torch.float32)
+
+
+class PackedLinear(nn.Linear):
+    """A bias-free `nn.Linear` with a second copy of its weight, in oneDNN's blocked layout.
+
+    Decoding multiplies few positions by large weights: with plain rows oneDNN reorders them again in every call, which
+    costs about as much as reading them does. The plain weight stays for saving, and is used where gradients are wanted
+    and where the input is of another dtype or device.
+    """
+
+    packed: torch.Tensor
+    packed_version: int
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        plain = (
+            x.dtype != self.weight.dtype
+            or x.device.type != "cpu"
+            or self.weight._version != self.packed_version
+            or (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
+            or torch.is_autocast_enabled("cpu")
+        )
+        if plain:
+            return F.linear(x, self.weight)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+
+
+def pack_linear_weights(model: nn.Module, positions: int = 8) -> nn.Module:
+    """Give every bias-free linear layer of a model on the CPU a packed copy of its weight, for inference.
+
+    The layers take twice the memory. Call it last, after adapters were merged and weights moved; a weight that is
+    changed afterwards is used as it is, unpacked, until this is called again. `unpack_linear_weights` undoes it.
+
+    Args:
+        model: in bfloat16 or float32, on the CPU.
+        positions: how many positions a call will usually have; oneDNN chooses the layout by it.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        RuntimeError: this torch has no oneDNN.
+        ValueError: no layer of the model can be packed.
+    """
+    if not torch.backends.mkldnn.is_available():
+        raise RuntimeError("This torch was built without oneDNN (torch.backends.mkldnn), which packs the weights.")
+    linears = [module for module in model.modules() if type(module) in (nn.Linear, PackedLinear)]
+    fitting = [
+        m for m in linears if m.bias is None and m.weight.device.type == "cpu" and m.weight.dtype in PACKED_DTYPES
+    ]
+    if not fitting:
+        found = sorted({f"{m.weight.dtype} on {m.weight.device.type}" for m in linears})
+        raise ValueError(
+            f"No linear layer to pack: found {', '.join(found) or 'none'}. Needed are bias-free layers in bfloat16 or "
+            "float32 on the CPU: load the model with dtype=torch.bfloat16 and without device_map."
+        )
+    for module in fitting:
+        module.__class__ = PackedLinear
+        with torch.no_grad():
+            module.packed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), positions)
+        module.packed_version = module.weight._version
+    return model
+
+
+def unpack_linear_weights(model: nn.Module) -> nn.Module:
+    """Drop the copies that `pack_linear_weights` made; returns the model itself."""
+    for module in model.modules():
+        if type(module) is PackedLinear:
+            del module.packed, module.packed_version
+            module.__class__ = nn.Linear
+    return model
