@@ -43,6 +43,7 @@ from .latent_processors import (
     register_latent_processor,
 )
 from .models import RavenConfig, RavenForCausalLM, RavenModel, RecurrentDepthInterface
+from .packing import pack_linear_weights, unpack_linear_weights
 from .refinement import Refinement
 from .version import __version__
 
@@ -85,6 +86,8 @@ __all__ = [
     "bundled_checkpoint",
     "exit_criterion",
     "latent_processor",
+    "pack_linear_weights",
     "register_exit_criterion",
     "register_latent_processor",
+    "unpack_linear_weights",
 ]

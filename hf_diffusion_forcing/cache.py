@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from transformers.cache_utils import Cache
 
+from .attention import attention
+
 
 @dataclass
 class Placement:
@@ -93,14 +95,7 @@ class NoCache:
     ) -> torch.Tensor:
         """Attention of the placed positions to each other, [batch, heads, width, head_dim]."""
         placed = self.placement.to(query.device)
-        return F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            placed.mask_for(query),
-            is_causal=placed.is_causal,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
+        return attention(query, key, value, placed.mask_for(query), placed.is_causal)
 
 
 class RecurrentDepthCache(Cache):
@@ -269,13 +264,12 @@ class RecurrentDepthCache(Cache):
             rows = torch.arange(key.shape[0], device=key.device)[:, None]
             keys[rows, :, placed.positions] = key.transpose(1, 2)
             values[rows, :, placed.positions] = value.transpose(1, 2)
-        return F.scaled_dot_product_attention(
+        return attention(
             query,
             keys[:, :, : placed.extent],
             values[:, :, : placed.extent],
             placed.mask_for(query),
-            is_causal=placed.is_causal,
-            enable_gqa=query.shape[1] != key.shape[1],
+            placed.is_causal,
         )
 
     def _attend_by_position(self, layer, query, key, value, depth):
@@ -296,47 +290,36 @@ class RecurrentDepthCache(Cache):
             read.append(stored[slot, rows, :, : placed.extent].flatten(0, 1))
         key_positions = torch.arange(placed.extent, device=key.device)
         mask = (key_positions <= placed.positions.clamp_min(0)[..., None]).flatten(0, 1)[:, None, None]
-        y = F.scaled_dot_product_attention(
-            query.transpose(1, 2).reshape(batch * width, heads, 1, head_dim),
-            *read,
-            mask,
-            enable_gqa=heads != key.shape[1],
-        )
+        query = query.transpose(1, 2).reshape(batch * width, heads, 1, head_dim)
+        y = F.scaled_dot_product_attention(query, *read, mask, enable_gqa=heads != key.shape[1])
         return y.reshape(batch, width, heads, head_dim).transpose(1, 2)
 
     def _attend_by_column(self, layer, query, key, value, slots: Sequence[int]):
         """`attend` for columns that stand at different recurrences or readouts."""
         placed = self.placement.to(query.device)
-        batch, heads, width, _ = query.shape
+        batch, _, width, _ = query.shape
         if slots not in placed.indices:
             placed.indices[slots] = torch.tensor(slots, device=key.device)
         rows = torch.arange(batch, device=key.device)[:, None]
         for stored, new in ((self.keys[layer], key), (self.values[layer], value)):
             stored[placed.indices[slots], rows, :, placed.positions] = new.transpose(1, 2)
         keys, values = self.keys[layer][..., : placed.extent, :], self.values[layer][..., : placed.extent, :]
-        mask, grouped = placed.mask_for(query), heads != key.shape[1]
+        mask = placed.mask_for(query)
         if isinstance(slots, range) and batch <= width:
             # Columns stand a fixed number of recurrences apart: one strided view of a row holds what all of them see.
             view = slice(slots.start, slots[-1] + 1, slots.step)
             read = [
-                F.scaled_dot_product_attention(
+                attention(
                     query[row].transpose(0, 1)[:, :, None],
                     keys[view, row],
                     values[view, row],
                     mask[row].transpose(0, 1)[:, :, None],
-                    enable_gqa=grouped,
                 )
                 for row in range(batch)
             ]
             return torch.stack([row[:, :, 0].transpose(0, 1) for row in read])
         read = [
-            F.scaled_dot_product_attention(
-                query[:, :, column : column + 1],
-                keys[slot],
-                values[slot],
-                mask[:, :, column : column + 1],
-                enable_gqa=grouped,
-            )
+            attention(query[:, :, column : column + 1], keys[slot], values[slot], mask[:, :, column : column + 1])
             for column, slot in enumerate(slots)
         ]
         return torch.cat(read, dim=2)

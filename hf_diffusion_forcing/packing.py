@@ -16,13 +16,14 @@ class PackedLinear(nn.Linear):
     """
 
     packed: torch.Tensor
-    packed_version: int
+    packed_from: tuple[int, int]
+    """Where the plain weight stood and how often it had been written to."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         plain = (
             x.dtype != self.weight.dtype
             or x.device.type != "cpu"
-            or self.weight._version != self.packed_version
+            or (self.weight.data_ptr(), self.weight._version) != self.packed_from
             or (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
             or torch.is_autocast_enabled("cpu")
         )
@@ -64,7 +65,7 @@ def pack_linear_weights(model: nn.Module, positions: int = 8) -> nn.Module:
         module.__class__ = PackedLinear
         with torch.no_grad():
             module.packed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), positions)
-        module.packed_version = module.weight._version
+        module.packed_from = module.weight.data_ptr(), module.weight._version
     return model
 
 
@@ -72,6 +73,6 @@ def unpack_linear_weights(model: nn.Module) -> nn.Module:
     """Drop the copies that `pack_linear_weights` made; returns the model itself."""
     for module in model.modules():
         if type(module) is PackedLinear:
-            del module.packed, module.packed_version
+            del module.packed, module.packed_from
             module.__class__ = nn.Linear
     return model

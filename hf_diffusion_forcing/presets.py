@@ -17,7 +17,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "quality": {"wavefront": 32, "inner_recurrence": 4, "exit_threshold": 0.03},
         "balanced": {"wavefront": 32, "inner_recurrence": 2, "exit_threshold": 0.03},
         "fast": {"wavefront": 32, "inner_recurrence": 1, "exit_threshold": 0.03},
-        "lossless": {},
+        "lossless": {"draft_depth": 1, "second_draft_depth": 4},
     },
 }
 """By model type, settings of each preset's sampler; a family without its own has Huginn's."""

@@ -487,13 +487,17 @@ def sampler_settings(sampler: str, **wanted) -> dict:
 def check_against_reference(model: RavenForCausalLM, sampler: str, probe: Probe) -> None:
     """The argument must do the same elsewhere.
 
-    A wave of one position that has all its recurrences in one tick is autoregression with shared keys and values.
+    A wave of one position that has all its recurrences in one tick is autoregression with shared keys and values. The
+    speculative wavefront is autoregression whatever its drafts are.
     Autoregression is, when greedy, transformers' own decoding; when it samples, its noise is another.
     """
     if sampler != "autoregressive":
         depth = model.config.mean_recurrence
-        settings = sampler_settings(sampler, kv_sharing="last", wavefront=1, inner_recurrence=depth, exit_threshold=0.0)
-        expected_settings = sampler_settings("autoregressive", kv_sharing="last")
+        sharing = "none" if sampler == "speculative_wavefront" else "last"
+        settings = sampler_settings(
+            sampler, kv_sharing=sharing, wavefront=1, inner_recurrence=depth, exit_threshold=0.0
+        )
+        expected_settings = sampler_settings("autoregressive", kv_sharing=sharing)
     elif probe.argument == "do_sample" or "do_sample" in probe.base:
         return
     else:

@@ -242,7 +242,7 @@ def test_a_sampler_and_a_config_of_another_do_not_fit(tiny):
         forcing(tiny, sampler_config=AdaptiveConfig())
     with pytest.raises(TypeError, match="sampler_config"):
         forcing(tiny, sampler_config=3)
-    with pytest.raises(ValueError, match="no presets"):
+    with pytest.raises(ValueError, match="of sampler='diffusion_forcing'"):
         forcing(tiny, sampler="autoregressive", sampler_preset="fast")
     with pytest.raises(ValueError, match="did you mean 'balanced'"):
         forcing(tiny, sampler_preset="balance")

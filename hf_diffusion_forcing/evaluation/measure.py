@@ -68,6 +68,20 @@ def recurrences_to_converge(
     return needed
 
 
+@torch.no_grad()
+def emitted_loss(model, input_ids: torch.Tensor, text: list[int]) -> float:
+    """Mean loss (nats a token) of a text after its prompt, under the model at its full depth.
+
+    Args:
+        input_ids: int64 [1, length], the prompt.
+        text: the tokens that were emitted after it.
+    """
+    ids = torch.cat((input_ids, torch.tensor([text], device=input_ids.device)), dim=1)
+    labels = ids.clone()
+    labels[:, : input_ids.shape[1]] = -100
+    return model(ids, labels=labels, seeds=torch.zeros(1, dtype=torch.int64)).loss.item()
+
+
 @dataclass
 class Run:
     """What one sampler did over all prompts.

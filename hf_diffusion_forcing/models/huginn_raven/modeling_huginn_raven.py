@@ -41,9 +41,7 @@ class RavenRMSNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.dtype == torch.float32:  # nothing to cast back, so the fused norm is the same sum
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        y = x.float()
-        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
-        return y.type_as(x) * self.weight
+        return F.rms_norm(x.float(), self.weight.shape, None, self.eps).type_as(x) * self.weight
 
 
 def rotate_pairs(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
