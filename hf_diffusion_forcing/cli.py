@@ -132,7 +132,7 @@ def demo(shown: int = 2, compared: int = 6) -> None:
         Run("autoregressive", {"sampler": "autoregressive", "seed": 0}),
         Run("diffusion_forcing r'=4", forcing | {"inner_recurrence": 4}),
         Run("diffusion_forcing r'=1", forcing),
-        Run("speculative_wavefront", {"sampler": "speculative_wavefront", "seed": 0}),
+        Run("speculative_wavefront", {"sampler_preset": "lossless", "seed": 0}),
     ]
     with console.status("Comparing with autoregression ..."):
         compare(model, prompts, runs)

@@ -30,6 +30,7 @@ from hf_diffusion_forcing import bundled_checkpoint, pack_linear_weights
 from hf_diffusion_forcing.evaluation.measure import accuracy, emitted_loss, solve
 from hf_diffusion_forcing.evaluation.problems import KINDS, problems
 from hf_diffusion_forcing.evaluation.python_source import source_prompts
+from hf_diffusion_forcing.generation.cost_model import cost_curve
 from hf_diffusion_forcing.presets import PRESET_SAMPLERS
 
 ROOT = Path(__file__).parent.parent
@@ -149,6 +150,9 @@ def sweep_tables(sweep: str, load_model: Callable, count: int, repeats: int, roo
         }
         converging = measure(wide, prompts, plain([BASE]) | fast, repeats, room)
         unconverging = measure(wide, prompts[:1], full, repeats, room)
+        curve = cost_curve(wide, 1, torch.device("cpu"))
+        for each in unconverging["rows"]:
+            each["predicted_ms"] = 1000 * curve.seconds_per_tick(each["positions_per_core_pass"], 1)
         return [
             {"title": "The preset fast", "parameters": parameters, **converging},
             {"title": "Waves in which nothing converges", "parameters": parameters, **unconverging},

@@ -1,15 +1,14 @@
-"""Measure what each setting of diffusion forcing does to accuracy, speed and work, and write docs/ablations.md.
+"""Measure what each setting of diffusion forcing does to accuracy and work, and write docs/ablations.md.
 
     python scripts/run_ablations.py
 
-Accuracy is over held-out worked problems in batches (the answer to a mental one comes from the prompt's own pass, which
-the settings of the wave do not touch). Speed is over a few of them one by one, interleaved with autoregression at full
-depth in the same run. Writes docs/benchmarks/ablations.json after every setting, and goes on from it when run again.
+Accuracy is over held-out problems in batches. Work (core passes, recurrences) and equal tokens are over a few worked
+problems one by one, against autoregression at full depth. Nothing here is timed: scripts/benchmark.py does that. Writes
+docs/benchmarks/ablations.json after every setting, and goes on from it when run again.
 """
 
 import json
 import platform
-import statistics
 from datetime import date
 from itertools import islice
 from pathlib import Path
@@ -26,8 +25,8 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_diffusion_forcing import bundled_checkpoint
-from hf_diffusion_forcing.evaluation.measure import Run, accuracy, compare, solve
-from hf_diffusion_forcing.evaluation.problems import problems
+from hf_diffusion_forcing.evaluation.measure import Run, accuracy, run_prompt, solve
+from hf_diffusion_forcing.evaluation.problems import KINDS, problems
 from hf_diffusion_forcing.presets import PRESET_SAMPLERS
 
 ROOT = Path(__file__).parent.parent
@@ -66,7 +65,6 @@ ONE_BY_ONE = {
     "wavefront 8": PLAIN | {"wavefront": 8},
     "kv_sharing none": PLAIN | {"kv_sharing": "none"},
     "kv_sharing 4": PLAIN | {"kv_sharing": 4},
-    "prefill_steps 8": PLAIN | {"prefill_steps": 8},
 }
 CRITERIA = {
     f"exit criterion {name}": PLAIN | {"exit_criterion": spec}
@@ -81,6 +79,18 @@ CRITERIA = {
         "fixed, 8 steps": {"name": "fixed", "steps": 8},
     }.items()
 }
+PREFILL = {
+    "adaptive_prefill": PLAIN | {"adaptive_prefill": True},
+    "adaptive_prefill, threshold 0.1": PLAIN | {"adaptive_prefill": True, "exit_threshold": 0.1},
+    "prefill_steps 8": PLAIN | {"prefill_steps": 8},
+    "prefill_steps 4": PLAIN | {"prefill_steps": 4},
+}
+LOSSLESS = {"sampler": "speculative_wavefront"}
+SPECULATION = {
+    f"k = {first}" + (f", second at {second}" if second else ""): LOSSLESS
+    | {"draft_depth": first, "second_draft_depth": second}
+    for first, second in ((1, None), (1, 4), (2, None), (2, 8), (4, None), (4, 8))
+}
 PRESET_RUNS = {f"preset {name}": {"sampler_preset": name} for name in PRESET_SAMPLERS}
 SECTIONS = {
     "Baselines": BASELINES,
@@ -88,20 +98,22 @@ SECTIONS = {
     "Exit threshold and inner recurrence": GRID,
     "One change at a time": ONE_BY_ONE,
     "Exit criteria": CRITERIA,
+    "The prompt's own pass": PREFILL,
+    "The lossless wavefront": SPECULATION,
 }
 
 
-def measure(model, tokenizer, chosen, prompts, settings: dict) -> dict:
-    """One row: accuracy over all problems; speed, work and equal tokens over the timed ones."""
-    answers = solve(model, tokenizer, chosen, batch_size=64, progress="solving", **settings)
-    base = Run("base", BASELINES["autoregressive, r = 32"] | {"seed": 0})
+def measure(model, tokenizer, chosen: dict[str, list], prompts, base: Run, settings: dict) -> dict:
+    """One row: accuracy over all problems; work and equal tokens over a few."""
+    accuracies = {}
+    for kind, some in chosen.items():
+        room = {"max_new_tokens": 160 if kind == "worked" else 12}
+        accuracies[kind] = accuracy(some, solve(model, tokenizer, some, 64, kind, **settings, **room))
     run = Run("run", settings | {"seed": 0})
-    compare(model, prompts, [base, run])
-    pairs = zip(base.seconds, run.seconds, base.sequences, run.sequences, strict=True)
-    speedups = [(slow / len(a)) / (fast / len(b)) for slow, fast, a, b in pairs]
+    for input_ids in prompts:
+        run_prompt(model, input_ids, run)
     return {
-        "accuracy": accuracy(chosen, answers),
-        "speedup": statistics.median(speedups),
+        **accuracies,
         "core_passes_per_token": run.passes_per_token,
         "recurrences_per_token": run.recurrences_per_token,
         "equal_share": run.equal_share(base),
@@ -110,13 +122,13 @@ def measure(model, tokenizer, chosen, prompts, settings: dict) -> dict:
 
 def table(rows: dict[str, dict]) -> list[str]:
     lines = [
-        "| setting | solved | speed | core passes a token | recurrences a token | equal tokens |",
+        "| setting | worked solved | mental solved | core passes a token | recurrences a token | equal tokens |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, row in rows.items():
         cells = (
-            f"{100 * row['accuracy']:.1f} %",
-            f"{row['speedup']:.2f}x",
+            f"{100 * row['worked']:.1f} %",
+            f"{100 * row['mental']:.1f} %",
             f"{row['core_passes_per_token']:.2f}",
             f"{row['recurrences_per_token']:.1f}",
             f"{100 * row['equal_share']:.1f} %",
@@ -126,14 +138,14 @@ def table(rows: dict[str, dict]) -> list[str]:
 
 
 def draw(rows: dict[str, dict], path: Path) -> None:
-    """Accuracy and speed over the exit threshold, one line for each inner recurrence."""
+    """Accuracy and work over the exit threshold, one line for each inner recurrence."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
     for inner in INNER:
         chosen = [rows[f"r' = {inner}, threshold {threshold}"] for threshold in THRESHOLDS]
-        left.plot(THRESHOLDS, [100 * row["accuracy"] for row in chosen], marker="o", label=f"r' = {inner}")
-        right.plot(THRESHOLDS, [row["speedup"] for row in chosen], marker="o", label=f"r' = {inner}")
-    left.set(xscale="log", xlabel="exit threshold", ylabel="problems solved, %", ylim=(0, 102))
-    right.set(xscale="log", xlabel="exit threshold", ylabel="speed over autoregression, r = 32", ylim=(0, None))
+        left.plot(THRESHOLDS, [100 * row["worked"] for row in chosen], marker="o", label=f"r' = {inner}")
+        right.plot(THRESHOLDS, [row["recurrences_per_token"] for row in chosen], marker="o", label=f"r' = {inner}")
+    left.set(xscale="log", xlabel="exit threshold", ylabel="worked problems solved, %", ylim=(0, 102))
+    right.set(xscale="log", xlabel="exit threshold", ylabel="recurrences a token", ylim=(0, None))
     for axes in (left, right):
         axes.set_xticks(THRESHOLDS, [str(threshold) for threshold in THRESHOLDS])
         axes.legend(fontsize=8)
@@ -147,13 +159,13 @@ def page(record: dict) -> str:
     lines = [
         "# Ablations",
         "",
-        f"What each setting does on the bundled checkpoint: {record['problems']} held-out worked problems for accuracy "
-        f"(batches of 64), {record['timed']} of them one by one for speed, end to end with the prompt, over "
-        "autoregression at r = 32 of the same run (median over problems). Measured by `scripts/run_ablations.py` on "
-        f"{record['machine']}, {record['date']}. On so small a model speed shows overhead as much as the sampler; work "
-        "(core passes, recurrences) does not depend on the machine.",
+        f"What each setting does on the bundled checkpoint: {record['problems']} held-out problems of each kind for "
+        f"accuracy (batches of 64), {record['counted']} worked ones decoded alone for the work and for the share of "
+        "tokens equal to autoregression at r = 32. *Core passes* are calls of the core, each over a whole wave; "
+        "*recurrences* count every position of the wave. Nothing here is timed: [performance](performance.md) has "
+        f"speeds. Measured by `scripts/run_ablations.py` on {record['machine']}, {record['date']}.",
         "",
-        "![Accuracy and speed over the exit threshold](images/ablations.png)",
+        "![Accuracy and work over the exit threshold](images/ablations.png)",
     ]
     for title, settings in SECTIONS.items():
         lines += ["", f"## {title}", "", *table({name: rows[name] for name in settings})]
@@ -161,8 +173,8 @@ def page(record: dict) -> str:
 
 
 def main(
-    count: Annotated[int, typer.Option(help="Held-out problems for accuracy.")] = 500,
-    timed: Annotated[int, typer.Option(help="Problems for speed.")] = 3,
+    count: Annotated[int, typer.Option(help="Held-out problems of each kind for accuracy.")] = 250,
+    counted: Annotated[int, typer.Option(help="Problems for work and equal tokens.")] = 6,
     threads: int = 2,
     output: Path = ROOT / "docs",
 ):
@@ -170,14 +182,13 @@ def main(
     path = bundled_checkpoint()
     model = AutoModelForCausalLM.from_pretrained(path).eval()
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    chosen = list(islice(problems(SEED, held_out=True, kind="worked"), count))
-    prompts = [tokenizer(p.prompt, return_tensors="pt").input_ids for p in chosen[:timed]]
-    machine = f"{platform.machine()} CPU, {threads} threads, torch {torch.__version__}, transformers "
+    chosen = {kind: list(islice(problems(SEED, held_out=True, kind=kind), count)) for kind in KINDS}
+    prompts = [tokenizer(p.prompt, return_tensors="pt").input_ids for p in chosen["worked"][:counted]]
     record = {
-        "machine": machine + transformers.__version__,
+        "machine": f"{platform.machine()} CPU, torch {torch.__version__}, transformers {transformers.__version__}",
         "date": date.today().isoformat(),
         "problems": count,
-        "timed": timed,
+        "counted": counted,
         "rows": {},
     }
     store = output / "benchmarks" / "ablations.json"
@@ -185,10 +196,13 @@ def main(
         earlier = json.loads(store.read_text())
         if {**earlier, "rows": {}} == record:
             record = earlier
+    base = Run("base", BASELINES["autoregressive, r = 32"] | {"seed": 0})
+    for input_ids in prompts:
+        run_prompt(model, input_ids, base)
     everything = {name: settings for section in SECTIONS.values() for name, settings in section.items()}
     for name, settings in tqdm(everything.items(), desc="ablations"):
         if name not in record["rows"]:
-            record["rows"][name] = measure(model, tokenizer, chosen, prompts, settings)
+            record["rows"][name] = measure(model, tokenizer, chosen, prompts, base, settings)
             store.parent.mkdir(parents=True, exist_ok=True)
             partial = store.with_suffix(".partial")
             partial.write_text(json.dumps(record, indent=1) + "\n")

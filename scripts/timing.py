@@ -170,6 +170,7 @@ COLUMNS = {
     "positions_per_core_pass": "positions",
     "equal_share": "equal tokens",
     "ms_per_tick": "ms a tick",
+    "predicted_ms": "predicted ms",
     "tick_over_ideal": "of limit",
     "kv_bytes": "KV",
 }
@@ -192,6 +193,7 @@ def table(rows: list[dict]) -> str:
             "positions_per_core_pass": f"{row['positions_per_core_pass']:.1f}",
             "equal_share": "" if row["equal_share"] is None else f"{100 * row['equal_share']:.1f} %",
             "ms_per_tick": f"{row['ms_per_tick']:.1f}",
+            "predicted_ms": f"{row.get('predicted_ms', 0):.1f}",
             "tick_over_ideal": f"{100 / row['tick_over_ideal']:.0f} %",
             "kv_bytes": f"{row['kv_bytes'] / 1e6:.1f} MB",
         }
