@@ -242,7 +242,7 @@ def main(
         "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "tables": tables,
     }
-    name = "speed" + (f"_{sweep}" if sweep != "none" else "")
+    name = "speed" + ("" if pack else "_plain") + (f"_{sweep}" if sweep != "none" else "")
     output.mkdir(parents=True, exist_ok=True)
     (output / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     (output / f"{name}.md").write_text(page(record))

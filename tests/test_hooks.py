@@ -147,15 +147,8 @@ def width(tiny):
     """A call's wavefront, as the sampler got it."""
 
     def used(**kwargs):
-        seen = []
-
-        class Spy(LatentDifferenceCriterion):
-            def __call__(self, refinement):
-                seen.append(refinement.positions.shape[1])
-                return torch.zeros_like(refinement.positions, dtype=torch.bool)
-
-        tiny.generate(PROMPT, max_new_tokens=40, num_steps=12, inner_recurrence=1, exit_criterion=Spy(), **kwargs)
-        return max(seen)
+        output = tiny.generate(PROMPT, max_new_tokens=4, num_steps=12, return_dict_in_generate=True, **kwargs)
+        return output.stats.wavefront
 
     return used
 
