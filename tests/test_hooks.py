@@ -13,7 +13,6 @@ from hf_diffusion_forcing import (
     AdaptiveConfig,
     DiffusionForcingConfig,
     ExitCriterion,
-    LatentDifferenceCriterion,
     LatentProcessor,
 )
 from hf_diffusion_forcing.presets import PRESETS
