@@ -21,7 +21,8 @@ from typing import Annotated, Literal
 import torch
 import transformers
 import typer
-from timing import Timing, bandwidth, part_bytes, row, run, run_batch, table
+from report_benchmark import report
+from timing import Timing, bandwidth, part_bytes, row, run, run_batch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from widen_checkpoint import widen
@@ -192,25 +193,6 @@ def sweep_tables(sweep: str, load_model: Callable, count: int, repeats: int, roo
     return tables
 
 
-def page(record: dict) -> str:
-    """The record as Markdown."""
-    lines = [
-        f"# {record['title']}",
-        "",
-        f"{record['dtype']}, {record['machine']}, {record['date']}; `{record['command']}`. {record['prompts']} "
-        f"prompts, {record['repeats']} repeats, batch 1 unless said, interleaved. Speeds are medians over calls, "
-        f"each against {BASE_TOKENS} tokens of autoregression at r = 32 (in the batch sweep: against batch 1) made "
-        "just before it; lowest and highest in brackets. *Positions* are those of a core pass. *Of limit* is the time "
-        "it takes to read the linear weights of all passes once each, over the time taken; the rate is that of the "
-        "model's own linear layers with one position, measured just before each call. Peak memory of the process "
-        f"{record['peak_bytes'] / 1e9:.1f} GB.",
-    ]
-    for each in record["tables"]:
-        about = f"{each['parameters'] / 1e6:.0f}M parameters; linear layers read {each['bandwidth'] / 1e9:.1f} GB/s."
-        lines += ["", f"## {each['title']}", "", about, "", table(each["rows"])]
-    return "\n".join(lines) + "\n"
-
-
 def main(
     factor: Annotated[int, typer.Option(help="How many times as wide.")] = 8,
     dtype: str = "bfloat16",
@@ -225,7 +207,7 @@ def main(
         Literal["none", "wavefront", "context", "batch", "factor"], typer.Option(help="What to vary.")
     ] = "none",
     threads: int = 2,
-    output: Path = ROOT / "docs" / "benchmarks",
+    output: Path = ROOT / "docs",
 ):
     torch.set_num_threads(threads)
 
@@ -247,15 +229,15 @@ def main(
         "date": date.today().isoformat(),
         "dtype": dtype + (", packed weights" if pack else ""),
         "prompts": count,
+        "base_tokens": BASE_TOKENS,
         "repeats": repeats,
         "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "tables": tables,
     }
     name = "speed" + ("" if pack else "_plain") + (f"_{sweep}" if sweep != "none" else "")
-    output.mkdir(parents=True, exist_ok=True)
-    (output / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    (output / f"{name}.md").write_text(page(record))
-    print(page(record))
+    (output / "benchmarks").mkdir(parents=True, exist_ok=True)
+    (output / "benchmarks" / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(report(record, name, output))
 
 
 if __name__ == "__main__":

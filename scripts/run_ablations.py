@@ -92,7 +92,7 @@ LOSSLESS = {"sampler": "speculative_wavefront"}
 SPECULATION = {
     f"k = {first}" + (f", second at {second}" if second else ""): LOSSLESS
     | {"draft_depth": first, "second_draft_depth": second}
-    for first, second in ((1, None), (1, 4), (2, None), (2, 8), (4, None), (4, 8))
+    for first, second in ((1, 0), (1, 4), (2, 0), (2, 8), (4, 0), (4, 8))
 }
 PRESET_RUNS = {f"preset {name}": {"sampler_preset": name} for name in PRESET_SAMPLERS}
 SECTIONS = {

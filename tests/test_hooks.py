@@ -13,6 +13,7 @@ from hf_diffusion_forcing import (
     AdaptiveConfig,
     DiffusionForcingConfig,
     ExitCriterion,
+    LatentDifferenceCriterion,
     LatentProcessor,
 )
 from hf_diffusion_forcing.presets import PRESETS
@@ -146,8 +147,16 @@ def width(tiny):
     """A call's wavefront, as the sampler got it."""
 
     def used(**kwargs):
-        output = tiny.generate(PROMPT, max_new_tokens=4, num_steps=12, return_dict_in_generate=True, **kwargs)
-        return output.stats.wavefront
+        seen = []
+
+        class Spy(LatentDifferenceCriterion):
+            def __call__(self, refinement):
+                seen.append(refinement.positions.shape[1])
+                return torch.zeros_like(refinement.positions, dtype=torch.bool)
+
+        settings = {"num_steps": 12, "inner_recurrence": 1, "exit_criterion": Spy(), "adaptive_prefill": False}
+        tiny.generate(PROMPT, max_new_tokens=40, **settings, **kwargs)
+        return max(seen)
 
     return used
 
