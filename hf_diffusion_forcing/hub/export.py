@@ -68,7 +68,8 @@ def export_checkpoint(
     if not isinstance(sampler_config, dict | None):
         raise TypeError(f"sampler_config={sampler_config!r} must be a dict; a config's to_diff_dict() is one.")
     settings = sampler_config or {}
-    chosen = sampler_config_class(preset_sampler(preset)).from_preset(preset, model.config.model_type, **settings)
+    deep = {"num_steps": model.config.mean_recurrence} | settings
+    chosen = sampler_config_class(preset_sampler(preset)).from_preset(preset, model.config.model_type, **deep)
     chosen.resolve(model.config.mean_recurrence)
     settings = {name: value for name, value in chosen.to_dict().items() if name in settings}
 
