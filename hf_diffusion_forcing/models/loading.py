@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from safetensors import safe_open
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 """Keywords of `from_pretrained` that say where files are."""
@@ -32,6 +32,15 @@ def checkpoint_file(path: str | os.PathLike, name: str, keywords: dict[str, Any]
         _raise_exceptions_for_connection_errors=False,
         **where,
     )
+
+
+def stored_config(path: str | os.PathLike | None, keywords: dict[str, Any]) -> dict[str, Any] | None:
+    """What config.json says, as it is; None where there is none."""
+    file = None if path is None else checkpoint_file(path, CONFIG_NAME, keywords)
+    if file is None:
+        return None
+    with open(file, encoding="utf-8") as opened:
+        return json.load(opened)
 
 
 def tensor_names(path: str | os.PathLike | None, keywords: dict[str, Any]) -> set[str] | None:

@@ -13,7 +13,7 @@ from ...cache import RecurrentDepthCache
 from ...generation.mixin import RecurrentDepthGenerationMixin
 from ...randomness import STATE, keyed_truncated_normal
 from ..causal_lm import RecurrentDepthForCausalLM
-from ..loading import HUB_KEYWORDS, CheckedLoading, tensor_names
+from ..loading import CheckedLoading, stored_config, tensor_names
 from ..norm import RMSNorm
 from ..special_tokens import tokenizer_ids
 from .attention import RavenAttention
@@ -60,7 +60,7 @@ class RavenPreTrainedModel(CheckedLoading, PreTrainedModel):
                 kwargs.setdefault("layout", layout)
         loaded = super().from_pretrained(path, *args, config=config, **kwargs)
         model = loaded[0] if kwargs.get("output_loading_info") else loaded
-        if names is not None and path is not None and model.config.layout != "huginn":
+        if model.config.layout != "huginn":
             model.correct_special_tokens(path, kwargs)
         return loaded
 
@@ -74,8 +74,8 @@ class RavenPreTrainedModel(CheckedLoading, PreTrainedModel):
             path: folder or Hub id.
             keywords: those of `from_pretrained`.
         """
-        where = {name: keywords[name] for name in HUB_KEYWORDS if name in keywords}
-        if PreTrainedConfig.get_config_dict(path, **where)[0].get("layout") is not None:
+        stored = stored_config(path, keywords)
+        if stored is None or stored.get("layout") is not None:
             return
         for name, right in tokenizer_ids(path, keywords).items():
             stale = getattr(self.config, name)

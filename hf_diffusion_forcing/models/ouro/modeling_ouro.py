@@ -1,13 +1,13 @@
 """Ouro: one stack of layers, run several times on its own output (arXiv 2510.25741, section 3)."""
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ...cache import RecurrentDepthCache
 from ...generation.mixin import RecurrentDepthGenerationMixin
 from ..causal_lm import RecurrentDepthForCausalLM
-from ..loading import HUB_KEYWORDS, CheckedLoading
+from ..loading import CheckedLoading, stored_config
 from ..norm import RMSNorm
 from ..special_tokens import tokenizer_ids
 from .configuration_ouro import OuroConfig
@@ -38,8 +38,7 @@ class OuroPreTrainedModel(CheckedLoading, PreTrainedModel):
         """
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if kwargs.get("output_loading_info") else loaded
-        if pretrained_model_name_or_path is not None:
-            model.correct_end_tokens(pretrained_model_name_or_path, kwargs)
+        model.correct_end_tokens(pretrained_model_name_or_path, kwargs)
         return loaded
 
     def correct_end_tokens(self, path, keywords: dict) -> None:
@@ -52,8 +51,8 @@ class OuroPreTrainedModel(CheckedLoading, PreTrainedModel):
             path: folder or Hub id.
             keywords: those of `from_pretrained`.
         """
-        where = {name: keywords[name] for name in HUB_KEYWORDS if name in keywords}
-        if "mean_backprop_depth" in PreTrainedConfig.get_config_dict(path, **where)[0]:
+        stored = stored_config(path, keywords)
+        if stored is None or "mean_backprop_depth" in stored:
             return
         ids = tokenizer_ids(path, keywords, (TURN_END,))
         right = sorted({ids[name] for name in ("eos_token_id", TURN_END) if name in ids})
