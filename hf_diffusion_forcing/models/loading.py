@@ -115,5 +115,7 @@ class CheckedLoading:
         )
         if output_loading_info:
             return model, info
+        if model.base_model is model:  # the parts without the head, from a checkpoint of both
+            info["unexpected_keys"] = {name for name in info["unexpected_keys"] if not name.startswith("lm_head.")}
         check_loaded(info, ignore_mismatched_sizes)
         return model

@@ -22,11 +22,11 @@ def inverse_frequencies(config: PreTrainedConfig) -> list[float]:
         config: with `head_dim` and transformers' `rope_parameters`.
     """
     parameters = config.rope_parameters
-    if parameters["rope_type"] == "llama3":
-        return ROPE_INIT_FUNCTIONS["llama3"](config, device="cpu")[0].tolist()
-    # On the CPU whatever the default device is: a model may be made on "meta".
-    pairs = torch.arange(0, config.head_dim, 2, device="cpu").float() / config.head_dim
-    return (1.0 / parameters["rope_theta"] ** pairs).tolist()
+    with torch.device("cpu"):  # whatever the default device is: a model may be made on "meta"
+        if parameters["rope_type"] == "llama3":
+            return ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0].tolist()
+        pairs = torch.arange(0, config.head_dim, 2).float() / config.head_dim
+        return (1.0 / parameters["rope_theta"] ** pairs).tolist()
 
 
 def rotations(positions: torch.Tensor, frequencies: list[float]) -> torch.Tensor:

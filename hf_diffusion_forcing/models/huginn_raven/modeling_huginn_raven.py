@@ -114,8 +114,6 @@ class RavenPreTrainedModel(CheckedLoading, PreTrainedModel):
 class RavenModel(RavenPreTrainedModel):
     """The parts, without the head. `RavenForCausalLM` puts them to work."""
 
-    _keys_to_ignore_on_load_unexpected = [r"freqs_cis", r"lm_head"]
-
     def __init__(self, config: RavenConfig):
         super().__init__(config)
         if config.layout is None:

@@ -71,8 +71,6 @@ class OuroPreTrainedModel(CheckedLoading, PreTrainedModel):
 class OuroModel(OuroPreTrainedModel):
     """The parts, without the head. `OuroForCausalLM` puts them to work."""
 
-    _keys_to_ignore_on_load_unexpected = [r"lm_head"]
-
     def __init__(self, config: OuroConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
