@@ -19,7 +19,7 @@ class RecurrentDepthOutput(CausalLMOutputWithPast):
     """`CausalLMOutputWithPast` and the latents that were read out.
 
     Attributes:
-        latents: [batch, width, channels], the last recurrence's states after the norm.
+        latents: [batch, width, channels], the last recurrence's states as they are read out.
     """
 
     latents: torch.FloatTensor | None = None

@@ -195,7 +195,7 @@ class RavenForCausalLM(RecurrentDepthForCausalLM, RavenPreTrainedModel, Recurren
 
     def decode(self, s, positions, cache, readout=0, logits_to_keep=0):
         placed = self.placed(positions, cache)
-        x = self.transformer.ln_f(s)
+        x = self.latents(s)
         for block in self.transformer.coda:
             x = block(x, cache, placed, readout)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -215,7 +215,8 @@ class RavenForCausalLM(RecurrentDepthForCausalLM, RavenPreTrainedModel, Recurren
     # --- forward ---
 
     def latents(self, s: torch.Tensor) -> torch.Tensor:
-        return self.transformer.ln_f(s)
+        """What the coda reads: normed states in the huginn layout, whose ln_f works twice; else the states."""
+        return self.transformer.ln_f(s) if self.config.layout == "huginn" else s
 
     def sample_depth(self) -> int:
         """A random number of recurrences for training: 1 + Poisson(log-normal) with mean about `mean_recurrence`.
