@@ -1,13 +1,13 @@
 """What a recurrent-depth model can do. Samplers use these verbs and know nothing else about a family."""
 
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 
 import torch
 
 from ..cache import NoCache, RecurrentDepthCache
 
 
-class RecurrentDepthInterface(ABC):
+class RecurrentDepthInterface(metaclass=ABCMeta):
     """The verbs of a recurrent-depth language model: logits = decode(recur(... initialize_state(embed(ids)))).
 
     `positions` is int64 [batch, width]: absolute positions counted from each row's first real token, -1 for padding.
