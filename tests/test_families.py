@@ -7,7 +7,10 @@ import pytest
 import torch
 from conftest import FAMILIES, left_pad, new_tokens
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from hf_diffusion_forcing import bundled_checkpoint
+from hf_diffusion_forcing.hub import export_checkpoint
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
 RETROFITTED = ("llama", "olmo")
@@ -263,6 +266,20 @@ def test_two_families_generate_in_one_process():
         running = {name: pool.submit(model.generate, **inputs, **settings) for name, model in models.items()}
     assert {name: future.result().tolist() for name, future in running.items()} == alone
     assert len({str(ids) for ids in alone.values()}) == len(FAMILIES)
+
+
+def test_every_family_is_exported_with_the_lossless_preset(family, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(bundled_checkpoint())
+    if not family.has_injected_embedding:
+        with pytest.raises(ValueError, match=r"preset='balanced' is of diffusion forcing.*use preset='lossless'"):
+            export_checkpoint(family, tokenizer, tmp_path / "refused")
+        assert not (tmp_path / "refused").exists()
+    out = export_checkpoint(family, tokenizer, tmp_path / "out", "lossless")
+    loaded = AutoModelForCausalLM.from_pretrained(out)
+    common = {"max_new_tokens": 8, "seed": 0}
+    output = loaded.generate(torch.tensor(ROWS[:1]), **common, return_dict_in_generate=True)
+    expected = family.generate(torch.tensor(ROWS[:1]), sampler="autoregressive", **common)
+    assert output.sequences.tolist() == expected.tolist() and output.stats.draft_depth > 0
 
 
 def test_bfloat16(family):
