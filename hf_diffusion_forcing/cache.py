@@ -218,7 +218,8 @@ class RecurrentDepthCache(Cache):
 
     def _leave_inference_mode(self) -> None:
         """Outside `torch.inference_mode()` what was made inside cannot be written to: go on with a copy."""
-        if torch.is_inference_mode_enabled() or self.keys[0] is None or not self.keys[0].is_inference():
+        stored = [t for t in (*self.keys, *self.values) if t is not None]
+        if torch.is_inference_mode_enabled() or not any(t.is_inference() for t in stored):
             return
         for tensors in (self.keys, self.values):
             tensors[:] = [None if t is None else t.clone() for t in tensors]
@@ -335,11 +336,11 @@ class RecurrentDepthCache(Cache):
                 else:
                     stored[readout] = stored[source]
 
-    def scrub(self) -> None:
-        """Zeros for what is not finite: behind a mask it would still spread, as 0 x NaN."""
+    def scrub(self, row: int) -> None:
+        """Zeros for what is not finite in a row: behind a mask it would still spread, as 0 x NaN."""
         for stored in (*self.keys, *self.values):
             if stored is not None:
-                stored.nan_to_num_(0.0, 0.0, 0.0)
+                stored[:, row].nan_to_num_(0.0, 0.0, 0.0)
 
     def settle(self, num_steps: int) -> None:
         """After `num_steps` recurrences of the placed positions: deeper slots get the last recurrence there has been.

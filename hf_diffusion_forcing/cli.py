@@ -11,6 +11,7 @@ from rich.table import Table
 
 from .console import ModelArgument, fail, load
 from .hub.commands import export, push
+from .presets import preset_sampler
 
 app = typer.Typer(add_completion=False, help="Decode recurrent-depth language models by diffusion forcing.")
 
@@ -229,18 +230,18 @@ def compare(
     prompts = [tokenizer(text, return_tensors="pt").input_ids for text in prompt or [p.prompt for p in chosen]]
     common = {"seed": 0} | given(num_steps=num_steps)
     forcing = given(
-        sampler_preset=preset,
         wavefront=wavefront,
         exit_criterion=exit_criterion,
         exit_threshold=exit_threshold,
         inner_recurrence=inner_recurrence,
     )
-    runs = [
-        Run("autoregressive", common | {"sampler": "autoregressive"}),
-        Run("diffusion_forcing", common | {"sampler": "diffusion_forcing"} | forcing),
-        Run("speculative_wavefront", common | {"sampler": "speculative_wavefront"}),
-    ]
+    settings = {"autoregressive": {}, "diffusion_forcing": forcing, "speculative_wavefront": {}}
+    if num_steps == 1:
+        del settings["speculative_wavefront"]  # one recurrence leaves none to draft with
     try:
+        if preset is not None:
+            settings[preset_sampler(preset)]["sampler_preset"] = preset
+        runs = [Run(name, common | {"sampler": name} | own) for name, own in settings.items()]
         compare_runs(network, prompts, runs, max_new_tokens=max_new_tokens)
     except (ValueError, TypeError) as error:
         raise fail(str(error)) from error

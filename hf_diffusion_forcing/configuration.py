@@ -348,7 +348,8 @@ class SpeculativeWavefrontConfig(SamplerConfig):
             full depth, measures what widths cost on this machine, and chooses. None is the largest that leaves
             16 positions in the wave, or 1.
         second_draft_depth: recurrences after which a position proposes the next token once more; what stands behind it
-            starts anew where the two disagree. A multiple of `draft_depth` below `num_steps`; None for no second one.
+            starts anew where the two disagree. A multiple of `draft_depth` below `num_steps`, or 0 for no second
+            proposal. None is four times `draft_depth` where that fits.
     """
 
     sampler: ClassVar[str] = "speculative_wavefront"
@@ -365,9 +366,10 @@ class SpeculativeWavefrontConfig(SamplerConfig):
             )
         if isinstance(self.draft_depth, str) and self.draft_depth != "auto":
             raise ValueError(f"draft_depth={self.draft_depth!r} is unknown: use 'auto' or a number of recurrences.")
-        for name in ("draft_depth", "second_draft_depth"):
-            if getattr(self, name) not in (None, "auto"):
-                check_integer(name, getattr(self, name), 1)
+        if self.draft_depth not in (None, "auto"):
+            check_integer("draft_depth", self.draft_depth, 1)
+        if self.second_draft_depth is not None:
+            check_integer("second_draft_depth", self.second_draft_depth, 0)
         if self.num_steps is not None:
             self._check_depths()
 
@@ -378,8 +380,14 @@ class SpeculativeWavefrontConfig(SamplerConfig):
         return [
             depth
             for depth in range(1, self.num_steps)
-            if self.num_steps % depth == 0 and (second is None or (second % depth == 0 and second > depth))
+            if self.num_steps % depth == 0 and (not second or (second % depth == 0 and second > depth))
         ]
+
+    def second_depth(self, draft_depth: int | str) -> int:
+        """`second_draft_depth`, filled in for a draft depth; 0 where there is none."""
+        if self.second_draft_depth is not None or not isinstance(draft_depth, int):
+            return self.second_draft_depth or 0
+        return 4 * draft_depth if 4 * draft_depth < self.num_steps else 0
 
     def _check_depths(self) -> None:
         if self.num_steps == 1:

@@ -15,9 +15,18 @@ class PackedLinear(nn.Linear):
     and where the input is of another dtype or device.
     """
 
-    packed: torch.Tensor
-    packed_from: tuple[int, int]
+    packed: torch.Tensor | None
+    packed_from: tuple[int, int] | None
     """Where the plain weight stood and how often it had been written to."""
+
+    def __getstate__(self):
+        """A copy or a pickle has the plain weight alone: torch cannot copy the other layout."""
+        return self.__dict__ | {"packed": None, "packed_from": None}
+
+    def _apply(self, *args, **kwargs):
+        """torch's own step of `to()`: what was packed is of another dtype or device then."""
+        self.packed = self.packed_from = None
+        return super()._apply(*args, **kwargs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         plain = (
@@ -35,8 +44,9 @@ class PackedLinear(nn.Linear):
 def pack_linear_weights(model: nn.Module, positions: int = 8) -> nn.Module:
     """Give every bias-free linear layer of a model on the CPU a packed copy of its weight, for inference.
 
-    The layers take twice the memory. Call it last, after adapters were merged and weights moved; a weight that is
-    changed afterwards is used as it is, unpacked, until this is called again. `unpack_linear_weights` undoes it.
+    The layers take twice the memory. Call it last, after adapters were merged and weights moved. A weight that is
+    written to, moved or cast afterwards is used as it is, unpacked, until this is called again; only what is written
+    through `weight.data` goes unnoticed (PEFT merges adapters so). `unpack_linear_weights` undoes it.
 
     Args:
         model: in bfloat16 or float32, on the CPU.
@@ -51,7 +61,10 @@ def pack_linear_weights(model: nn.Module, positions: int = 8) -> nn.Module:
     """
     if not torch.backends.mkldnn.is_available():
         raise RuntimeError("This torch was built without oneDNN (torch.backends.mkldnn), which packs the weights.")
-    linears = [module for module in model.modules() if type(module) in (nn.Linear, PackedLinear)]
+    # A layer whose `forward` was replaced (accelerate's hooks) would not use the copy.
+    linears = [m for m in model.modules() if type(m) in (nn.Linear, PackedLinear) and "forward" not in vars(m)]
+    if any(module.weight.is_inference() for module in linears):
+        raise ValueError("The weights were made inside torch.inference_mode(): load the model outside of it.")
     fitting = [
         m for m in linears if m.bias is None and m.weight.device.type == "cpu" and m.weight.dtype in PACKED_DTYPES
     ]

@@ -17,7 +17,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "quality": {"wavefront": 32, "inner_recurrence": 4, "exit_threshold": 0.03},
         "balanced": {"wavefront": 32, "inner_recurrence": 2, "exit_threshold": 0.03, "adaptive_prefill": True},
         "fast": {"wavefront": 32, "inner_recurrence": 1, "exit_threshold": 0.03, "adaptive_prefill": True},
-        "lossless": {"draft_depth": 2, "second_draft_depth": 8},
+        "lossless": {},
     },
 }
 """By model type, settings of each preset's sampler; a family without its own has Huginn's."""

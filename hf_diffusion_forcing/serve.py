@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .configuration import merged, sampler_config_class
-from .presets import preset_sampler
+from .presets import preset, preset_sampler
 
 try:
     import openai  # noqa: F401  (transformers' handlers answer with its types)
@@ -51,7 +51,8 @@ def choose_sampler(model: PreTrainedModel, sampler: str | None = None, **setting
     kept = stored in (None, sampler)
     if kept:
         settings = merged(getattr(config, "sampler_config", None) or {}, settings)
-    sampler_config_class(sampler).from_dict(settings).resolve(model.config.mean_recurrence)
+    chosen = preset(stored_preset, sampler, model.config.model_type) if kept and stored_preset else {}
+    sampler_config_class(sampler).from_dict(merged(chosen, settings)).resolve(model.config.mean_recurrence)
     config.sampler, config.sampler_config = sampler, settings
     if not kept:
         config.sampler_preset = None

@@ -21,7 +21,8 @@ from typing import Annotated, Literal
 import torch
 import transformers
 import typer
-from timing import Timing, bandwidth, part_bytes, row, run, run_batch, table
+from report_benchmark import report
+from timing import Timing, bandwidth, part_bytes, row, run, run_batch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from widen_checkpoint import widen
@@ -36,6 +37,7 @@ from hf_diffusion_forcing.presets import PRESET_SAMPLERS
 ROOT = Path(__file__).parent.parent
 SOURCE_CHECKPOINT = ROOT / "tests" / "fixtures" / "python-source"
 BASE = "autoregressive, r = 32"
+BASE_TOKENS = 10
 PAPER = {"sampler": "diffusion_forcing", "wavefront": 128, "inner_recurrence": 4, "embedding_momentum": 0.1}
 SAMPLERS = {
     **{f"autoregressive, r = {r}": {"sampler": "autoregressive", "num_steps": r} for r in (32, 16, 8, 4)},
@@ -56,24 +58,33 @@ Prompts = list[torch.Tensor]
 
 
 def measure(model, prompts: Prompts, cases: dict[str, tuple[Callable, dict]], repeats: int, room: int) -> dict:
-    """Time cases over prompts, interleaved; rows against the first.
+    """Time cases over prompts, interleaved, each call beside a short one of autoregression at full depth.
 
     Args:
         cases: by name, what to do to a prompt, and the settings.
     """
     timings = {name: Timing() for name in cases}
-    rates = []
     for prepare, settings in cases.values():
-        run(model, prepare(prompts[0]), settings, Timing(), 4)  # the first calls pay for lazy initialisation
+        run(model, prepare(prompts[0]), settings, 4)  # the first calls pay for lazy initialisation
     for _ in tqdm(range(repeats), desc="timing"):
         for input_ids in tqdm(prompts, desc="prompts", leave=False):
-            rates.append(bandwidth(model))
             for name, (prepare, settings) in cases.items():
-                run(model, prepare(input_ids), settings, timings[name], room)
-    rate, parts = statistics.median(rates), part_bytes(model)
-    base = next(iter(timings.values()))
-    rows = [row(name, timing, base, parts, rate) for name, timing in timings.items()]
-    return {"bandwidth": rate, "rows": rows, "texts": {name: timing.texts for name, timing in timings.items()}}
+                timing = timings[name]
+                timing.rates.append(bandwidth(model))
+                timing.bases.append(run(model, input_ids, SAMPLERS[BASE], BASE_TOKENS))
+                timing.calls.append(run(model, prepare(input_ids), settings, room))
+    return table_of(model, timings, [call.text for call in timings[BASE].calls] if BASE in timings else None)
+
+
+def table_of(model, timings: dict[str, Timing], texts: list[list[int]] | None) -> dict:
+    """Rows of timings; `texts` are the base's."""
+    parts = part_bytes(model)
+    return {
+        "parameters": model.num_parameters(),
+        "bandwidth": statistics.median(rate for timing in timings.values() for rate in timing.rates),
+        "rows": [row(name, timing, texts, parts) for name, timing in timings.items()],
+        "texts": {name: [call.text for call in timing.calls] for name, timing in timings.items()},
+    }
 
 
 def load(path, factor: int, dtype: str, pack: bool):
@@ -105,11 +116,11 @@ def main_tables(load_model: Callable, count: int, repeats: int, room: int, solve
     result = measure(
         wide, [tokenizer(p.prompt, return_tensors="pt").input_ids for p in chosen], plain(SAMPLERS), repeats, 160
     )
-    for each in tqdm(result["rows"], desc="solving"):
+    for each in tqdm(result["rows"] if solved_of else [], desc="solving"):
         shares = problem_quality(narrow, tokenizer, SAMPLERS[each["sampler"]], solved_of)
         each["solved"] = shares
         each["quality"] = ", ".join(f"{100 * share:.1f} % {kind}" for kind, share in shares.items())
-    tables.append({"title": "Problems", "parameters": wide.num_parameters(), **result})
+    tables.append({"title": "Problems", **result})
 
     narrow, wide, tokenizer = load_model(SOURCE_CHECKPOINT)
     prompts = source_prompts(tokenizer, count, length=128)
@@ -121,7 +132,7 @@ def main_tables(load_model: Callable, count: int, repeats: int, room: int, solve
         ]
         each["loss"] = statistics.mean(losses)
         each["quality"] = f"loss {each['loss']:.3f}"
-    tables.append({"title": "Python source", "parameters": wide.num_parameters(), **result})
+    tables.append({"title": "Python source", **result})
     return tables
 
 
@@ -136,12 +147,11 @@ def sweep_tables(sweep: str, load_model: Callable, count: int, repeats: int, roo
             prompts = [tokenizer(p.prompt, return_tensors="pt").input_ids for p in chosen]
             names = [BASE, "adaptive", *(f"{sampler}, {name}" for name, sampler in PRESET_SAMPLERS.items())]
             result = measure(wide, prompts, plain(names), repeats, room)
-            tables.append({"title": f"{value} times as wide", "parameters": wide.num_parameters(), **result})
+            tables.append({"title": f"{value} times as wide", **result})
         return tables
     _, wide, tokenizer = load_model(bundled_checkpoint())
     chosen = list(islice(problems(2026, held_out=True, kind="worked"), 64))
     prompts = [tokenizer(p.prompt, return_tensors="pt").input_ids for p in chosen[:count]]
-    parameters = wide.num_parameters()
     if sweep == "wavefront":
         fast = {f"fast, wavefront {n}": (lambda ids: ids, FAST | {"wavefront": n}) for n in values}
         full = {
@@ -154,8 +164,8 @@ def sweep_tables(sweep: str, load_model: Callable, count: int, repeats: int, roo
         for each in unconverging["rows"]:
             each["predicted_ms"] = 1000 * curve.seconds_per_tick(each["positions_per_core_pass"], 1)
         return [
-            {"title": "The preset fast", "parameters": parameters, **converging},
-            {"title": "Waves in which nothing converges", "parameters": parameters, **unconverging},
+            {"title": "The preset fast", **converging},
+            {"title": "Waves in which nothing converges", **unconverging},
         ]
     if sweep == "context":
         cases = {}
@@ -167,41 +177,20 @@ def sweep_tables(sweep: str, load_model: Callable, count: int, repeats: int, roo
 
             # How deep the prompt was read does not change what a tick costs.
             cases[f"context {value}"] = (lengthen, FAST | {"prefill_steps": 1, "adaptive_prefill": False})
-        return [
-            {"title": "Diffusion forcing", "parameters": parameters, **measure(wide, prompts, cases, repeats, room)}
-        ]
+        return [{"title": "Diffusion forcing", **measure(wide, prompts, cases, repeats, room)}]
     tables = []
     for name in (BASE, "diffusion_forcing, fast", "speculative_wavefront, lossless"):
-        timings, rates = {n: Timing() for n in values}, []
+        timings = {f"{name}, batch {n}": Timing() for n in values}
         for _ in tqdm(range(repeats), desc=name):
-            rates.append(bandwidth(wide))
-            for n, timing in timings.items():
-                inputs = tokenizer([p.prompt for p in chosen[:n]], return_tensors="pt", padding=True)
-                run_batch(wide, inputs, SAMPLERS[name], timing, room)
-        rate, parts = statistics.median(rates), part_bytes(wide)
-        rows = [row(f"{name}, batch {n}", timing, timings[1], parts, rate) for n, timing in timings.items()]
-        for each in rows:
-            each["equal_share"] = None
-        tables.append({"title": name, "parameters": parameters, "bandwidth": rate, "rows": rows})
+            for n, timing in zip(values, timings.values(), strict=True):
+                one, inputs = (
+                    tokenizer([p.prompt for p in chosen[:rows]], return_tensors="pt", padding=True) for rows in (1, n)
+                )
+                timing.rates.append(bandwidth(wide))
+                timing.bases.append(run_batch(wide, one, SAMPLERS[name], room))
+                timing.calls.append(run_batch(wide, inputs, SAMPLERS[name], room))
+        tables.append({"title": name, **table_of(wide, timings, None)})
     return tables
-
-
-def page(record: dict) -> str:
-    """The record as Markdown."""
-    lines = [
-        f"# {record['title']}",
-        "",
-        f"{record['dtype']}, {record['machine']}, {record['date']}; `{record['command']}`. {record['prompts']} "
-        f"prompts, {record['repeats']} repeats, batch 1 unless said, interleaved. Speeds are medians over calls, "
-        "against the first row of the same table (lowest to highest). *Positions* are those of a core pass. *Of "
-        "limit* is the time it takes to read the linear weights of all passes once each, over the time taken; the "
-        "rate is that of the model's own linear layers with one position, in the same run. Peak memory of the process "
-        f"{record['peak_bytes'] / 1e9:.1f} GB.",
-    ]
-    for each in record["tables"]:
-        about = f"{each['parameters'] / 1e6:.0f}M parameters; linear layers read {each['bandwidth'] / 1e9:.1f} GB/s."
-        lines += ["", f"## {each['title']}", "", about, "", table(each["rows"])]
-    return "\n".join(lines) + "\n"
 
 
 def main(
@@ -210,13 +199,15 @@ def main(
     pack: Annotated[bool, typer.Option(help="Pack the linear weights (pack_linear_weights).")] = True,
     count: Annotated[int, typer.Option(help="Prompts.")] = 4,
     repeats: int = 3,
-    solved_of: Annotated[int, typer.Option(help="Held-out problems of each kind for the quality column.")] = 200,
+    solved_of: Annotated[
+        int, typer.Option(help="Held-out problems of each kind for the quality column; 0 leaves it out.")
+    ] = 200,
     max_new_tokens: int = 96,
     sweep: Annotated[
         Literal["none", "wavefront", "context", "batch", "factor"], typer.Option(help="What to vary.")
     ] = "none",
     threads: int = 2,
-    output: Path = ROOT / "docs" / "benchmarks",
+    output: Path = ROOT / "docs",
 ):
     torch.set_num_threads(threads)
 
@@ -238,15 +229,15 @@ def main(
         "date": date.today().isoformat(),
         "dtype": dtype + (", packed weights" if pack else ""),
         "prompts": count,
+        "base_tokens": BASE_TOKENS,
         "repeats": repeats,
         "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "tables": tables,
     }
-    name = "speed" + (f"_{sweep}" if sweep != "none" else "")
-    output.mkdir(parents=True, exist_ok=True)
-    (output / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    (output / f"{name}.md").write_text(page(record))
-    print(page(record))
+    name = "speed" + ("" if pack else "_plain") + (f"_{sweep}" if sweep != "none" else "")
+    (output / "benchmarks").mkdir(parents=True, exist_ok=True)
+    (output / "benchmarks" / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(report(record, name, output))
 
 
 if __name__ == "__main__":

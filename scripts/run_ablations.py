@@ -3,12 +3,15 @@
     python scripts/run_ablations.py
 
 Accuracy is over held-out problems in batches. Work (core passes, recurrences) and equal tokens are over a few worked
-problems one by one, against autoregression at full depth. Nothing here is timed: scripts/benchmark.py does that. Writes
-docs/benchmarks/ablations.json after every setting, and goes on from it when run again.
+problems one by one, against autoregression at full depth. Speed comes last, for all settings in turn, each beside
+autoregression on the same prompts: leave the machine idle then. On so small a model it shows overhead as much as the
+sampler; scripts/benchmark.py has speeds that matter. Writes docs/benchmarks/ablations.json after every setting, and
+goes on from it when run again.
 """
 
 import json
 import platform
+import statistics
 from datetime import date
 from itertools import islice
 from pathlib import Path
@@ -25,7 +28,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_diffusion_forcing import bundled_checkpoint
-from hf_diffusion_forcing.evaluation.measure import Run, accuracy, run_prompt, solve
+from hf_diffusion_forcing.evaluation.measure import Run, accuracy, compare, run_prompt, solve
 from hf_diffusion_forcing.evaluation.problems import KINDS, problems
 from hf_diffusion_forcing.presets import PRESET_SAMPLERS
 
@@ -89,7 +92,7 @@ LOSSLESS = {"sampler": "speculative_wavefront"}
 SPECULATION = {
     f"k = {first}" + (f", second at {second}" if second else ""): LOSSLESS
     | {"draft_depth": first, "second_draft_depth": second}
-    for first, second in ((1, None), (1, 4), (2, None), (2, 8), (4, None), (4, 8))
+    for first, second in ((1, 0), (1, 4), (2, 0), (2, 8), (4, 0), (4, 8))
 }
 PRESET_RUNS = {f"preset {name}": {"sampler_preset": name} for name in PRESET_SAMPLERS}
 SECTIONS = {
@@ -120,10 +123,18 @@ def measure(model, tokenizer, chosen: dict[str, list], prompts, base: Run, setti
     }
 
 
+def speed(model, prompts, settings: dict) -> float:
+    """Tokens per second over autoregression's at r = 32, end to end, the median over prompts."""
+    base, run = Run("base", BASELINES["autoregressive, r = 32"] | {"seed": 0}), Run("run", settings | {"seed": 0})
+    compare(model, prompts, [base, run])
+    pairs = zip(base.seconds, run.seconds, base.sequences, run.sequences, strict=True)
+    return statistics.median((slow / len(a)) / (fast / len(b)) for slow, fast, a, b in pairs)
+
+
 def table(rows: dict[str, dict]) -> list[str]:
     lines = [
-        "| setting | worked solved | mental solved | core passes a token | recurrences a token | equal tokens |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| setting | worked | mental | core passes a token | recurrences a token | equal tokens | speed |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, row in rows.items():
         cells = (
@@ -132,6 +143,7 @@ def table(rows: dict[str, dict]) -> list[str]:
             f"{row['core_passes_per_token']:.2f}",
             f"{row['recurrences_per_token']:.1f}",
             f"{100 * row['equal_share']:.1f} %",
+            f"{row['speed']:.2f}x",
         )
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
@@ -161,9 +173,11 @@ def page(record: dict) -> str:
         "",
         f"What each setting does on the bundled checkpoint: {record['problems']} held-out problems of each kind for "
         f"accuracy (batches of 64), {record['counted']} worked ones decoded alone for the work and for the share of "
-        "tokens equal to autoregression at r = 32. *Core passes* are calls of the core, each over a whole wave; "
-        "*recurrences* count every position of the wave. Nothing here is timed: [performance](performance.md) has "
-        f"speeds. Measured by `scripts/run_ablations.py` on {record['machine']}, {record['date']}.",
+        "tokens equal to autoregression at r = 32. *Worked* and *mental* are shares of problems solved. *Core passes* "
+        "are calls of the core, each over a whole wave; *recurrences* count every position of the wave. *Speed* is "
+        f"tokens a second over that baseline's, end to end, over {record['timed']} of these problems; on so small a "
+        "model it shows overhead as much as the sampler, and [performance](performance.md) has the speeds that matter. "
+        f"Measured by `scripts/run_ablations.py` on {record['machine']}, {record['date']}.",
         "",
         "![Accuracy and work over the exit threshold](images/ablations.png)",
     ]
@@ -172,9 +186,18 @@ def page(record: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def save(record: dict, store: Path) -> None:
+    """Write what there is so far, whole or not at all."""
+    store.parent.mkdir(parents=True, exist_ok=True)
+    partial = store.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    partial.replace(store)
+
+
 def main(
     count: Annotated[int, typer.Option(help="Held-out problems of each kind for accuracy.")] = 250,
     counted: Annotated[int, typer.Option(help="Problems for work and equal tokens.")] = 6,
+    timed: Annotated[int, typer.Option(help="Of these, problems for speed.")] = 2,
     threads: int = 2,
     output: Path = ROOT / "docs",
 ):
@@ -189,6 +212,7 @@ def main(
         "date": date.today().isoformat(),
         "problems": count,
         "counted": counted,
+        "timed": timed,
         "rows": {},
     }
     store = output / "benchmarks" / "ablations.json"
@@ -203,11 +227,12 @@ def main(
     for name, settings in tqdm(everything.items(), desc="ablations"):
         if name not in record["rows"]:
             record["rows"][name] = measure(model, tokenizer, chosen, prompts, base, settings)
-            store.parent.mkdir(parents=True, exist_ok=True)
-            partial = store.with_suffix(".partial")
-            partial.write_text(json.dumps(record, indent=1) + "\n")
-            partial.replace(store)
+            save(record, store)
             tqdm.write(f"{name}: {record['rows'][name]}")
+    for name, settings in tqdm(everything.items(), desc="speed"):
+        if "speed" not in record["rows"][name]:
+            record["rows"][name]["speed"] = speed(model, prompts[:timed], settings)
+            save(record, store)
     (output / "images").mkdir(exist_ok=True)
     draw(record["rows"], output / "images" / "ablations.png")
     (output / "ablations.md").write_text(page(record))

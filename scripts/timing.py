@@ -26,42 +26,42 @@ class Clock(BaseStreamer):
 
 
 @dataclass
-class Timing:
-    """All calls of one sampler.
+class Call:
+    """What one `generate()` call took and did.
 
     Attributes:
-        total, first: seconds of each call, and until its first new token.
-        texts: new tokens of each call.
-        ticks, core_passes: while decoding, over all calls.
-        kv_bytes: of the last call's cache.
-        positions: refined, over all calls.
+        total, first: seconds in all, and until the first new token.
+        text: new tokens, of all rows.
+        steps: decoding ticks, or tokens of autoregression.
+        core_passes, positions: of these.
+        kv_bytes: of its cache.
     """
 
-    total: list[float] = field(default_factory=list)
-    first: list[float] = field(default_factory=list)
-    texts: list[list[int]] = field(default_factory=list)
-    ticks: int = 0
-    core_passes: int = 0
-    positions: int = 0
-    kv_bytes: int = 0
+    total: float
+    first: float
+    text: list[int]
+    steps: int
+    core_passes: int
+    positions: int
+    kv_bytes: int
 
     @property
     def tokens(self) -> int:
-        """Decoded ones: a text's first token comes from the prompt's own pass."""
-        return sum(len(text) - 1 for text in self.texts)
+        """Decoded ones: a row's first token comes from the prompt's own pass."""
+        return len(self.text) - 1
 
     @property
-    def decoding(self) -> list[float]:
-        """Seconds of each call after its first new token."""
-        return [total - first for total, first in zip(self.total, self.first, strict=True)]
+    def decoding(self) -> float:
+        """Seconds after the first new token."""
+        return self.total - self.first
 
     @property
-    def seconds_per_token(self) -> list[float]:
-        """Of each call, decoding alone."""
-        return [seconds / (len(text) - 1) for seconds, text in zip(self.decoding, self.texts, strict=True)]
+    def seconds_per_token(self) -> float:
+        """Decoding alone."""
+        return self.decoding / self.tokens
 
 
-def run(model, input_ids: torch.Tensor, settings: dict, timing: Timing, max_new_tokens: int) -> None:
+def run(model, input_ids: torch.Tensor, settings: dict, max_new_tokens: int) -> Call:
     """One call with a prompt [1, length]."""
     clock = Clock()
     output = model.generate(
@@ -73,13 +73,10 @@ def run(model, input_ids: torch.Tensor, settings: dict, timing: Timing, max_new_
     new = output.sequences[0, input_ids.shape[1] :].tolist()
     if len(new) < 2:
         raise ValueError("A text ended at its first token: there is no decoding to time. Choose other prompts.")
-    timing.total.append(clock.total)
-    timing.first.append(clock.first)
-    timing.texts.append(new)
-    _count(timing, output, len(new) - 1, settings.get("num_steps") or model.config.mean_recurrence)
+    return _call(model, output, settings, clock.total, clock.first, new, len(new) - 1)
 
 
-def run_batch(model, inputs: dict, settings: dict, timing: Timing, max_new_tokens: int) -> None:
+def run_batch(model, inputs: dict, settings: dict, max_new_tokens: int) -> Call:
     """One call with a batch; all rows are made to go on to the end. The prompt's pass is timed by a call of its own."""
     common = {"seed": 0, "eos_token_id": None, "return_dict_in_generate": True} | settings
     seconds = []
@@ -88,18 +85,44 @@ def run_batch(model, inputs: dict, settings: dict, timing: Timing, max_new_token
         output = model.generate(**inputs, **common, max_new_tokens=room)
         seconds.append(time.perf_counter() - start)
     rows = output.sequences[:, inputs["input_ids"].shape[1] :]
-    timing.first.append(seconds[0])
-    timing.total.append(seconds[1])
-    timing.texts.append([*rows[0, :1].tolist(), *rows[:, 1:].flatten().tolist()])
-    _count(timing, output, rows.shape[1] - 1, settings.get("num_steps") or model.config.mean_recurrence)
+    text = [*rows[0, :1].tolist(), *rows[:, 1:].flatten().tolist()]
+    return _call(model, output, settings, seconds[1], seconds[0], text, rows.shape[1] - 1)
 
 
-def _count(timing: Timing, output, steps: int, depth: int) -> None:
+def _call(model, output, settings: dict, total: float, first: float, text: list[int], steps: int) -> Call:
     stats = getattr(output, "stats", None)
-    timing.ticks += stats.ticks if stats else steps
-    timing.core_passes += stats.core_passes if stats else depth * steps
-    timing.positions += stats.positions_refined if stats else depth * steps * len(output.sequences)
-    timing.kv_bytes = output.past_key_values.nbytes
+    depth = settings.get("num_steps") or model.config.mean_recurrence
+    return Call(
+        total,
+        first,
+        text,
+        stats.ticks if stats else steps,
+        stats.core_passes if stats else depth * steps,
+        stats.positions_refined if stats else depth * steps * len(output.sequences),
+        output.past_key_values.nbytes,
+    )
+
+
+@dataclass
+class Timing:
+    """All calls of one sampler, each with what surrounded it.
+
+    The speed of memory changes from minute to minute on a shared machine. So each call stands beside a short one of the
+    base and a reading of the weights' speed, made just before it.
+
+    Attributes:
+        calls: in order.
+        bases: the base's call before each.
+        rates: bytes a second at which linear layers read their weights, before each.
+    """
+
+    calls: list[Call] = field(default_factory=list)
+    bases: list[Call] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+
+    def sum(self, name: str) -> float:
+        """The sum of an attribute over the calls."""
+        return sum(getattr(call, name) for call in self.calls)
 
 
 def part_bytes(model: RavenForCausalLM) -> dict[str, int]:
@@ -127,75 +150,38 @@ def bandwidth(model: RavenForCausalLM, repeats: int = 9) -> float:
     return sum(layer.weight.numel() * layer.weight.element_size() for layer in layers) / statistics.median(seconds)
 
 
-def row(name: str, timing: Timing, base: Timing, parts: dict[str, int], rate: float) -> dict:
-    """One row of a table: against the base, call by call.
+def row(name: str, timing: Timing, texts: list[list[int]] | None, parts: dict[str, int]) -> dict:
+    """One row of a table, call by call against the base.
 
     Args:
+        texts: the base's own, for the share of equal tokens; None where that means nothing.
         parts: bytes of a pass over each part of the model.
-        rate: bytes a second (`bandwidth`).
     """
-    pairs = list(zip(base.texts, timing.texts, strict=True))
-    equal = sum(a == b for mine, theirs in pairs for a, b in zip(mine, theirs, strict=False))
-    # The ends run once a tick, but once a token where a tick is one recurrence of one token.
-    ends = timing.tokens if name.startswith("adaptive") else timing.ticks
-    read = (parts["prelude"] + parts["coda"]) * ends + parts["core"] * timing.core_passes
-    speedups = [a / b for a, b in zip(base.seconds_per_token, timing.seconds_per_token, strict=True)]
-    whole = [
-        (slow / len(a)) / (fast / len(b)) for slow, fast, (a, b) in zip(base.total, timing.total, pairs, strict=True)
-    ]
+    pairs = list(zip(timing.bases, timing.calls, strict=True))
+    ideal = []
+    for call, rate in zip(timing.calls, timing.rates, strict=True):
+        # The ends run once a tick, but once a token where a tick is one recurrence of one token.
+        ends = call.tokens if name.startswith("adaptive") else call.steps
+        ideal.append(((parts["prelude"] + parts["coda"]) * ends + parts["core"] * call.core_passes) / rate)
+    speedups = [base.seconds_per_token / call.seconds_per_token for base, call in pairs]
+    whole = [(base.first + call.tokens * base.seconds_per_token) / call.total for base, call in pairs]
+    equal = None
+    if texts is not None:
+        both = zip(texts, (call.text for call in timing.calls), strict=True)
+        equal = sum(a == b for mine, theirs in both for a, b in zip(mine, theirs, strict=False)) / sum(map(len, texts))
     return {
         "sampler": name,
-        "tokens_per_second": timing.tokens / sum(timing.decoding),
+        "tokens_per_second": timing.sum("tokens") / timing.sum("decoding"),
         "speedup": statistics.median(speedups),
         "speedup_range": [min(speedups), max(speedups)],
         "speedup_end_to_end": statistics.median(whole),
-        "first_token_speedup": statistics.median(a / b for a, b in zip(base.first, timing.first, strict=True)),
-        "core_passes_per_token": timing.core_passes / timing.tokens,
-        "positions_per_core_pass": timing.positions / timing.core_passes,
-        "equal_share": equal / sum(map(len, base.texts)),
-        "ms_per_tick": 1000 * sum(timing.decoding) / timing.ticks,
-        "tick_over_ideal": sum(timing.decoding) / (read / rate),
-        "kv_bytes": timing.kv_bytes,
+        "first_token_speedup": statistics.median(base.first / call.first for base, call in pairs),
+        "core_passes_per_token": timing.sum("core_passes") / timing.sum("tokens"),
+        "positions_per_core_pass": timing.sum("positions") / timing.sum("core_passes"),
+        "equal_share": equal,
+        "ms_per_tick": 1000 * statistics.median(call.decoding / call.steps for call in timing.calls),
+        "tick_over_ideal": statistics.median(
+            call.decoding / seconds for call, seconds in zip(timing.calls, ideal, strict=True)
+        ),
+        "kv_bytes": timing.calls[-1].kv_bytes,
     }
-
-
-COLUMNS = {
-    "sampler": "sampler",
-    "quality": "quality",
-    "tokens_per_second": "tokens/s",
-    "speedup": "decoding",
-    "speedup_end_to_end": "end to end",
-    "first_token_speedup": "first token",
-    "core_passes_per_token": "core passes a token",
-    "positions_per_core_pass": "positions",
-    "equal_share": "equal tokens",
-    "ms_per_tick": "ms a tick",
-    "predicted_ms": "predicted ms",
-    "tick_over_ideal": "of limit",
-    "kv_bytes": "KV",
-}
-
-
-def table(rows: list[dict]) -> str:
-    """Rows as Markdown."""
-    columns = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
-    lines = ["| " + " | ".join(COLUMNS[key] for key in columns) + " |", "| --- |" + " ---: |" * (len(columns) - 1)]
-    for row in rows:
-        low, high = row["speedup_range"]
-        cells = {
-            "sampler": row["sampler"],
-            "quality": row.get("quality", ""),
-            "tokens_per_second": f"{row['tokens_per_second']:.1f}",
-            "speedup": f"{row['speedup']:.2f}x ({low:.2f} to {high:.2f})",
-            "speedup_end_to_end": f"{row['speedup_end_to_end']:.2f}x",
-            "first_token_speedup": f"{row['first_token_speedup']:.2f}x",
-            "core_passes_per_token": f"{row['core_passes_per_token']:.2f}",
-            "positions_per_core_pass": f"{row['positions_per_core_pass']:.1f}",
-            "equal_share": "" if row["equal_share"] is None else f"{100 * row['equal_share']:.1f} %",
-            "ms_per_tick": f"{row['ms_per_tick']:.1f}",
-            "predicted_ms": f"{row.get('predicted_ms', 0):.1f}",
-            "tick_over_ideal": f"{100 / row['tick_over_ideal']:.0f} %",
-            "kv_bytes": f"{row['kv_bytes'] / 1e6:.1f} MB",
-        }
-        lines.append("| " + " | ".join(cells[key] for key in columns) + " |")
-    return "\n".join(lines)

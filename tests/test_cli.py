@@ -52,8 +52,9 @@ def test_an_automatic_wavefront_and_a_preset():
 
 def test_compare():
     record = json.loads(run("compare", "--prompt", PROMPT, "--max-new-tokens", 8, "--json").stdout)
-    assert set(record) == {"autoregressive", "diffusion_forcing"}
+    assert set(record) == {"autoregressive", "diffusion_forcing", "speculative_wavefront"}
     assert record["autoregressive"]["speedup"] == record["autoregressive"]["equal_share"] == 1.0
+    assert record["speculative_wavefront"]["equal_share"] == 1.0
     assert record["diffusion_forcing"]["core_passes"] < record["autoregressive"]["core_passes"]
 
 

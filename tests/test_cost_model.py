@@ -28,13 +28,14 @@ def test_flat_costs_ask_for_wide_waves_and_steep_ones_for_deep_ticks():
 
 
 def test_the_prompts_depth_is_the_last_recurrence_that_moved():
-    depth = PromptDepth(steps=3, columns=2)
+    depth = PromptDepth(columns=2)
     still, far = torch.ones(1, 3, 4), torch.ones(1, 3, 4) * 2
     for after, before in ((far, still), (far, still), (still, still)):
         depth(after, before)
     assert depth.recurrences == 3
-    one = PromptDepth(steps=1, columns=1)
+    one = PromptDepth(columns=1)
     for before in (far, still):
+        one.start()
         one(still, before)
     assert one.recurrences == 1  # of the last chunk
 

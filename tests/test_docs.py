@@ -25,6 +25,7 @@ from hf_diffusion_forcing import (
     DiffusionForcingConfig,
     SpeculativeWavefrontConfig,
 )
+from hf_diffusion_forcing.presets import PRESET_SAMPLERS, PRESETS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -106,6 +107,16 @@ def test_the_table_of_settings_is_the_configs():
             assert rows[name] == json.dumps(default).replace("null", "None").replace("false", "False"), name
     for config_class in (AutoregressiveConfig, SpeculativeWavefrontConfig):
         assert set(config_class.fields()) <= set(rows)
+
+
+def test_the_table_of_presets_is_the_presets():
+    text = (ROOT / "docs/settings.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (`.*`|its defaults) \|$", text, re.MULTILINE)
+    written = {}
+    for name, sampler in PRESET_SAMPLERS.items():
+        settings = ", ".join(f"{key}={value!r}" for key, value in PRESETS["huginn_raven"][name].items())
+        written[name] = (sampler, f"`{settings}`" if settings else "its defaults")
+    assert {name: (sampler, settings) for name, sampler, settings in rows} == written
 
 
 def test_the_tables_of_hooks_are_the_registries():

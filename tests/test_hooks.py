@@ -155,7 +155,8 @@ def width(tiny):
                 seen.append(refinement.positions.shape[1])
                 return torch.zeros_like(refinement.positions, dtype=torch.bool)
 
-        tiny.generate(PROMPT, max_new_tokens=40, num_steps=12, inner_recurrence=1, exit_criterion=Spy(), **kwargs)
+        settings = {"num_steps": 12, "inner_recurrence": 1, "exit_criterion": Spy(), "adaptive_prefill": False}
+        tiny.generate(PROMPT, max_new_tokens=40, **settings, **kwargs)
         return max(seen)
 
     return used

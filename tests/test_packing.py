@@ -69,10 +69,27 @@ def test_a_changed_weight_is_used_as_it_is(model):
     torch.testing.assert_close(logits(pack_linear_weights(model)), fresh, atol=0.05, rtol=0.05)
 
 
+def test_copies_and_pickles_are_plain(model, tmp_path):
+    pack_linear_weights(model)
+    packed = logits(model)
+    copied = copy.deepcopy(model)
+    torch.testing.assert_close(logits(copied), packed, atol=0.05, rtol=0.05)
+    torch.save(model, tmp_path / "whole.pt")
+    loaded = torch.load(tmp_path / "whole.pt", weights_only=False)
+    torch.testing.assert_close(logits(pack_linear_weights(loaded)), packed, atol=0.05, rtol=0.05)
+
+
 def test_another_dtype_falls_back_to_the_plain_weight(model):
     pack_linear_weights(model)
     other = torch.bfloat16 if model.dtype == torch.float32 else torch.float32
     model.to(other)
+    assert logits(model).isfinite().all()
+
+
+def test_there_and_back_drops_the_copy(model):
+    pack_linear_weights(model)
+    model.to(torch.float64).to(model.dtype)
+    assert not [m for m in model.modules() if isinstance(m, PackedLinear) and m.packed is not None]
     assert logits(model).isfinite().all()
 
 

@@ -98,7 +98,7 @@ def test_chunks_and_an_automatic_wavefront(bundled):
     model, tokenizer = bundled
     problem = next(problems(23, held_out=True, kind="worked"))
     inputs = tokenizer(problem.prompt, return_tensors="pt")
-    for more in ({"prefill_chunk_size": 20}, {"wavefront": "auto"}):
+    for more in ({"prefill_chunk_size": 20}, {"wavefront": "auto"}, {"wavefront": "auto", "prefill_chunk_size": 50}):
         settings = {"sampler": "diffusion_forcing", "adaptive_prefill": True, "seed": 0} | more
         ids = model.generate(**inputs, **settings)
         assert problem.is_solved_by(tokenizer.decode(ids[0], skip_special_tokens=True))

@@ -21,7 +21,7 @@ PROMPT = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 def every_depth(*budgets):
     """num_steps with every draft depth that fits, without and with a second one."""
     fitting = [(r, k) for r in budgets for k in range(1, r) if r % k == 0]
-    return [(r, k, None) for r, k in fitting] + [(r, k, 2 * k) for r, k in fitting if 2 * k < r]
+    return [(r, k, 0) for r, k in fitting] + [(r, k, 2 * k) for r, k in fitting if 2 * k < r]
 
 
 def both(model, inputs, draft_depth=None, second=None, **common):
@@ -91,7 +91,7 @@ def test_law_5_on_the_bundled_checkpoint(bundled, kind):
     model, tokenizer = bundled
     texts = [p.prompt for p in islice(problems(11, held_out=True, kind=kind), 6)]
     inputs = tokenizer(texts, return_tensors="pt", padding=True)
-    for depths in ((1, 4), (2, None), (2, 8)):
+    for depths in ((1, 4), (2, 0), (2, 8)):
         ids, expected = both(model, inputs, *depths, seed=0)
         assert ids == expected
 
@@ -104,7 +104,7 @@ def test_law_5_over_a_thousand_texts(bundled):
     compared = 0
     for first in range(0, len(texts), 64):
         inputs = tokenizer(texts[first : first + 64], return_tensors="pt", padding=True)
-        for do_sample, depths in ((False, (1, 4)), (True, (2, None))):
+        for do_sample, depths in ((False, (1, 4)), (True, (2, 0))):
             common = {"num_steps": 16, "seed": first, "do_sample": do_sample, "max_new_tokens": 120}
             ids, expected = both(model, inputs, *depths, **common)
             assert ids == expected
@@ -166,7 +166,7 @@ def test_an_end_in_a_rejected_branch_ends_nothing(contrarian, wild):
 @pytest.mark.parametrize("max_new_tokens", [1, 2, 3, 5, 8])
 def test_the_length_is_exact_in_the_middle_of_a_wave(wild, max_new_tokens):
     rows = left_pad([[3, 1, 4], [1, 5, 9, 2, 6]])
-    for depths in ((1, None), (1, 4), (4, None)):
+    for depths in ((1, 0), (1, 4), (4, 0)):
         common = {"num_steps": 8, "seed": 2, "max_new_tokens": max_new_tokens}
         ids, expected = both(wild, rows, *depths, **common)
         assert ids == expected
@@ -215,7 +215,7 @@ def test_overflowing_drafts_spoil_nothing(wild):
 def test_every_draft_is_chosen_with_its_own_prefix(wild, processors):
     rows = left_pad([[3, 1, 4], [1, 5, 9, 2, 6]])
     common = {"num_steps": 8, "seed": 2, "max_new_tokens": 14} | processors
-    for depths in ((1, None), (2, 4)):
+    for depths in ((1, 0), (2, 4)):
         ids, expected = both(wild, rows, *depths, **common)
         assert ids == expected
 
@@ -245,6 +245,44 @@ def test_a_conversation_continues_from_either_samplers_cache(huginn_mini, prompt
         continued = huginn_mini.generate(turn, sampler=then_by, past_key_values=held, **common).sequences.tolist()
         whole = whole or huginn_mini.generate(turn, sampler="autoregressive", **common).sequences.tolist()
         assert continued == whole
+
+
+def test_a_deeper_turn_reads_what_a_shallower_one_left(tiny):
+    """The first turn has fewer recurrences than the cache has slots; both samplers leave the same in all of them."""
+    texts = []
+    for sampler in ("autoregressive", "speculative_wavefront"):
+        cache = tiny.new_cache(6, "none")
+        common = {"seed": 0, "past_key_values": cache, "return_dict_in_generate": True}
+        first = tiny.generate(PROMPT, sampler=sampler, num_steps=4, max_new_tokens=9, **common)
+        turn = torch.cat((first.sequences, PROMPT), dim=1)
+        second = tiny.generate(turn, sampler="autoregressive", num_steps=6, max_new_tokens=9, **common)
+        texts.append(second.sequences.tolist())
+    assert texts[0] == texts[1]
+
+
+def test_a_conversation_in_and_out_of_inference_mode(tiny):
+    cache = tiny.new_cache(6, "none", 200)
+    common = {"seed": 0, "max_new_tokens": 4, "past_key_values": cache} | SPECULATIVE
+    text = tiny.generate(PROMPT, **common)
+    with torch.inference_mode():
+        text = tiny.generate(torch.cat((text, PROMPT), dim=1), **common)
+    text = torch.cat((text.clone(), PROMPT), dim=1)
+    expected = tiny.generate(text, sampler="autoregressive", seed=0, max_new_tokens=4)
+    assert tiny.generate(text, **common).tolist() == expected.tolist()
+
+
+def test_a_constraint_that_knows_no_drafts(wild):
+    """`prefix_allowed_tokens_fn` may raise for a prefix that autoregression would never ask about."""
+    common = {"num_steps": 8, "seed": 2, "max_new_tokens": 14}
+    text = wild.generate(PROMPT, sampler="autoregressive", **common)[0].tolist()
+
+    def only_this_text(row, ids):
+        if ids.tolist() != text[: len(ids)]:
+            raise KeyError(tuple(ids.tolist()))
+        return list(range(61))
+
+    ids, expected = both(wild, {"input_ids": PROMPT}, 1, 4, prefix_allowed_tokens_fn=only_this_text, **common)
+    assert ids == expected == [text]
 
 
 def test_memory_is_autoregressions_and_one_timeline_of_drafts(tiny):
@@ -282,6 +320,7 @@ def test_default_depth_leaves_about_sixteen_positions():
         ({"draft_depth": 2, "second_draft_depth": 3, "num_steps": 8}, "use 1"),
         ({"second_draft_depth": 8, "num_steps": 8}, "less than num_steps=8"),
         ({"second_draft_depth": 1, "num_steps": 8}, "leave second_draft_depth out"),
+        ({"second_draft_depth": -1}, "second_draft_depth=-1"),
         ({"num_steps": 1}, "sampler='autoregressive'"),
         ({"draft_depth": "deep"}, "'auto' or a number"),
         ({"kv_sharing": "last"}, "leave it out"),
@@ -291,6 +330,18 @@ def test_default_depth_leaves_about_sixteen_positions():
 def test_depths_that_do_not_fit_are_refused(tiny, settings, message):
     with pytest.raises(ValueError, match=message):
         run(tiny, **settings)
+
+
+def test_a_second_depth_may_not_be_automatic():
+    with pytest.raises(TypeError, match="second_draft_depth='auto'"):
+        SpeculativeWavefrontConfig(second_draft_depth="auto")
+
+
+@pytest.mark.parametrize("num_steps", [2, 3, 5, 7, 8])
+def test_the_preset_fits_every_depth(tiny, num_steps):
+    common = {"num_steps": num_steps, "seed": 0, "max_new_tokens": 8}
+    lossless = tiny.generate(PROMPT, sampler_preset="lossless", **common)
+    assert lossless.tolist() == tiny.generate(PROMPT, sampler="autoregressive", **common).tolist()
 
 
 def test_auto_chooses_by_agreement_and_cost():

@@ -79,7 +79,7 @@ def emitted_loss(model, input_ids: torch.Tensor, text: list[int]) -> float:
     ids = torch.cat((input_ids, torch.tensor([text], device=input_ids.device)), dim=1)
     labels = ids.clone()
     labels[:, : input_ids.shape[1]] = -100
-    return model(ids, labels=labels, seeds=torch.zeros(1, dtype=torch.int64)).loss.item()
+    return model(ids, labels=labels, seeds=torch.zeros(1, dtype=torch.int64, device=ids.device)).loss.item()
 
 
 @dataclass

@@ -121,7 +121,12 @@ class TokenChoice:
         return tolerant
 
     def process(
-        self, logits: torch.Tensor, tokens: torch.Tensor, lengths: list[Sequence[int]], rows: list[int]
+        self,
+        logits: torch.Tensor,
+        tokens: torch.Tensor,
+        lengths: list[Sequence[int]],
+        finals: list[int],
+        rows: list[int],
     ) -> torch.Tensor:
         """Processed scores, float32 [live rows, width, vocabulary], on the processors' device.
 
@@ -130,13 +135,13 @@ class TokenChoice:
             tokens: int64 [live rows, width], the ids at the wave's positions.
             lengths: per live row, the lengths of its positions' prefixes, their own ids included; 0, or nothing at
                 the end, for columns the row has no position in.
+            finals: per live row, how many of its ids are final.
             rows: the live rows' numbers in the batch.
         """
         scores = logits.to(self.device, torch.float32)
         self.vocabulary = scores.shape[-1]
         if self.ids is not None:
-            shortest = ((row, min(filter(None, each), default=0)) for row, each in zip(rows, lengths, strict=True))
-            self.final_lengths = {row: length for row, length in shortest if length}
+            self.final_lengths = dict(zip(rows, finals, strict=True))
             self._write(tokens, lengths, rows)
         for prefix_free, group in self.groups:
             if prefix_free:
@@ -176,6 +181,7 @@ class TokenChoice:
         tokens: torch.Tensor,
         positions: torch.Tensor,
         lengths: list[Sequence[int]],
+        finals: list[int],
         rows: list[int],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The token each position predicts, int64 [live rows, width], and the scores it was chosen by.
@@ -183,7 +189,7 @@ class TokenChoice:
         Args:
             positions: int64 [live rows, width], absolute, on the model's device. The others are `process()`'s.
         """
-        scores = self.process(logits, tokens, lengths, rows) if self.groups else logits
+        scores = self.process(logits, tokens, lengths, finals, rows) if self.groups else logits
         drawn = scores.to(positions.device)
         if self.seeds is not None:
             seeds = (

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ..exit_criteria import latent_difference
+from ..packing import PackedLinear
 
 if TYPE_CHECKING:
     from ..cache import RecurrentDepthCache
@@ -55,7 +56,7 @@ _MEASURED: WeakKeyDictionary[torch.nn.Module, dict[tuple, CostCurve]] = WeakKeyD
 
 @torch.no_grad()
 def cost_curve(model: RecurrentDepthInterface, batch: int, device: torch.device) -> CostCurve:
-    """The model's cost curve on this machine; measured once for each batch size, dtype, device and thread count.
+    """The model's cost curve on this machine; measured once a batch size, dtype, device, thread count and packing.
 
     Takes about 2 x 7 x 6 passes of the core and of the other layers.
 
@@ -64,7 +65,8 @@ def cost_curve(model: RecurrentDepthInterface, batch: int, device: torch.device)
         device: of the ids; offloaded weights are brought to it.
     """
     ids = torch.zeros(batch, max(WIDTHS), dtype=torch.int64, device=device)
-    key = (batch, model.dtype, device, torch.get_num_threads())
+    packed = any(isinstance(module, PackedLinear) for module in model.modules())
+    key = (batch, model.dtype, device, torch.get_num_threads(), packed)
     curves = _MEASURED.setdefault(model, {})
     if key not in curves:
         core, ends = [], []
@@ -97,21 +99,24 @@ class PromptDepth:
     """How many recurrences the prompt's positions needed, seen while the prompt is read.
 
     Args:
-        steps: recurrences of a pass; a prompt read in chunks has several passes, of which the last counts.
         columns: how many of the last columns to look at.
         threshold: a position still needs recurrences while they move it by this share (`latent_difference`).
     """
 
-    def __init__(self, steps: int, columns: int, threshold: float = 0.03):
-        self.steps, self.columns, self.threshold = steps, columns, threshold
+    def __init__(self, columns: int, threshold: float = 0.03):
+        self.columns, self.threshold = columns, threshold
+        self.start()
+
+    def start(self) -> None:
+        """A pass begins. A prompt read in chunks has several, of which the last counts."""
         self.count = 0
         self.needed: torch.Tensor | None = None
 
     def __call__(self, states: torch.Tensor, before: torch.Tensor) -> None:
         """After a recurrence: [batch, width, channels] both."""
         moved = latent_difference(states[:, -self.columns :], before[:, -self.columns :])
-        if self.count % self.steps == 0:
-            self.count, self.needed = 0, torch.ones_like(moved)
+        if self.needed is None:
+            self.needed = torch.ones_like(moved)
         self.count += 1
         self.needed = torch.where(moved < self.threshold, self.needed, self.count + 1)
 
@@ -146,7 +151,7 @@ class PromptAgreement:
     Args:
         model: whose coda reads the states out; its keys and values are written again by the prompt's own pass.
         depths: the recurrences to look at.
-        steps: recurrences of a pass; a prompt read in chunks has several passes, of which the last counts.
+        steps: recurrences of a pass.
         columns: how many of the last columns to look at.
     """
 
@@ -154,12 +159,16 @@ class PromptAgreement:
         self, model: RecurrentDepthInterface, cache: RecurrentDepthCache, depths: list[int], steps: int, columns: int
     ):
         self.model, self.cache, self.depths, self.steps, self.columns = model, cache, depths, steps, columns
-        self.count = 0
         self.predicted: dict[int, torch.Tensor] = {}
+        self.start()
+
+    def start(self) -> None:
+        """A pass begins. A prompt read in chunks has several, of which the last counts."""
+        self.count = 0
 
     def __call__(self, states: torch.Tensor, before: torch.Tensor) -> None:
         """After a recurrence: [batch, width, channels] both."""
-        self.count = self.count % self.steps + 1
+        self.count += 1
         if self.count in (*self.depths, self.steps):
             logits = self.model.decode(
                 states, self.cache.placement.positions, self.cache, logits_to_keep=min(self.columns, states.shape[1])

@@ -34,7 +34,7 @@ class DiffusionForcing(EarlyExitSampler):
         config = self.config
         if config.wavefront == "auto":
             shortest = self.committed.prompt_length - max(self.padding) + self.offset
-            depth = PromptDepth(config.prefill_steps, columns=min(64, shortest))
+            depth = PromptDepth(columns=min(64, shortest))
             wave = super().prefill(depth)
             curve = cost_curve(self.model, len(self.live), self.input_ids.device)
             self.wavefront, self.inner_recurrence = choose_wave(

@@ -39,7 +39,7 @@ class EarlyExitSampler(WavefrontSampler):
         for row, tokens in enumerate(wave.tokens):
             front = len(self.committed.rows[self.live[row]])
             lengths.append(range(front, front + len(tokens)))
-        return self.choice(logits, input_ids, positions, lengths, self.live)
+        return self.choice(logits, input_ids, positions, lengths, self.finals, self.live)
 
     def read(self, input_ids, attention_mask, on_recurrence):
         """The prompt's next columns, at full depth or, with `adaptive_prefill`, until they have converged.
@@ -61,8 +61,10 @@ class EarlyExitSampler(WavefrontSampler):
             if done:
                 alike = start is not None and len(here) == 1
                 cache.place(here, start=start + done if alike else None, extent=extent)
+            refined = model.recur(s[:, done:], e[:, done:], here, cache, step)
+            s = s.to(refined.device)  # the core may stand on another device
             before, s = s, s.clone()
-            refined = model.recur(before[:, done:], e[:, done:], here, cache, step)
+            settled = settled.to(refined.device)
             s[:, done:] = torch.where(settled[:, done:, None], before[:, done:], refined)
             if on_recurrence is not None:
                 on_recurrence(s, before)

@@ -97,11 +97,9 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             sampler = passed.sampler
             passed = {name: getattr(passed, name) for name in passed.fields()}
         if sampler is None:
-            sampler = stored_sampler
+            sampler = stored_sampler if preset_name is None else preset_sampler(preset_name)
         if preset_name is None and sampler == stored_sampler:
             preset_name = stored_preset
-        if sampler is None and preset_name is not None:
-            sampler = preset_sampler(preset_name)
         if passed is not None and not isinstance(passed, dict):
             raise TypeError(f"sampler_config={passed!r} must be a SamplerConfig or a dict of settings.")
         config_class = sampler_config_class(sampler) if sampler is not None else AutoregressiveConfig

@@ -15,6 +15,7 @@ from ..configuration import SamplerConfig
 from ..randomness import row_seeds
 from .choice import TokenChoice
 from .committed import CommittedTokens
+from .cost_model import PromptAgreement, PromptDepth
 from .output import DiffusionForcingOutput, SamplerStats
 from .wave import Wave
 
@@ -101,6 +102,11 @@ class WavefrontSampler(ABC):
     def tick(self, wave: Wave) -> None:
         """Refine the wave, commit what is final, and advance the rows."""
 
+    @property
+    def finals(self) -> list[int]:
+        """Ids of each live row that are final."""
+        return [len(self.committed.rows[row]) for row in self.live]
+
     def has_room(self, row: int, position: int) -> bool:
         """Whether a position may still predict a token, of a row of the wave."""
         return position <= self.last_position(row)
@@ -109,11 +115,13 @@ class WavefrontSampler(ABC):
         """The last position that may predict a token, of a row of the wave."""
         return self.offset + self.committed.max_length - self.padding[self.live[row]] - 2
 
-    def prefill(self, on_recurrence: Callable | None = None) -> Wave:
+    def prefill(self, on_recurrence: PromptDepth | PromptAgreement | None = None) -> Wave:
         """Run the prompt for `prompt_steps` recurrences and commit each row's first token, where the wave starts."""
         unread = self.input_ids[:, self.cache.columns - self.offset :]
         for chunk in unread.split(self.generation_config.prefill_chunk_size or unread.shape[1], dim=1):
             mask = self.attention_mask
+            if on_recurrence is not None:
+                on_recurrence.start()
             logits = self.read(
                 chunk, None if mask is None else mask[:, : self.cache.columns + chunk.shape[1]], on_recurrence
             )
@@ -121,7 +129,7 @@ class WavefrontSampler(ABC):
         fronts = [self.offset + length - pad for pad in self.padding]
         positions = torch.tensor(fronts, device=logits.device)[:, None] - 1
         lengths = [range(length, length + 1)] * len(fronts)
-        predictions, scores = self.choice(logits, self.input_ids[:, -1:], positions, lengths, self.live)
+        predictions, scores = self.choice(logits, self.input_ids[:, -1:], positions, lengths, self.finals, self.live)
         tokens = []
         for row, (token,) in enumerate(predictions.tolist()):
             ended = self.committed.commit(row, token, logits[row, 0], scores[row, 0])

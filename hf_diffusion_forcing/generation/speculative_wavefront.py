@@ -29,6 +29,7 @@ class SpeculativeWavefront(WavefrontSampler):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.draft_depth = self.config.draft_depth
+        self.second_depth = self.config.second_depth(self.draft_depth)
         self.sound = True
         """Whether every state so far was finite."""
 
@@ -43,6 +44,7 @@ class SpeculativeWavefront(WavefrontSampler):
             wave = super().prefill(agreement)
             curve = cost_curve(self.model, len(self.live), self.input_ids.device)
             self.draft_depth = choose_draft_depth(curve, agreement.shares, config.num_steps)
+            self.second_depth = config.second_depth(self.draft_depth)
         else:
             wave = super().prefill()
         self.cache.start_readout(DRAFT, TRUTH)
@@ -57,7 +59,7 @@ class SpeculativeWavefront(WavefrontSampler):
 
     def tick(self, wave: DepthWave) -> None:
         """Every position `draft_depth` recurrences deeper; then drafts, second proposals and truths are read out."""
-        model, cache, depth = self.model, self.cache, self.draft_depth
+        model, cache, config, depth = self.model, self.cache, self.config, self.draft_depth
         span = wave.span
         ids, positions = wave.grid(span)
         one_row = len(wave.tokens) == 1
@@ -82,11 +84,17 @@ class SpeculativeWavefront(WavefrontSampler):
             where = positions[:, columns]
             cache.place(where, extent=wave.extent)
             logits = model.decode(states[:, columns], where, cache, readouts)
-            chosen, scores = self.choice(logits, ids[:, columns], where, self._lengths(wave, read), self.live)
+            chosen, scores = self.choice(
+                logits, ids[:, columns], where, self._lengths(wave, read), self.finals, self.live
+            )
             # The tick's only wait for the device: what was predicted, and whether all states are well.
             *chosen, sound = torch.cat((chosen.flatten(), states.isfinite().all()[None].to(chosen))).tolist()
             predictions = [chosen[row * len(read) : (row + 1) * len(read)] for row in range(len(wave.tokens))]
             self.sound &= bool(sound)
+            if read[-1] == config.num_steps // depth - 1 and cache.core_slots > config.num_steps:
+                # A cache with more slots than recurrences: deeper ones hold the last there has been, as after a prompt.
+                cache.place(where[:, -1:], extent=wave.extent)
+                cache.settle(config.num_steps)
 
         self.stats.ticks += 1
         self.stats.core_passes += depth
@@ -100,7 +108,7 @@ class SpeculativeWavefront(WavefrontSampler):
     def _readouts(self) -> list[int]:
         """The columns that are read out at a tick's end: first drafts, second proposals, truths."""
         config, depth = self.config, self.draft_depth
-        depths = {depth, config.second_draft_depth or depth, config.num_steps}
+        depths = {depth, self.second_depth or depth, config.num_steps}
         return [each // depth - 1 for each in sorted(depths)]
 
     def _lengths(self, wave: DepthWave, read: list[int]) -> list[list[int]]:
@@ -145,4 +153,4 @@ class SpeculativeWavefront(WavefrontSampler):
         dropped = wave.cut(row, place)
         self.stats.wasted_recurrences += sum(self.draft_depth * (column + 1) for column in dropped)
         if dropped and not self.sound:
-            self.cache.scrub()
+            self.cache.scrub(row)
