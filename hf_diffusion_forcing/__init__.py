@@ -19,6 +19,7 @@ from .exit_criteria import (
     EntropyCriterion,
     ExitCriterion,
     ExitCriterionList,
+    ExitGateCriterion,
     FixedCriterion,
     KLCriterion,
     LatentAccelerationCriterion,
@@ -42,7 +43,19 @@ from .latent_processors import (
     latent_processor,
     register_latent_processor,
 )
-from .models import RavenConfig, RavenForCausalLM, RavenModel, RecurrentDepthInterface
+from .models import (
+    OuroConfig,
+    OuroForCausalLM,
+    OuroModel,
+    RavenConfig,
+    RavenForCausalLM,
+    RavenModel,
+    RecurrentDepthAdapter,
+    RecurrentDepthForCausalLM,
+    RecurrentDepthInterface,
+    RecurrentDepthOutput,
+    enable_recurrent_depth,
+)
 from .packing import pack_linear_weights, unpack_linear_weights
 from .refinement import Refinement
 from .version import __version__
@@ -62,6 +75,7 @@ __all__ = [
     "EntropyCriterion",
     "ExitCriterion",
     "ExitCriterionList",
+    "ExitGateCriterion",
     "FixedCriterion",
     "KLCriterion",
     "LatentAccelerationCriterion",
@@ -70,12 +84,18 @@ __all__ = [
     "LatentProcessor",
     "LatentProcessorList",
     "MinPKLCriterion",
+    "OuroConfig",
+    "OuroForCausalLM",
+    "OuroModel",
     "RavenConfig",
     "RavenForCausalLM",
     "RavenModel",
+    "RecurrentDepthAdapter",
     "RecurrentDepthCache",
+    "RecurrentDepthForCausalLM",
     "RecurrentDepthGenerationMixin",
     "RecurrentDepthInterface",
+    "RecurrentDepthOutput",
     "Refinement",
     "SamplerConfig",
     "SamplerStats",
@@ -84,6 +104,7 @@ __all__ = [
     "TokenStabilityCriterion",
     "__version__",
     "bundled_checkpoint",
+    "enable_recurrent_depth",
     "exit_criterion",
     "latent_processor",
     "pack_linear_weights",

@@ -147,7 +147,7 @@ class SamplerConfig:
         Raises:
             ValueError: an unknown preset, or another sampler's.
         """
-        return cls.from_dict(merged(preset(name, cls.sampler, model_type), settings))
+        return cls.from_dict(merged(preset(name, cls.sampler, model_type, settings.get("num_steps")), settings))
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write `sampler_config.json` into a folder."""

@@ -11,13 +11,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from .refinement import Refinement
 from .registry import Registry
 from .validation import check_integer, check_number
+
+if TYPE_CHECKING:
+    from .models.interface import RecurrentDepthInterface
 
 
 def latent_difference(state: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
@@ -49,6 +52,9 @@ class ExitCriterion(ABC):
     @abstractmethod
     def __call__(self, refinement: Refinement) -> torch.Tensor:
         """bool [batch, width], True where the position has converged."""
+
+    def check_model(self, model: RecurrentDepthInterface) -> None:  # noqa: B027 (most models have what most read)
+        """Called once before anything is computed: raise a ValueError for a model that lacks what this reads."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `exit_criterion` makes an equal criterion from; TypeError for an unregistered class."""
@@ -339,6 +345,48 @@ class FixedCriterion(ExitCriterion):
         return finite & (refinement.steps + refinement.recurrences >= self.steps).to(finite.device)
 
 
+@register_exit_criterion
+@dataclass
+class ExitGateCriterion(ExitCriterion):
+    """The model's own gate: the probability that it has left by now has reached `threshold`.
+
+    With g_t the gate's probability after recurrence t of a token, the position has left with probability
+    1 - (1 - g_1) ... (1 - g_t) (arXiv 2510.25741, Ouro's Q-exit). Where a tick makes several recurrences the gate
+    sees the last of them alone. Cost: one map to a number; remembers a number a position.
+
+    Args:
+        threshold: between 0 (after the first recurrence) and 1 (never before the budget); the model config's
+            `early_exit_threshold` when None.
+    """
+
+    name: ClassVar[str] = "exit_gate"
+    threshold: float | None = None
+
+    def __post_init__(self):
+        if self.threshold is not None:
+            check_number("threshold", self.threshold, 1.0)
+
+    def check_model(self, model: RecurrentDepthInterface) -> None:
+        if not model.has_exit_gate:
+            raise ValueError(
+                f"exit_criterion={self.name!r} needs a model with an exit gate; {type(model).__name__} has none. Use "
+                "another criterion, such as 'latent_difference' or 'kl'."
+            )
+
+    def __call__(self, refinement: Refinement) -> torch.Tensor:
+        threshold = self.threshold
+        if threshold is None:
+            threshold = refinement.model.config.early_exit_threshold
+        remaining = torch.sigmoid(-refinement.model.exit_gate(refinement.states).float())
+        before = refinement.recall("exit_gate.remaining")
+        if before is not None:
+            begun = (refinement.steps > 0).to(remaining.device)
+            remaining = torch.where(begun, before * remaining, remaining)
+        refinement.remember("exit_gate.remaining", remaining)
+        # Rounding takes a probability to 1 long before a model means it.
+        return (1 - remaining >= threshold) & (threshold < 1)
+
+
 @dataclass
 class ExitCriterionList(ExitCriterion):
     """Several criteria as one: a position has converged when any of them, or all of them, say so.
@@ -376,6 +424,10 @@ class ExitCriterionList(ExitCriterion):
         verdicts = [criterion(refinement) for criterion in self.criteria]
         verdicts = torch.stack([verdict.to(verdicts[0].device) for verdict in verdicts])
         return verdicts.any(0) if self.mode == "any" else verdicts.all(0)
+
+    def check_model(self, model: RecurrentDepthInterface) -> None:
+        for criterion in self.criteria:
+            criterion.check_model(model)
 
     def to_dict(self) -> dict[str, Any]:
         return {self.mode: [criterion.to_dict() for criterion in self.criteria]}

@@ -34,13 +34,15 @@ def preset_sampler(name: str) -> str:
     return PRESET_SAMPLERS[name]
 
 
-def preset(name: str, sampler: str, model_type: str | None = None) -> dict[str, Any]:
+def preset(name: str, sampler: str, model_type: str | None = None, num_steps: int | None = None) -> dict[str, Any]:
     """The settings of a preset.
 
     Args:
         name: "quality", "balanced", "fast" or "lossless".
         sampler: whose settings.
         model_type: of the model's config.
+        num_steps: the budget of a token, where it is known. Depths of the preset that do not fit it are left to the
+            sampler's defaults: presets were measured on deep models, and a family also has shallow ones.
 
     Raises:
         ValueError: an unknown preset, or another sampler than the preset's.
@@ -51,4 +53,12 @@ def preset(name: str, sampler: str, model_type: str | None = None) -> dict[str, 
             f"sampler_preset={name!r} is of sampler={own!r}, not of {sampler!r}: leave out one of them, or use "
             f"sampler={own!r}."
         )
-    return dict(PRESETS.get(model_type, PRESETS["huginn_raven"])[name])
+    settings = dict(PRESETS.get(model_type, PRESETS["huginn_raven"])[name])
+    if isinstance(num_steps, int) and num_steps > 0:
+        unfit = {
+            "inner_recurrence": lambda depth: depth > num_steps,
+            "draft_depth": lambda depth: depth >= num_steps or num_steps % depth,
+            "second_draft_depth": lambda depth: depth >= num_steps,
+        }
+        settings = {key: value for key, value in settings.items() if key not in unfit or not unfit[key](value)}
+    return settings

@@ -16,11 +16,27 @@ from hf_diffusion_forcing import RavenConfig, RavenForCausalLM
 
 FIXTURES = Path(__file__).parent / "fixtures"
 HUGINN_MINI = FIXTURES / "huginn-mini"
+FAMILIES = {
+    "huginn": HUGINN_MINI,
+    "llama": FIXTURES / "raven-llama-tiny",
+    "olmo": FIXTURES / "raven-olmo-tiny",
+    "ouro": FIXTURES / "ouro-tiny",
+}
+"""A checkpoint of every family and layout; all but the first have random weights."""
 
 
 @pytest.fixture(scope="session")
 def huginn_mini():
     return AutoModelForCausalLM.from_pretrained(HUGINN_MINI).eval()
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request):
+    """A model of every family in turn."""
+    model = AutoModelForCausalLM.from_pretrained(FAMILIES[request.param]).eval()
+    # Random weights end a text by chance; tests that want an end name one.
+    model.generation_config.eos_token_id = model.config.eos_token_id = None
+    return model
 
 
 @pytest.fixture(scope="session")

@@ -162,7 +162,6 @@ def test_missing_tensors_are_reported(copy, caplog):
         ({"n_layers_in_prelude": -1}, "n_layers_in_prelude=-1"),
         ({"head_dim": 7}, "head_dim=7"),
         ({"n_heads": 4, "num_key_value_heads": 2, "head_dim": 8}, "num_key_value_heads"),
-        ({"qk_bias": False}, "retrofitted layout"),
         ({"padded_vocab_size": 8}, "padded_vocab_size=8"),
         ({"norm_eps": 0.0}, "norm_eps"),
         ({"rope_base": -1}, "rope_base"),

@@ -19,6 +19,7 @@ class EarlyExitSampler(WavefrontSampler):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.criterion = self.config.criterion()
+        self.criterion.check_model(self.model)
 
     @abstractmethod
     def next_width(self, row: int, front: int, kept: int) -> int:

@@ -50,7 +50,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         One that transformers derives from the model's config takes over what transformers 4 wrote there
         (`max_length` 20, ...), and loses the sampler's settings when it is saved and loaded.
         """
-        tokens = {name: getattr(self.config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        tokens = {name: getattr(self.config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         return GenerationConfig(**tokens)
 
     def adjust_generation_fn(self, *args, **kwargs) -> None:
@@ -113,8 +113,12 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                     f"{name}={value!r} is not a setting of sampler={sampler!r}: "
                     f"pass sampler={' or '.join(map(repr, takers))}, or leave it out."
                 )
-        chosen = {} if preset_name is None else preset(preset_name, sampler, self.config.model_type)
-        settings = config_class.from_dict(merged(chosen, stored, passed or {}, given))
+        own_settings = merged(stored, passed or {}, given)
+        chosen = {}
+        if preset_name is not None:
+            depth = own_settings.get("num_steps") or self.config.mean_recurrence
+            chosen = preset(preset_name, sampler, self.config.model_type, depth)
+        settings = config_class.from_dict(merged(chosen, own_settings))
         generation_config.sampler = sampler
         # Here and not only where modes are validated: before that transformers asks for code from the Hub for some.
         self._refuse_other_modes(sampler, generation_config.get_generation_mode())

@@ -54,7 +54,8 @@ def export_checkpoint(
 
     Raises:
         TypeError: the model is not a recurrent-depth one, the tokenizer none, or `sampler_config` no dict.
-        ValueError: an unknown preset, settings that do not fit, a bad `repo_id`, or `out` is there and not empty.
+        ValueError: a preset that is unknown or does not fit the model, settings that do not fit, a bad `repo_id`, or
+            `out` is there and not empty.
     """
     if not isinstance(model, RecurrentDepthGenerationMixin):
         raise TypeError(
@@ -68,7 +69,13 @@ def export_checkpoint(
     if not isinstance(sampler_config, dict | None):
         raise TypeError(f"sampler_config={sampler_config!r} must be a dict; a config's to_diff_dict() is one.")
     settings = sampler_config or {}
-    chosen = sampler_config_class(preset_sampler(preset)).from_preset(preset, model.config.model_type, **settings)
+    if preset_sampler(preset) == "diffusion_forcing" and not model.has_injected_embedding:
+        raise ValueError(
+            f"preset={preset!r} is of diffusion forcing, for which {type(model).__name__} has no injected embedding: "
+            "use preset='lossless'."
+        )
+    deep = {"num_steps": model.config.mean_recurrence} | settings
+    chosen = sampler_config_class(preset_sampler(preset)).from_preset(preset, model.config.model_type, **deep)
     chosen.resolve(model.config.mean_recurrence)
     settings = {name: value for name, value in chosen.to_dict().items() if name in settings}
 

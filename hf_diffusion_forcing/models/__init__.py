@@ -2,10 +2,26 @@
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from .adapter import RecurrentDepthAdapter, enable_recurrent_depth
+from .causal_lm import RecurrentDepthForCausalLM, RecurrentDepthOutput
 from .huginn_raven import RavenConfig, RavenForCausalLM, RavenModel
 from .interface import RecurrentDepthInterface
+from .ouro import OuroConfig, OuroForCausalLM, OuroModel
 
-AutoConfig.register(RavenConfig.model_type, RavenConfig)
-AutoModelForCausalLM.register(RavenConfig, RavenForCausalLM)
+for _config, _model in ((RavenConfig, RavenForCausalLM), (OuroConfig, OuroForCausalLM)):
+    AutoConfig.register(_config.model_type, _config)
+    AutoModelForCausalLM.register(_config, _model)
 
-__all__ = ["RavenConfig", "RavenForCausalLM", "RavenModel", "RecurrentDepthInterface"]
+__all__ = [
+    "OuroConfig",
+    "OuroForCausalLM",
+    "OuroModel",
+    "RavenConfig",
+    "RavenForCausalLM",
+    "RavenModel",
+    "RecurrentDepthAdapter",
+    "RecurrentDepthForCausalLM",
+    "RecurrentDepthInterface",
+    "RecurrentDepthOutput",
+    "enable_recurrent_depth",
+]

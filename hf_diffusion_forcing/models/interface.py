@@ -1,13 +1,13 @@
 """What a recurrent-depth model can do. Samplers use these verbs and know nothing else about a family."""
 
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 
 import torch
 
 from ..cache import NoCache, RecurrentDepthCache
 
 
-class RecurrentDepthInterface(ABC):
+class RecurrentDepthInterface(metaclass=ABCMeta):
     """The verbs of a recurrent-depth language model: logits = decode(recur(... initialize_state(embed(ids)))).
 
     `positions` is int64 [batch, width]: absolute positions counted from each row's first real token, -1 for padding.
@@ -20,6 +20,9 @@ class RecurrentDepthInterface(ABC):
 
     starts_from_noise: bool = True
     """Whether `initialize_state` looks at e for its shape and dtype alone, so that samplers may call it early."""
+
+    has_exit_gate: bool = False
+    """Whether there is an `exit_gate`; the criterion of that name needs it."""
 
     @abstractmethod
     def embed(self, input_ids: torch.Tensor, positions: torch.Tensor, cache: RecurrentDepthCache | NoCache):
@@ -64,6 +67,10 @@ class RecurrentDepthInterface(ABC):
         `logits_to_keep` keeps the last n columns (0: all), or the columns of an index tensor: the coda's keys and
         values are written for all anyway.
         """
+
+    def exit_gate(self, s: torch.Tensor) -> torch.Tensor:
+        """Of models with an exit gate: logits [batch, width] of leaving after the recurrence that made s."""
+        raise NotImplementedError(f"{type(self).__name__} has no exit gate.")
 
     @abstractmethod
     def new_cache(self, num_steps: int, kv_sharing: str | int = "last", capacity: int = 0) -> RecurrentDepthCache:

@@ -1,9 +1,13 @@
-"""Configuration of `huginn_raven` checkpoints (Huginn-0125)."""
+"""Configuration of `huginn_raven` checkpoints (Huginn-0125 and the retrofitted Raven models)."""
 
 import math
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+from ...validation import nearest
+from ..rotary import check_rope_type
+from .layout import LAYOUTS
 
 
 @strict
@@ -11,9 +15,13 @@ class RavenConfig(PreTrainedConfig):
     r"""Sizes and settings of a recurrent-depth transformer: prelude, core, coda (arXiv 2502.05171, section 3).
 
     The field names are those of the Hub's config.json; `hidden_size`, `num_attention_heads`, `num_hidden_layers` and
-    `max_position_embeddings` read the same values.
+    `max_position_embeddings` read the same values. `rope_theta` and `rope_scaling` are read too, and become
+    `rope_parameters`, as everywhere in transformers 5.
 
     Args:
+        layout: what a block looks like: "huginn" (Huginn-0125), "llama" (made from Llama or TinyLlama) or "olmo" (made
+            from OLMo-2; both arXiv 2511.07384). The Hub's files do not say it. When None: "huginn" with `qk_bias`,
+            "llama" with llama3 RoPE scaling; else it stays None until a checkpoint's tensors tell.
         vocab_size: tokens; `padded_vocab_size` (a multiple of 64 on the Hub) is the size of the embedding.
         n_embd: channels of a latent state.
         n_heads, num_key_value_heads, head_dim: attention shape.
@@ -22,8 +30,9 @@ class RavenConfig(PreTrainedConfig):
         mean_recurrence: recurrences when `num_steps` is not given, and the mean of the random depth in training.
         mean_backprop_depth: how many of the last recurrences carry gradients in training.
         block_size: longest sequence.
-        rope_base: base of the rotary embedding (interleaved pairs).
-        qk_bias: whether queries and keys have a bias; always in this layout.
+        rope_base: base of the rotary embedding, where neither `rope_parameters` nor `rope_theta` is given.
+        rope_parameters: `rope_theta`, `rope_type` ("default" or "llama3") and what belongs to the type.
+        qk_bias: whether queries and keys have a bias; in the huginn layout alone, and always there.
         init_values: `std` of the state start and weights, `out_proj` std of output projections, `embedding` std,
             and `embed_scale`, the factor on embeddings and on the state start.
         state_channels: channels of the state start that are drawn; they repeat to fill `n_embd`. Fewer than `n_embd`
@@ -48,6 +57,7 @@ class RavenConfig(PreTrainedConfig):
         for name, style in (("fc", "packed_colwise"), ("proj", "rowwise"))
     }
 
+    layout: str | None = None
     vocab_size: int = 65536
     padded_vocab_size: int | None = None
     n_embd: int = 5280
@@ -63,8 +73,9 @@ class RavenConfig(PreTrainedConfig):
     mean_backprop_depth: int = 8
     block_size: int = 4096
     rope_base: int | float = 50000
+    rope_parameters: dict | None = None
     norm_eps: float = 1e-6
-    qk_bias: bool = True
+    qk_bias: bool | None = None
     tie_embeddings: bool | None = None
     tie_word_embeddings: bool = True
     init_values: dict | None = None
@@ -89,6 +100,13 @@ class RavenConfig(PreTrainedConfig):
             self.state_channels = self.n_embd
         if self.n_layers is None:
             self.n_layers = self.n_layers_in_prelude + self.n_layers_in_recurrent_block + self.n_layers_in_coda
+        scaling = kwargs.get("rope_scaling") or self.rope_parameters
+        check_rope_type(scaling)
+        if self.qk_bias is None:
+            self.qk_bias = self.layout in (None, "huginn")
+        if self.layout is None:
+            scaled = "llama3" in ((scaling or {}).get("rope_type"), (scaling or {}).get("type"))
+            self.layout = "huginn" if self.qk_bias else "llama" if scaled else None
         if self.init_values is None and self.n_embd > 0:
             std = math.sqrt(2 / (5 * self.n_embd))
             depth = self.n_layers_in_prelude + self.n_layers_in_coda
@@ -97,10 +115,13 @@ class RavenConfig(PreTrainedConfig):
                 "std": std,
                 "out_proj": std / math.sqrt(2 * max(depth, 1)),
                 "embedding": std,
-                "embed_scale": math.sqrt(self.n_embd),
+                "embed_scale": math.sqrt(self.n_embd) if self.qk_bias else 1.0,
             }
         self.validate_architecture()  # here a plain ValueError; `@strict` would wrap it
+        # The base class makes `rope_parameters` of these.
+        kwargs.setdefault("rope_theta", self.rope_base)
         super().__post_init__(**kwargs)
+        self.rope_base = self.rope_parameters["rope_theta"]
 
     def validate_architecture(self):
         """Part of `@strict` validation: refuse sizes that cannot make a model."""
@@ -129,12 +150,17 @@ class RavenConfig(PreTrainedConfig):
             )
         if self.head_dim < 2 or self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even and positive: RoPE rotates pairs of channels.")
-        if not self.qk_bias:
+        if self.layout is not None and self.layout not in LAYOUTS:
+            raise ValueError(f"layout={self.layout!r} is unknown{nearest(self.layout, tuple(LAYOUTS))}.")
+        if self.qk_bias != (self.layout == "huginn"):
             raise ValueError(
-                "qk_bias=False is a retrofitted layout (Llama, TinyLlama, OLMo); only Huginn's own layout is supported."
+                f"layout={self.layout!r} does not go with qk_bias={self.qk_bias}: the huginn layout has a bias on "
+                "queries and keys, llama and olmo have none."
             )
-        if self.n_heads != self.num_key_value_heads:
+        if self.qk_bias and self.n_heads != self.num_key_value_heads:
             raise ValueError("qk_bias=True needs num_key_value_heads == n_heads: one tensor holds both biases.")
+        if self.n_heads % self.num_key_value_heads:
+            raise ValueError(f"num_key_value_heads={self.num_key_value_heads} must divide n_heads={self.n_heads}.")
         for name in ("rope_base", "norm_eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be a positive number.")

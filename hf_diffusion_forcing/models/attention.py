@@ -1,0 +1,38 @@
+"""Queries, keys and values on their way through rotary positions and a cache."""
+
+from collections.abc import Callable
+
+import torch
+
+from ..cache import NoCache, Placement, RecurrentDepthCache
+
+
+def rotary_attention(
+    qk: torch.Tensor,
+    value: torch.Tensor,
+    heads: int,
+    rotate: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    cache: RecurrentDepthCache | NoCache,
+    placed: Placement,
+    layer: int,
+    slot: int,
+) -> torch.Tensor:
+    """Causal attention of the placed positions, stored in the cache.
+
+    Args:
+        qk: [batch, width, heads + kv_heads, head_dim], queries before keys, not turned yet.
+        value: [batch, width, kv_heads, head_dim].
+        heads: how many of `qk` are queries.
+        rotate: one of `rotary`'s.
+        layer, slot: see `RecurrentDepthCache.attend`.
+
+    Returns:
+        [batch, width, heads * head_dim].
+    """
+    # Processors attend from few positions up to six times as fast in float32 as in bfloat16; the keys and values
+    # they keep are float32 then. (A parameter may lift qk out of autocast; the cache holds one dtype in any case.)
+    dtype = torch.float32 if qk.device.type == "cpu" and qk.itemsize < 4 else qk.dtype
+    qk, value = rotate(qk, placed.rotary).to(dtype), value.to(dtype)
+    query, key = qk[:, :, :heads], qk[:, :, heads:]
+    y = cache.attend(layer, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), slot)
+    return y.transpose(1, 2).flatten(2)

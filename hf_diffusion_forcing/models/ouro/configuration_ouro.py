@@ -1,0 +1,127 @@
+"""Configuration of `ouro` checkpoints (Ouro-1.4B, Ouro-2.6B and their Thinking versions)."""
+
+import math
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from ..rotary import check_rope_type
+
+
+@strict
+class OuroConfig(PreTrainedConfig):
+    r"""Sizes and settings of a looped transformer: the same layers `total_ut_steps` times (arXiv 2510.25741).
+
+    The field names are those of the Hub's config.json; `mean_recurrence` reads `total_ut_steps` and
+    `padded_vocab_size` reads `vocab_size`, as every family of this package names them. `rope_theta` is read too, and
+    becomes part of `rope_parameters`, as everywhere in transformers 5. The defaults are Ouro-1.4B's.
+
+    Args:
+        vocab_size: tokens.
+        hidden_size: channels of a latent state.
+        intermediate_size: channels inside the gated MLP.
+        num_hidden_layers: layers of the loop.
+        num_attention_heads, num_key_value_heads, head_dim: attention shape.
+        hidden_act: "silu", the only one.
+        max_position_embeddings: longest sequence.
+        initializer_range: std of new weights.
+        rms_norm_eps: added to the mean square in norms.
+        rope_parameters: `rope_theta`, `rope_type` ("default" or "llama3") and what belongs to the type.
+        layer_types: "full_attention" for each layer; no other kind is supported.
+        total_ut_steps: recurrences when `num_steps` is not given.
+        mean_backprop_depth: how many of the last recurrences carry gradients in training; all when None.
+        early_exit_threshold: cumulative exit probability at which `exit_criterion="exit_gate"` lets a position exit
+            where the call does not say; 1.0 is never before the last recurrence.
+
+    Raises:
+        ValueError: sizes that cannot make a model, or a kind of layer that is not supported; each named with its value.
+    """
+
+    model_type = "ouro"
+    keys_to_ignore_at_inference = ["past_key_values", "latents"]
+    attribute_map = {"mean_recurrence": "total_ut_steps", "padded_vocab_size": "vocab_size"}
+    default_theta = 1_000_000.0
+    base_model_tp_plan = {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+
+    vocab_size: int = 49152
+    hidden_size: int = 2048
+    intermediate_size: int = 5632
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 65536
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    rope_parameters: dict | None = None
+    layer_types: list[str] | None = None
+    total_ut_steps: int = 4
+    mean_backprop_depth: int | None = None
+    early_exit_threshold: float = 1.0
+    tie_word_embeddings: bool = False
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            heads = self.num_attention_heads
+            self.head_dim = self.hidden_size // heads if heads > 0 else 0
+        if self.layer_types is None:
+            self.layer_types = ["full_attention"] * self.num_hidden_layers
+        if self.mean_backprop_depth is None:
+            self.mean_backprop_depth = self.total_ut_steps
+        check_rope_type(kwargs.get("rope_scaling") or self.rope_parameters)
+        self.validate_architecture()  # here a plain ValueError; `@strict` would wrap it
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Part of `@strict` validation: refuse sizes that cannot make a model."""
+        at_least_one = (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "max_position_embeddings",
+            "total_ut_steps",
+            "mean_backprop_depth",
+        )
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads={self.num_key_value_heads} must divide "
+                f"num_attention_heads={self.num_attention_heads}."
+            )
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even and positive: RoPE rotates pairs of channels.")
+        if not 0 < self.rms_norm_eps < math.inf:
+            raise ValueError(f"rms_norm_eps={self.rms_norm_eps} must be a positive number.")
+        if not 0 <= self.early_exit_threshold <= 1:
+            raise ValueError(f"early_exit_threshold={self.early_exit_threshold} must be between 0 and 1.")
+        if self.hidden_act != "silu":
+            raise ValueError(f"hidden_act={self.hidden_act!r} is not supported: use 'silu'.")
+        if len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError(
+                f"layer_types has {len(self.layer_types)} entries for num_hidden_layers={self.num_hidden_layers}."
+            )
+        if other := sorted(set(self.layer_types) - {"full_attention"}):
+            raise ValueError(f"layer_types holds {other[0]!r}: only 'full_attention' is supported.")
+
+
+__all__ = ["OuroConfig"]

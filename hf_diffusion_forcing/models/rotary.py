@@ -1,0 +1,59 @@
+"""Rotary positions: which angles, and which channels are turned by them."""
+
+import torch
+from transformers import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+ROPE_TYPES = ("default", "llama3")
+"""What `rope_parameters["rope_type"]` may say. Other types change with the length of the text or scale attention."""
+
+
+def check_rope_type(rope_scaling: dict | None) -> None:
+    """ValueError for a kind of RoPE scaling that is not supported; `rope_type` may also be called `type`."""
+    kind = (rope_scaling or {}).get("rope_type", (rope_scaling or {}).get("type", "default"))
+    if kind not in ROPE_TYPES:
+        raise ValueError(f"rope_type={kind!r} of rope_parameters is not supported: use {' or '.join(ROPE_TYPES)}.")
+
+
+def inverse_frequencies(config: PreTrainedConfig) -> list[float]:
+    """Radians per position of each pair of channels, head_dim / 2 float32 values.
+
+    Args:
+        config: with `head_dim` and transformers' `rope_parameters`.
+    """
+    parameters = config.rope_parameters
+    with torch.device("cpu"):  # whatever the default device is: a model may be made on "meta"
+        if parameters["rope_type"] == "llama3":
+            return ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0].tolist()
+        pairs = torch.arange(0, config.head_dim, 2).float() / config.head_dim
+        return (1.0 / parameters["rope_theta"] ** pairs).tolist()
+
+
+def rotations(positions: torch.Tensor, frequencies: list[float]) -> torch.Tensor:
+    """What queries and keys are turned by: complex64 [batch, width, 1, head_dim / 2].
+
+    Args:
+        positions: int64 [batch, width]; -1 (padding) is turned as 0.
+    """
+    angles = positions.clamp_min(0)[..., None].float() * torch.tensor(frequencies, device=positions.device)
+    return torch.polar(torch.ones_like(angles), angles)[:, :, None]
+
+
+def rotate_pairs(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
+    """Turn neighbouring channels, (0, 1), (2, 3), ... (Huginn).
+
+    Args:
+        x: [batch, width, heads, head_dim].
+        rotary: complex64 [batch, width, 1, head_dim / 2].
+
+    Returns:
+        float32, shaped as x.
+    """
+    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * rotary).view(x.shape)
+
+
+def rotate_halves(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
+    """Turn channel i with channel i + head_dim / 2 (Llama and what is made from it); as `rotate_pairs`."""
+    turned = torch.complex(*x.float().chunk(2, dim=-1)) * rotary
+    return torch.cat((turned.real, turned.imag), dim=-1)

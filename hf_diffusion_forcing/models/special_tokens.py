@@ -1,0 +1,43 @@
+"""Special-token ids as a checkpoint's own tokenizer has them."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from .loading import checkpoint_file
+
+SPECIAL = ("bos_token", "eos_token", "pad_token")
+
+
+def tokenizer_ids(
+    path: str | os.PathLike | None, keywords: dict[str, Any], tokens: tuple[str, ...] = ()
+) -> dict[str, int]:
+    """Ids of a tokenizer's special tokens, read from tokenizer_config.json and tokenizer.json.
+
+    Args:
+        path: folder or Hub id.
+        keywords: those of `from_pretrained`.
+        tokens: more tokens to look up, by their text.
+
+    Returns:
+        By name ("eos_token_id", ...) or text. What the files do not say is left out; empty without a fast tokenizer.
+    """
+    read = []
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        file = None if path is None else checkpoint_file(path, name, keywords)
+        if file is None:
+            return {}
+        with open(file, encoding="utf-8") as opened:
+            read.append(json.load(opened))
+    config, tokenizer = read
+    vocabulary = tokenizer.get("model", {}).get("vocab", {})
+    # Unigram models have a list of pieces there; their special tokens are among the added ones.
+    ids = dict(vocabulary) if isinstance(vocabulary, dict) else {}
+    ids |= {added["content"]: added["id"] for added in tokenizer.get("added_tokens", [])}
+    texts = dict(zip(tokens, tokens, strict=True))
+    for name in SPECIAL:
+        text = config.get(name)
+        texts[f"{name}_id"] = text.get("content") if isinstance(text, dict) else text
+    return {name: ids[text] for name, text in texts.items() if text in ids}
