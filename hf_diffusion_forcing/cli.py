@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .console import ModelArgument, fail, load
+from .evaluation.harness import lm_eval
 from .hub.commands import export, push
 from .presets import preset_sampler
 
@@ -317,6 +318,9 @@ def serve(
 
 app.command()(export)
 app.command()(push)
+app.command(
+    "lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
+)(lm_eval)
 
 if __name__ == "__main__":
     app()
