@@ -11,6 +11,7 @@ from rich.table import Table
 
 from .console import ModelArgument, fail, load
 from .evaluation.harness import lm_eval
+from .evaluation.tune_command import tune
 from .hub.commands import export, push
 from .presets import preset_sampler
 
@@ -318,6 +319,7 @@ def serve(
 
 app.command()(export)
 app.command()(push)
+app.command()(tune)
 app.command(
     "lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
 )(lm_eval)
