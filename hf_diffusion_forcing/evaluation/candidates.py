@@ -109,7 +109,8 @@ def choose_candidates(
         ValueError: the model can decode by none of them.
     """
     rng = random.Random(seed)
-    streams = [in_turn(points(sampler, space[sampler], rng)) for sampler in space]
+    able = [sampler for sampler in space if canonical({"sampler": sampler}) is not None]
+    streams = [in_turn(points(sampler, space[sampler], rng)) for sampler in able]
     chosen: dict[str, dict[str, Any]] = {}
     for kwargs in (*first, *in_turn(streams)):
         if len(chosen) == count:
