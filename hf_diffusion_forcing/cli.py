@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .console import ModelArgument, fail, load
+from .evaluation.commands import evaluate
 from .hub.commands import export, push
 from .presets import preset_sampler
 
@@ -315,6 +316,7 @@ def serve(
     answer(network, tokenizer, name, host, port, enable_cors, log_level)
 
 
+app.command()(evaluate)
 app.command()(export)
 app.command()(push)
 
