@@ -49,7 +49,7 @@ def check_laws(output, prompt_length):
             assert wave.tokens[0] == text[wave.start - trace.starts[row]]
     # Counts are the statistics.
     core_passes = {wave.tick: wave.core_passes for wave in trace.waves}
-    assert list(core_passes) == list(range(stats.ticks))
+    assert list(core_passes) == list(range(1, stats.ticks + 1))
     assert sum(core_passes.values()) == stats.core_passes
     assert sum(wave.core_passes * wave.width for wave in trace.waves) == stats.positions_refined
     assert sum(sum(wave.discarded) for wave in trace.waves) == stats.wasted_recurrences

@@ -193,7 +193,7 @@ class WavefrontSampler(ABC):
             latents: [width, channels] on the CPU, copied if they are kept.
         """
         return WaveTick(
-            tick=self.stats.ticks,
+            tick=self.stats.ticks + 1,
             row=self.live[row],
             start=start,
             core_passes=core_passes,

@@ -37,7 +37,7 @@ class WaveTick:
     """The wave of one row in one tick. The lists have one entry for each position of the wave, the front's first.
 
     Attributes:
-        tick: number of the tick in the call, from 0.
+        tick: number of the tick in the call, from 1.
         row: row of the batch.
         start: absolute position of the front, counted from the row's first real token.
         core_passes: recurrences of this tick.

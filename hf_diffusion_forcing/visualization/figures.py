@@ -83,7 +83,7 @@ def plot_wavefront(
         dropped += [(position, wave.tick) for position in places[wave.width - len(wave.discarded) :]]
 
     first, end = waves[0].start, max(wave.start + wave.width for wave in waves)
-    ticks = waves[-1].tick + 1
+    top, ticks = waves[0].tick, waves[-1].tick - waves[0].tick + 1
     cell = min(CELL, LARGEST / (end - first), LARGEST / ticks)
     figure = Figure(figsize=(max(cell * (end - first), 3) + 1.8, max(cell * ticks, 2) + 1.5), layout="constrained")
     axes = figure.add_subplot()
@@ -106,7 +106,7 @@ def plot_wavefront(
             style = {"s": size, "marker": marker, "facecolor": face, "edgecolor": edge, "linewidth": 4 * cell}
             axes.scatter(*zip(*points, strict=True), **style, label=name, zorder=2)
 
-    axes.set(xlim=(first - 0.5, end - 0.5), ylim=(ticks - 0.5, waves[0].tick - 0.5), ylabel="tick")
+    axes.set(xlim=(first - 0.5, end - 0.5), ylim=(top + ticks - 0.5, top - 0.5), ylabel="tick")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     if labels is not None and cell > 0.09:
         texts = [_shown(text) for text in labels]
