@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .console import ModelArgument, fail, load
-from .evaluation.commands import evaluate
+from .evaluation.commands import diff, evaluate
 from .hub.commands import export, push
 from .options import (
     DEMO_SEED,
@@ -297,6 +297,7 @@ def serve(
 
 
 app.command()(evaluate)
+app.command()(diff)
 app.command()(export)
 app.command()(push)
 app.command()(report)

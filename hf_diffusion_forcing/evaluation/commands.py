@@ -1,4 +1,4 @@
-"""The command `evaluate`."""
+"""The commands `evaluate` and `diff`."""
 
 import json
 from pathlib import Path
@@ -148,3 +148,50 @@ def evaluate(
             console.print(f"Results are in {output}.", highlight=False, markup=False, soft_wrap=True)
     for warning in result.warnings:
         Console(stderr=True, soft_wrap=True).print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+
+
+def diff(
+    model: ModelArgument = None,
+    dataset: Dataset = "problems",
+    config: Config = None,
+    split: Split = None,
+    count: Count = None,
+    prompt_template: PromptTemplate = None,
+    reference_column: ReferenceColumn = None,
+    answer_pattern: AnswerPattern = None,
+    baseline: Annotated[str, typer.Option(help="The sampler that is compared with.")] = "autoregressive",
+    sampler: Annotated[
+        str, typer.Option(help="NAME or NAME:setting=value,setting=value.")
+    ] = "diffusion_forcing:preset=fast",
+    batch_size: BatchSize = 8,
+    max_new_tokens: MaxNewTokens = 160,
+    seed: Seed = 0,
+    examples: Annotated[int, typer.Option(help="How many differences to show.", min=0)] = 5,
+    output: Annotated[Path | None, typer.Option(help="A folder for the report, its data and a figure.")] = None,
+    dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the report.")] = False,
+) -> None:
+    """Where two samplers' texts part: at which tokens, how sure the model was, and whether answers survive."""
+    from .divergence import compare_samplers
+    from .journal import check_writable
+    from .samplers import parse_sampler
+
+    try:
+        for text in (baseline, sampler):
+            parse_sampler(text)
+        if output is not None:
+            check_writable(output)
+    except (ValueError, TypeError) as error:
+        raise fail(str(error)) from error
+    task = chosen_task(dataset, config, split, count, prompt_template, reference_column, answer_pattern)
+    network, tokenizer = load_on_device(model, dtype, device_map)
+    try:
+        result = compare_samplers(
+            network, tokenizer, task, baseline, sampler, batch_size, max_new_tokens, seed, progress=not as_json
+        )
+        if output is not None:
+            result.save(output, examples)
+    except (ValueError, TypeError, OSError) as error:
+        raise fail(str(error)) from error
+    print(json.dumps(result.to_dict()) if as_json else result.to_markdown(examples))

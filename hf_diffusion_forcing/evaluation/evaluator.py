@@ -167,6 +167,7 @@ def run_batch(model, tokenizer, samples: tuple[Sample, ...], kwargs: dict[str, A
         seconds: wall clock of the call.
         core_passes: core calls while decoding, over all rows at once; the prompts' own passes are not counted.
         recurrences: the same, counted once for every position in the call that a row still needed.
+        spent: with `return_trace`, recurrences and exit value of each token.
     """
     inputs = tokenizer([sample.prompt for sample in samples], return_tensors="pt", padding=True).to(model.device)
     seeds = [seed + sample.index for sample in samples]
@@ -185,13 +186,17 @@ def run_batch(model, tokenizer, samples: tuple[Sample, ...], kwargs: dict[str, A
         steps = config._sampler_settings.num_steps
         core_passes = steps * (max(map(len, tokens)) - 1)
         recurrences = steps * sum(len(ids) - 1 for ids in tokens)
-    return {
+    record = {
         "texts": tokenizer.batch_decode(tokens, skip_special_tokens=True),
         "tokens": tokens,
         "seconds": seconds,
         "core_passes": core_passes,
         "recurrences": recurrences,
     }
+    if getattr(output, "trace", None) is not None:
+        traced = map(output.trace.tokens, range(len(samples)))
+        record["spent"] = [[(token.recurrences, token.exit_value) for token in row] for row in traced]
+    return record
 
 
 def until_the_end(ids: list[int], config: transformers.GenerationConfig) -> list[int]:
