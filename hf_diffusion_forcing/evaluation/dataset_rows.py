@@ -35,18 +35,20 @@ def load_rows(name: str, split: str | None = None, config: str | None = None) ->
                 raise ValueError(f"{name} is of no known format: use a file in {', '.join(FORMATS)}.")
             if path.stat().st_size == 0:
                 raise ValueError(f"{name} is empty.")
-            kind, source = FORMATS[path.suffix], {"data_files": str(path)}
-        elif path.suffix in FORMATS:
+            if config is not None:
+                raise ValueError(f"{name} is a file, which has no config={config!r}: leave it out.")
+            return load_dataset(FORMATS[path.suffix], data_files=str(path), split=split or "train")
+        if path.suffix in FORMATS:
             raise ValueError(f"{name} does not exist.")
-        else:
-            kind, source = str(path) if path.is_dir() else name, {}
-        splits = get_dataset_split_names(kind, config, **source)
-        return load_dataset(kind, config, split=split or only_split(name, splits), **source)
+        source = str(path) if path.is_dir() else name
+        return load_dataset(source, config, split=split or only_split(name, get_dataset_split_names(source, config)))
     except DatasetGenerationError as error:
         raise ValueError(f"{name} could not be read: {error.__cause__ or error}") from error
     except (DatasetNotFoundError, OSError) as error:
         raise ValueError(f"{name} could not be loaded: {error}") from error
     except ValueError as error:
+        if "corresponds to no data" in str(error):
+            raise ValueError(f"{name} has no rows{f' in split {split!r}' if split else ''}.") from error
         raise ValueError(str(error) if name in str(error) else f"{name}: {error}") from error
 
 
