@@ -136,15 +136,17 @@ def test_a_criterion_that_counts_rows_sees_the_whole_batch(tiny, sampler):
             assert each[row].tolist() == expected[: each.shape[1]].tolist()
 
 
-def test_a_criterion_of_the_whole_batch_cuts_scores_too(tiny, sampler):
+def test_a_criterion_of_the_whole_batch_cuts_scores_and_traces_too(tiny, sampler):
     class AtLength8(StoppingCriteria):
         def __call__(self, input_ids, scores, **kwargs):
             assert len(scores) == input_ids.shape[1] - 5
             return torch.full((len(input_ids),), input_ids.shape[1] == 8)
 
+    parallel = sampler.get("sampler") in ("adaptive", "diffusion_forcing", "speculative_wavefront")
     output = tiny.generate(
         **left_pad([ROWS[0], ROWS[0][::-1]]),
         **sampler,
+        **({"return_trace": True} if parallel else {}),
         max_new_tokens=20,
         pad_token_id=0,
         eos_token_id=None,
@@ -153,3 +155,6 @@ def test_a_criterion_of_the_whole_batch_cuts_scores_too(tiny, sampler):
         stopping_criteria=StoppingCriteriaList([AtLength8()]),
     )
     assert output.sequences.shape == (2, 8) and len(output.scores) == 3
+    if parallel:
+        assert output.stats.tokens_committed == [3, 3]
+        assert [output.trace.new_tokens(row) for row in (0, 1)] == output.sequences[:, 5:].tolist()

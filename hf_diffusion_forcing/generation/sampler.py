@@ -252,6 +252,9 @@ class WavefrontSampler(ABC):
         if streamer is not None:
             streamer.end()
         self.stats.tokens_committed = committed.counts
+        if self.trace is not None and committed.batch_criteria:
+            for row, count in enumerate(committed.counts):
+                self.trace.cut(row, count)
         sequences = committed.sequences()
         if not self.generation_config.return_dict_in_generate:
             return sequences
