@@ -84,7 +84,7 @@ class Measurement:
         """Plain JSON values."""
         low, high = wilson_interval(sum(self.right), len(self.right)) if self.right else (None, None)
         return {
-            "samples": self.samples,
+            "samples": len(self.samples),
             "accuracy": self.accuracy,
             "accuracy_low": low,
             "accuracy_high": high,

@@ -95,19 +95,18 @@ class TuningResult:
     def to_markdown(self) -> str:
         """The outcome, the figures of the confirmation samples, and how they were measured."""
         settings = self.settings
-        lines = [f"# Tuning {Path(settings['model']['name']).name} on {settings['task']['name']}", "", self.outcome]
+        lines = [f"# Tuning {settings['model']['name']} on {settings['task']['name']}", "", self.outcome]
         if self.best is not None:
             stored = json.dumps(self.generation_settings, indent=2)
             lines += ["", "In `generation_config.json`:", "", "```text", stored, "```"]
         if self.confirmed:
             lines += ["", *confirmation_table(self.confirmed, self.best)]
-        counts, rungs = settings["samples"], settings["rungs"]
-        halved = ", ".join(f"{count} with {samples}" for count, samples in rungs)
+        halved = ", ".join(f"{count} with {samples}" for count, samples in settings["rungs"])
         known = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
         lines += [
             "",
-            f"Candidates by samples: {halved}, of {counts['calibration']} calibration samples. The table is of "
-            f"{counts['confirmation']} other samples. Speed is against autoregression at r = {settings['num_steps']} "
+            f"Candidates by samples: {halved}, of {len(settings['calibration'])} calibration samples. The table is of "
+            f"{len(settings['confirmation'])} other samples. Speed is against autoregression at r = {settings['num_steps']} "
             f"beside each batch, the median; batches of {settings['batch_size']}, at most "
             f"{settings['max_new_tokens']} new tokens, {settings['model']['dtype']}. Budget: "
             f"{settings['max_accuracy_loss']:g} points of accuracy, at least {settings['min_token_agreement']:.1%} "
@@ -168,7 +167,7 @@ class TuningResult:
         """Write `trials.json`, `tuning.md` and `pareto.png`, each as a whole."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / "trials.json", json.dumps(self.to_dict(), indent=1) + "\n")
+        write_file(folder / "trials.json", json.dumps(self.to_dict()) + "\n")
         write_file(folder / "tuning.md", self.to_markdown())
         partial = folder / "pareto.png.partial"
         self.figure().savefig(partial, format="png", dpi=90)
@@ -342,9 +341,10 @@ def tune(
             stopped = "interrupt"
         halving.bar.close()
     settings = {
-        "model": describe_model(model),
+        "model": describe_model(model) | {"name": Path(model.config.name_or_path).name},
         "task": task.describe(),
-        "samples": {"calibration": len(calibration.samples), "confirmation": len(confirmation.samples)},
+        "calibration": [sample.index for sample in calibration.samples],
+        "confirmation": [sample.index for sample in confirmation.samples],
         "max_accuracy_loss": max_accuracy_loss,
         "min_token_agreement": min_token_agreement,
         "space": SEARCH_SPACE if space is None else space,
