@@ -73,18 +73,19 @@ def tune(
 ) -> None:
     """Find the fastest settings for this machine that keep within an accuracy budget."""
     from .. import bundled_checkpoint
-    from .candidates import parse_space
-    from .journal import check_writable
-    from .tuning import check_save
-    from .tuning import tune as search_settings
 
     try:
+        from .candidates import parse_space
+        from .journal import check_writable
+        from .tuning import check_save
+        from .tuning import tune as search_settings
+
         space = None if search is None else parse_space(search)
         if save is not None:
             check_save(save, model or bundled_checkpoint())
         if output is not None:
             check_writable(output)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         raise fail(str(error)) from error
     task = chosen_task(dataset, config, split, count, prompt_template, reference_column, answer_pattern)
     network, tokenizer = load_on_device(model, dtype, device_map)
