@@ -2,8 +2,10 @@
 
 import json
 from itertools import count
+from pathlib import Path
 
 import pytest
+from conftest import FAMILIES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -19,7 +21,7 @@ from hf_diffusion_forcing.evaluation.candidates import (
 from hf_diffusion_forcing.evaluation.halving import Budget, Halving, Measurement, Trial, plan_rungs
 from hf_diffusion_forcing.evaluation.samplers import parse_sampler
 from hf_diffusion_forcing.evaluation.task import Sample, Task
-from hf_diffusion_forcing.evaluation.tuning import tune
+from hf_diffusion_forcing.evaluation.tuning import trials_for, tune
 from hf_diffusion_forcing.generation.output import DiffusionForcingOutput
 
 BASELINE = {"sampler": "autoregressive"}
@@ -131,16 +133,15 @@ def test_candidates_stand_beside_the_baseline_batch_by_batch():
     candidates = trials(1, 2)
     speeds = speeds_of(candidates, 3, 2)
     steady = made_up(speeds)
-    slower = count(1)
+    loads = count(1)
 
     def measure(samples, kwargs):
+        """Every batch finds the machine busier than the one before."""
+        measure.load = next(loads) if kwargs == BASELINE else measure.load
         run = steady(samples, kwargs)
-        load = next(slower) // 3 + 1 if kwargs != BASELINE else None
-        measure.load = load or measure.load
-        return run | {"seconds": run["seconds"] * (1 + measure.load)}
+        return run | {"seconds": run["seconds"] * measure.load}
 
-    measure.load = 1
-    halving = Halving(candidates, TASK, steady, BASELINE, Budget(), batch_size=4)
+    halving = Halving(candidates, TASK, measure, BASELINE, Budget(), batch_size=4)
     halving.search()
     names = [name for name, _ in steady.seen]
     assert names == ["autoregressive", candidates[0].name, candidates[1].name] * 12
@@ -310,10 +311,6 @@ def test_a_wrong_space_says_what_is_wrong(space, message):
 
 
 def test_a_model_without_injected_embedding_has_other_candidates():
-    from conftest import FAMILIES
-
-    from hf_diffusion_forcing.evaluation.tuning import trials_for
-
     ouro = AutoModelForCausalLM.from_pretrained(FAMILIES["ouro"])
     candidates, presets = trials_for(ouro, None, 8, 0, {}, {"max_new_tokens": 4})
     assert {trial.kwargs["sampler"] for trial in candidates} == {"speculative_wavefront"}
@@ -418,12 +415,12 @@ def test_the_command(tmp_path):
         (["--dataset", "python-source"], "has no references"),
         (["--save", "README.md"], "is a file"),
         (["--save", "tests"], "not empty"),
+        (["--save", "README.md/tuned"], "cannot be written"),
+        (["--output", "README.md/record"], "cannot be written"),
         (["--max-new-tokens", "5000"], "context of 4096"),
     ],
 )
 def test_wrong_arguments_say_what_to_do(arguments, message, monkeypatch):
-    from pathlib import Path
-
     monkeypatch.chdir(Path(__file__).parent.parent)
     monkeypatch.setattr("hf_diffusion_forcing.evaluation.tuning.run_batch", None)  # nothing is decoded before
     result = command(*arguments)

@@ -76,6 +76,7 @@ def tune(
 
     try:
         from .candidates import parse_space
+        from .evaluator import process_state
         from .journal import check_writable
         from .tuning import check_save
         from .tuning import tune as search_settings
@@ -87,6 +88,8 @@ def tune(
             check_writable(output)
     except (ValueError, TypeError, ImportError) as error:
         raise fail(str(error)) from error
+    if process_state().num_processes > 1:
+        raise fail("tune times one process on one machine: start it without accelerate launch or torchrun.")
     task = chosen_task(dataset, config, split, count, prompt_template, reference_column, answer_pattern)
     network, tokenizer = load_on_device(model, dtype, device_map)
     stops = {"stop_strings": [text.replace("\\n", "\n") for text in stop]} if stop else {}
