@@ -9,7 +9,7 @@ from conftest import FAMILIES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from hf_diffusion_forcing import bundled_checkpoint
+from hf_diffusion_forcing import DiffusionForcingConfig, bundled_checkpoint
 from hf_diffusion_forcing.cli import app
 from hf_diffusion_forcing.evaluation.candidates import (
     SEARCH_SPACE,
@@ -273,8 +273,11 @@ def test_candidates_are_different_and_begin_with_the_first():
     assert {kwargs["sampler"] for kwargs in chosen} == set(SEARCH_SPACE)
     assert chosen == choose_candidates(SEARCH_SPACE, 40, 0, spelling, presets)
     assert chosen != choose_candidates(SEARCH_SPACE, 40, 1, spelling, presets)
+    many = choose_candidates(SEARCH_SPACE, 400, 0, spelling)
+    default = DiffusionForcingConfig().to_dict()
     for name, values in SEARCH_SPACE["diffusion_forcing"].items():
-        assert {kwargs.get(name) for kwargs in choose_candidates(SEARCH_SPACE, 400, 0, spelling)} >= set(values)
+        drawn = [kwargs for kwargs in many if kwargs["sampler"] == "diffusion_forcing"]
+        assert {kwargs.get(name, default[name]) for kwargs in drawn} >= set(values)
 
 
 def test_a_small_space_is_tried_as_a_whole():

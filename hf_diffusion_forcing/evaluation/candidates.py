@@ -124,11 +124,11 @@ def choose_candidates(
 
 def points(sampler: str, settings: dict[str, Any], rng: random.Random) -> list[Iterator[dict[str, Any]]]:
     """The points of a sampler's grid in random order, and random points of its whole space."""
-    names = list(settings)
+    names, default = list(settings), sampler_config_class(sampler)().to_dict()
 
     def keywords(values) -> dict[str, Any]:
-        # None is a sampler's own default, which needs no saying.
-        return {"sampler": sampler, **{n: v for n, v in zip(names, values, strict=True) if v is not None}}
+        # A sampler's own default needs no saying.
+        return {"sampler": sampler, **{n: v for n, v in zip(names, values, strict=True) if v != default[n]}}
 
     grid = [
         keywords([*corner, *(settings[name][0] for name in names[2:])])

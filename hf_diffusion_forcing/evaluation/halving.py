@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ class Measurement:
         samples: their indices in the task.
         right, base_right: per sample, whether its output was right; empty for a task without references.
         equal_tokens, base_tokens: over all samples, tokens at the same place as in autoregression's text, and those.
-        tokens, seconds, core_passes: over all samples.
+        tokens, seconds, core_passes: over all samples; `base_seconds` are autoregression's.
         speedups: per batch, tokens a second over autoregression's.
     """
 
@@ -40,6 +39,7 @@ class Measurement:
     base_tokens: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    base_seconds: float = 0.0
     core_passes: int = 0
     speedups: list[float] = field(default_factory=list)
 
@@ -55,13 +55,14 @@ class Measurement:
         self.base_tokens += base_count
         self.tokens += count
         self.seconds += run["seconds"]
+        self.base_seconds += base["seconds"]
         self.core_passes += run["core_passes"]
         self.speedups.append(count / run["seconds"] * base["seconds"] / base_count)
 
     @property
     def speedup(self) -> float:
-        """The median over the batches."""
-        return statistics.median(self.speedups)
+        """Tokens a second over autoregression's, on all samples."""
+        return self.tokens_per_second / (self.base_tokens / self.base_seconds)
 
     @property
     def tokens_per_second(self) -> float:

@@ -107,7 +107,7 @@ class TuningResult:
             "",
             f"Candidates by samples: {halved}, of {len(settings['calibration'])} calibration samples. The table is of "
             f"{len(settings['confirmation'])} other samples. Speed is against autoregression at r = "
-            f"{settings['num_steps']} beside each batch, the median; batches of {settings['batch_size']}, at most "
+            f"{settings['num_steps']} beside each batch (and its range over batches); batches of {settings['batch_size']}, at most "
             f"{settings['max_new_tokens']} new tokens, {settings['model']['dtype']}. Budget: "
             f"{settings['max_accuracy_loss']:g} points of accuracy, at least {settings['min_token_agreement']:.1%} "
             f"equal tokens. Measured by `hf-diffusion-forcing tune` on {settings['machine']}; {known}; "
@@ -159,6 +159,7 @@ class TuningResult:
             axes.scatter([chosen.speedup], [quality(chosen)], marker="*", s=160, color="tab:red", label="chosen")
         judged = any(m.accuracy is not None for m in searched)
         axes.set(xlabel="tokens a second over autoregression's", ylabel="right, %" if judged else "equal tokens, %")
+        axes.margins(0.1, 0.2)
         axes.legend(fontsize=8)
         figure.tight_layout()
         return figure
