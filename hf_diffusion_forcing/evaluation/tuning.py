@@ -108,8 +108,8 @@ class TuningResult:
             f"Candidates by samples: {halved}, of {len(settings['calibration'])} calibration samples. The table is of "
             f"{len(settings['confirmation'])} other samples. Speed is against autoregression at r = "
             f"{settings['num_steps']} beside each batch (in parentheses its range over the batches); batches of "
-            f"{settings['batch_size']}, at most {settings['max_new_tokens']} new tokens, {settings['model']['dtype']}. Budget: "
-            f"{settings['max_accuracy_loss']:g} points of accuracy, at least {settings['min_token_agreement']:.1%} "
+            f"{settings['batch_size']}, at most {settings['max_new_tokens']} new tokens, "
+            f"{settings['model']['dtype']}. Budget: {settings['max_accuracy_loss']:g} points of accuracy, at least {settings['min_token_agreement']:.1%} "
             f"equal tokens. Measured by `hf-diffusion-forcing tune` on {settings['machine']}; {known}; "
             f"{settings['date']}; {settings['seconds']:.0f} seconds"
             f"{f', stopped by {self.stopped}' if self.stopped else ''}.",
