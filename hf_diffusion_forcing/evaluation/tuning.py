@@ -109,9 +109,9 @@ class TuningResult:
             f"{len(settings['confirmation'])} other samples. Speed is against autoregression at r = "
             f"{settings['num_steps']} beside each batch (in parentheses its range over the batches); batches of "
             f"{settings['batch_size']}, at most {settings['max_new_tokens']} new tokens, "
-            f"{settings['model']['dtype']}. Budget: {settings['max_accuracy_loss']:g} points of accuracy, at least {settings['min_token_agreement']:.1%} "
-            f"equal tokens. Measured by `hf-diffusion-forcing tune` on {settings['machine']}; {known}; "
-            f"{settings['date']}; {settings['seconds']:.0f} seconds"
+            f"{settings['model']['dtype']}. Budget: {settings['max_accuracy_loss']:g} points of accuracy, at least "
+            f"{settings['min_token_agreement']:.1%} equal tokens. Measured by `hf-diffusion-forcing tune` on "
+            f"{settings['machine']}; {known}; {settings['date']}; {settings['seconds']:.0f} seconds"
             f"{f', stopped by {self.stopped}' if self.stopped else ''}.",
         ]
         return "\n".join(lines) + "\n"
