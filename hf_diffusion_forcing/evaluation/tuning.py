@@ -149,9 +149,11 @@ class TuningResult:
                     axes.annotate(
                         trial.preset,
                         (trial.confirmation.speedup, quality(trial.confirmation)),
-                        xytext=(0, -12),
+                        xytext=(3, -6),
                         textcoords="offset points",
-                        ha="center",
+                        rotation=45,
+                        ha="right",
+                        va="top",
                         fontsize=8,
                     )
         if self.best is not None:
@@ -159,7 +161,8 @@ class TuningResult:
             axes.scatter([chosen.speedup], [quality(chosen)], marker="*", s=160, color="tab:red", label="chosen")
         judged = any(m.accuracy is not None for m in searched)
         axes.set(xlabel="tokens a second over autoregression's", ylabel="right, %" if judged else "equal tokens, %")
-        axes.margins(0.1, 0.2)
+        lowest = min((quality(m) for m in searched + [trial.confirmation for trial in confirmed]), default=100)
+        axes.set_ylim(max(lowest - 8, 0), 102)
         axes.legend(fontsize=8)
         figure.tight_layout()
         return figure
