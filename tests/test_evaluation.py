@@ -175,6 +175,36 @@ def test_two_processes_killed_and_resumed(model, mental, measured, tmp_path):
     assert alone.samples == measured.samples and counts(alone) == counts(measured)
 
 
+SHARDED = """
+import json, sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.distributed import DistributedConfig
+from hf_diffusion_forcing import RavenForCausalLM, bundled_checkpoint
+from hf_diffusion_forcing.evaluation.evaluator import evaluate_samplers
+from hf_diffusion_forcing.evaluation.task import Task
+
+RavenForCausalLM._tp_plan = {}
+model = AutoModelForCausalLM.from_pretrained(bundled_checkpoint(), distributed_config=DistributedConfig(tp_plan="auto"))
+assert model.tp_size == 2
+tokenizer = AutoTokenizer.from_pretrained(bundled_checkpoint(), padding_side="left")
+task, (output, samplers, arguments) = Task.from_problems("mental", 7), map(json.loads, sys.argv[1:])
+evaluate_samplers(model.eval(), tokenizer, task, samplers, output=output, **arguments)
+"""
+
+
+@pytest.mark.slow
+def test_a_model_split_over_two_processes(measured, tmp_path):
+    """Its processes decode every batch together: one journal, and the texts of a whole model."""
+    (tmp_path / "sharded.py").write_text(SHARDED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(tmp_path / "sharded.py"), *map(json.dumps, (str(tmp_path / "run"), SAMPLERS, ARGUMENTS))]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert result.returncode == 0, result.stderr
+    assert [path.name for path in (tmp_path / "run").glob("journal-*")] == ["journal-0.jsonl"]
+    lines = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == json.loads(json.dumps(measured.samples))
+
+
 def test_prompts_without_references(model):
     task = Task("prompts", [Sample("Q: Start at 3 + 2. Last digit?\nA:", None, 0)])
     result = evaluate_samplers(*model, task, {"plain": {"sampler": "autoregressive"}}, max_new_tokens=4, progress=False)
