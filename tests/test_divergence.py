@@ -59,8 +59,10 @@ def test_the_divergences_are_the_first_tokens_that_differ(source, outputs, compa
     parted = {index: place for index, place in enumerate(places) if place is not None}
     assert len(parted) > 0 and {each.index: each.position for each in compared.divergences} == parted
     seen = [len(ids) if place is None else place + 1 for ids, place in zip(expected, places, strict=True)]
-    assert len(compared.tokens) == sum(seen) == sum(count for count, _ in compared.by_kind.values())
+    assert len(compared.tokens) == sum(seen)
     assert sum(token.differs for token in compared.tokens) == len(parted)
+    for classes in (compared.by_kind, compared.by_margin):
+        assert [sum(counts) for counts in zip(*classes.values(), strict=True)] == [sum(seen), len(parted)]
     for each in compared.divergences:
         tokenizer = source[1]
         assert each.found == tokenizer.decode(found[each.index][each.position])

@@ -225,6 +225,23 @@ def test_streaming_and_a_conversation(huginn_mini, prompts):
     check_laws(second, ids.shape[1])
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_trace_waits_for_the_device_no_more_often(tiny, monkeypatch, sampler):
+    """Exit values come to the host with what a tick reads anyway."""
+    calls = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: calls.append(tensor.dtype) or tolist(tensor))
+    counts = []
+    for return_trace in (False, True):
+        calls.clear()
+        call = SAMPLERS[sampler] | TRACED | {"return_trace": return_trace}
+        trace = tiny.generate(**left_pad(ROWS), sampler=sampler, seed=3, max_new_tokens=8, **call).trace
+        # Those in float32 read a tensor that is on the host.
+        counts.append(len(calls) - calls.count(torch.float32))
+    assert counts[0] == counts[1] > 7
+    assert calls.count(torch.float32) == (len(trace.waves) if trace.criterion else 0)
+
+
 def test_no_trace_unless_asked(tiny):
     output = tiny.generate(torch.tensor([[1, 2]]), sampler="diffusion_forcing", return_dict_in_generate=True)
     assert output.trace is None

@@ -107,9 +107,10 @@ def report(
         "tokens a tick": f"{stats.tokens_per_forward:.2f}",
         "recurrences a token": f"{stats.recurrences_per_token:.1f} (budget {trace.budget})",
     }
-    machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    if network.device.type != "cpu":
-        machine = str(network.device)
+    machine = str(network.device)
+    if network.device.type == "cpu":
+        threads = torch.get_num_threads()
+        machine = f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
     dtype = str(network.dtype).removeprefix("torch.")
     measured = f"Means of {REPEATS} calls, interleaved, on {machine}, {dtype}, {date.today().isoformat()}."
     page = Report(

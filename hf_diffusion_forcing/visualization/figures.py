@@ -87,9 +87,9 @@ def plot_wavefront(
     cell = min(CELL, LARGEST / (end - first), LARGEST / ticks)
     figure = Figure(figsize=(max(cell * (end - first), 3) + 1.8, max(cell * ticks, 2) + 1.5), layout="constrained")
     axes = figure.add_subplot()
-    shapes = PatchCollection(cells, cmap=SETTLED_IS_DARK if by_value else f"{SETTLED_IS_DARK}_r")
+    colormap = colormaps[SETTLED_IS_DARK if by_value else f"{SETTLED_IS_DARK}_r"]
+    shapes = PatchCollection(cells, cmap=colormap.with_extremes(bad="0.85"))
     shapes.set(edgecolor="white", linewidth=2.5 * cell, rasterized=len(cells) > VECTOR_CELLS)
-    shapes.cmap.set_bad("0.85")
     values = torch.tensor(colours)
     shapes.set_array(values.numpy())
     shown = values[values.isfinite()]
@@ -298,8 +298,9 @@ def plot_latents(trace: Trace, row: int = 0, positions: Sequence[int] | None = N
 
 
 def _shown(text: str) -> str:
-    """A token's text on one short line; white space alone is made visible."""
+    """A token's text on one short line; white space alone is made visible, and so is what no font has a sign for."""
     text = (text.strip() or text.replace(" ", "\u2423")).replace("\n", "\\n").replace("\t", "\\t")
+    text = "".join(character if character.isprintable() else "\ufffd" for character in text)
     return text if len(text) <= 16 else text[:15] + "\u2026"
 
 
