@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
+import hf_diffusion_forcing.evaluation
 from hf_diffusion_forcing.cli import app
 from hf_diffusion_forcing.evaluation.evaluator import evaluate_samplers
 from hf_diffusion_forcing.evaluation.journal import Journal
@@ -175,6 +176,36 @@ def test_two_processes_killed_and_resumed(model, mental, measured, tmp_path):
     assert alone.samples == measured.samples and counts(alone) == counts(measured)
 
 
+SHARDED = """
+import json, sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.distributed import DistributedConfig
+from hf_diffusion_forcing import RavenForCausalLM, bundled_checkpoint
+from hf_diffusion_forcing.evaluation.evaluator import evaluate_samplers
+from hf_diffusion_forcing.evaluation.task import Task
+
+RavenForCausalLM._tp_plan = {}
+model = AutoModelForCausalLM.from_pretrained(bundled_checkpoint(), distributed_config=DistributedConfig(tp_plan="auto"))
+assert model.tp_size == 2
+tokenizer = AutoTokenizer.from_pretrained(bundled_checkpoint(), padding_side="left")
+task, (output, samplers, arguments) = Task.from_problems("mental", 7), map(json.loads, sys.argv[1:])
+evaluate_samplers(model.eval(), tokenizer, task, samplers, output=output, **arguments)
+"""
+
+
+@pytest.mark.slow
+def test_a_model_split_over_two_processes(measured, tmp_path):
+    """Its processes decode every batch together: one journal, and the texts of a whole model."""
+    (tmp_path / "sharded.py").write_text(SHARDED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(tmp_path / "sharded.py"), *map(json.dumps, (str(tmp_path / "run"), SAMPLERS, ARGUMENTS))]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert result.returncode == 0, result.stderr
+    assert [path.name for path in (tmp_path / "run").glob("journal-*")] == ["journal-0.jsonl"]
+    lines = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == json.loads(json.dumps(measured.samples))
+
+
 def test_prompts_without_references(model):
     task = Task("prompts", [Sample("Q: Start at 3 + 2. Last digit?\nA:", None, 0)])
     result = evaluate_samplers(*model, task, {"plain": {"sampler": "autoregressive"}}, max_new_tokens=4, progress=False)
@@ -196,6 +227,19 @@ def test_an_output_ends_at_a_stop(model):
     for name in SAMPLERS[:2]:
         for long, short in zip(whole.outputs(name, "texts"), cut.outputs(name, "texts"), strict=True):
             assert short.endswith(" with") and long.startswith(short)
+
+
+def test_the_extra_is_asked_for_by_name(monkeypatch, model, mental):
+    """And the package itself does without it."""
+    lean = (
+        "import sys; sys.modules.update(datasets=None, evaluate=None, rapidfuzz=None); import hf_diffusion_forcing.cli"
+    )
+    assert subprocess.run([sys.executable, "-c", lean], capture_output=True, timeout=120).returncode == 0
+    monkeypatch.setitem(sys.modules, "rapidfuzz.distance", None)
+    monkeypatch.delitem(sys.modules, "hf_diffusion_forcing.evaluation.metrics")
+    monkeypatch.delattr(hf_diffusion_forcing.evaluation, "metrics")
+    with pytest.raises(ImportError, match=r"hf-diffusion-forcing\[eval\]"):
+        evaluate_samplers(*model, mental, SAMPLERS, **ARGUMENTS)
 
 
 def test_metrics():

@@ -25,8 +25,10 @@ from .samplers import parse_sampler
 from .task import Task
 
 KINDS = ("digit", "word", "punctuation", "whitespace", "end of text")
-CONTEXT, AFTER = 60, 24
+CONTEXT, AFTER = 60, 14
 """Characters of the text before a divergence, and tokens after it, that are kept."""
+MARGINS = (0.01, 0.03, 0.1, 0.3, 1.0, math.inf)
+"""Upper ends of the classes that tokens are sorted into by their margin, in nats."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,13 @@ class Comparison:
         differ = Counter(token.kind for token in self.tokens if token.differs)
         return {kind: (seen[kind], differ[kind]) for kind in KINDS if seen[kind]}
 
+    @cached_property
+    def by_margin(self) -> dict[float, tuple[int, int]]:
+        """The same per class of margins, by its upper end: how often so close a choice came out otherwise."""
+        classes = [(next(end for end in MARGINS if token.margin < end), token.differs) for token in self.tokens]
+        seen, differ = Counter(end for end, _ in classes), Counter(end for end, differs in classes if differs)
+        return {end: (seen[end], differ[end]) for end in MARGINS if seen[end]}
+
     def values(self, name: str, differs: bool) -> list[float]:
         """All known values of a field of `TokenRecord`, sorted, of the tokens that differ or of the others."""
         chosen = (getattr(token, name) for token in self.tokens if token.differs == differs)
@@ -122,6 +131,10 @@ class Comparison:
             "diverged": len(self.divergences),
             "tokens": len(self.tokens),
             "by_kind": {kind: {"tokens": seen, "differ": differ} for kind, (seen, differ) in self.by_kind.items()},
+            "by_margin": [
+                {"below": end if math.isfinite(end) else None, "tokens": seen, "differ": differ}
+                for end, (seen, differ) in self.by_margin.items()
+            ],
             "right": [list(pair) for pair in self.right],
             "cuts": {
                 name: {
@@ -150,8 +163,7 @@ class Comparison:
             lost, gained = both[True, False], both[False, True]
             lines += [
                 f"Answers: {both[True, True]} right with both, {lost} with the baseline alone, {gained} with the other "
-                f"alone, {both[False, False]} with neither. Of the {parted} texts that part "
-                f"{sum(d.expected_right == d.found_right for d in self.divergences)} are as right or wrong as before.",
+                f"alone, {both[False, False]} with neither.",
                 "",
             ]
         rows = [
@@ -160,6 +172,11 @@ class Comparison:
         ]
         lines += table(["the baseline's token", "tokens until the texts part", "first to differ", "rate"], rows)
         if self.divergences:
+            rows = [
+                [f"below {end:g}" if math.isfinite(end) else "above", str(seen), str(differ), share(differ, seen)]
+                for end, (seen, differ) in self.by_margin.items()
+            ]
+            lines += ["", *table(["margin at full depth (nats)", "tokens", "first to differ", "share"], rows)]
             lines += ["", *self.measures()]
             ranks = Counter(divergence.rank for divergence in self.divergences)
             lines += [
@@ -397,6 +414,10 @@ def cuts(values: list[float]) -> list[float] | None:
 
 def rate(count: int, events: int) -> str:
     return f"{math.floor(count / events + 0.5):,}" if events else f"more than {count:,}"
+
+
+def share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.2g} %"
 
 
 def code(text: str) -> str:

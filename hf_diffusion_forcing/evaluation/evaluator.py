@@ -13,6 +13,7 @@ import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from ..validation import check_integer
@@ -217,6 +218,8 @@ def describe_model(model) -> dict[str, Any]:
     """
     digest = hashlib.sha256()
     for name, weights in model.named_parameters():
+        if isinstance(weights, DTensor):
+            weights = weights.full_tensor()  # its processes must agree on what the model is
         few = [] if weights.device.type == "meta" else weights.detach().flatten()[:16].float().tolist()
         digest.update(repr((name, tuple(weights.shape), few)).encode())
     return {
