@@ -184,7 +184,7 @@ def draw_width(num_steps: int = 32) -> Figure:
             axes.plot(balances, speedups, dash, color=colour, label=f"r' = {inner}")
         axes.axhline(1, color=BLACK, linewidth=0.6)
         log_axis(axes)
-        axes.set_xlabel("I, positions computed while a layer is read")
+        axes.set_xlabel("I (positions)")
         axes.set_ylabel("speedup over autoregression")
         axes.set_ylim(0, 17.5)
         axes.set_title(f"A token needs d = {recurrences} recurrences", fontsize=10, loc="left")

@@ -24,6 +24,7 @@ ELSEWHERE = {
 """Files outside docs/ that are part of the site, by their place in the repository, and their place in the site."""
 
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)#\s]+)")
+PRIME = re.compile(r"<msup>(<mi>\w)</mi><mi>&#x02032;</mi></msup>")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
 
 
@@ -60,6 +61,8 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
 
     def mathml(formula: re.Match) -> str:
         tex = html.unescape(formula[2])
-        return convert(tex[2:-2], display="block" if formula[1] == "div" else "inline")
+        drawn = convert(tex[2:-2], display="block" if formula[1] == "div" else "inline")
+        # As a superscript, a prime is small twice.
+        return PRIME.sub(r"\1&#x02032;</mi>", drawn)
 
     return FORMULA.sub(mathml, content)
