@@ -41,8 +41,8 @@ def preset(name: str, sampler: str, model_type: str | None = None, num_steps: in
         name: "quality", "balanced", "fast" or "lossless".
         sampler: whose settings.
         model_type: of the model's config.
-        num_steps: the budget of a token, where it is known. Depths of the preset that do not fit it are left to the
-            sampler's defaults: presets were measured on deep models, and a family also has shallow ones.
+        num_steps: the budget of a token, where it is known. An inner recurrence beyond it is left to the sampler's
+            default: presets were measured on deep models, and a family also has shallow ones.
 
     Raises:
         ValueError: an unknown preset, or another sampler than the preset's.
@@ -54,11 +54,6 @@ def preset(name: str, sampler: str, model_type: str | None = None, num_steps: in
             f"sampler={own!r}."
         )
     settings = dict(PRESETS.get(model_type, PRESETS["huginn_raven"])[name])
-    if isinstance(num_steps, int) and num_steps > 0:
-        unfit = {
-            "inner_recurrence": lambda depth: depth > num_steps,
-            "draft_depth": lambda depth: depth >= num_steps or num_steps % depth,
-            "second_draft_depth": lambda depth: depth >= num_steps,
-        }
-        settings = {key: value for key, value in settings.items() if key not in unfit or not unfit[key](value)}
+    if isinstance(num_steps, int) and settings.get("inner_recurrence", 0) > num_steps:
+        del settings["inner_recurrence"]
     return settings

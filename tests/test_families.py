@@ -29,16 +29,12 @@ SAMPLERS = {
     "speculative_wavefront": {"sampler": "speculative_wavefront"},
     "speculative_wavefront twice": {"sampler": "speculative_wavefront", "draft_depth": 1, "second_draft_depth": 2},
 }
+INJECTED = tuple(name for name in FAMILIES if name != "ouro")
+"""Families with an injected embedding; `test_diffusion_forcing_is_refused` sees to the other."""
+CASES = [(each, name) for each in FAMILIES for name in SAMPLERS if each in INJECTED or "diffusion" not in name]
+every_case = pytest.mark.parametrize(("family", "name"), CASES, indirect=["family"])
 ROWS = [[55, 2, 103, 95, 53], [61, 88], [37, 19, 7, 120, 69, 125, 106, 81], [14]]
 SEEDED = {"seed": 3, "max_new_tokens": 12, "num_steps": 4}
-
-
-def settings_for(model, name):
-    """A sampler's settings; skips what the model refuses (`test_diffusion_forcing_is_refused` sees that it does)."""
-    if name.startswith("diffusion_forcing") and not model.has_injected_embedding:
-        pytest.skip("no injected embedding")
-    # Plain decoding has no seed for its choice of tokens, and takes none for the others.
-    return SAMPLERS[name]
 
 
 def load(name):
@@ -120,12 +116,14 @@ def test_law_2_one_position_at_a_time_is_autoregression(family, kv_sharing, do_s
     assert family.generate(**left_pad(ROWS), **one, **common).tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("do_sample", [False, True])
-@pytest.mark.parametrize("name", SAMPLERS)
+# Plain sampling draws from torch's generator, one stream for the batch.
+@pytest.mark.parametrize(
+    ("family", "name", "do_sample"),
+    [(*case, do_sample) for case in CASES for do_sample in (False, True) if not (do_sample and case[1] == "plain")],
+    indirect=["family"],
+)
 def test_law_3_rows_do_not_depend_on_their_batch(family, name, do_sample):
-    if name == "plain" and do_sample:
-        pytest.skip("plain sampling draws from torch's generator, one stream for the batch")
-    common = SEEDED | settings_for(family, name) | {"do_sample": do_sample}
+    common = SEEDED | SAMPLERS[name] | {"do_sample": do_sample}
     inputs = left_pad(ROWS)
     together = new_tokens(family.generate(**inputs, **common | {"seed": [3, 4, 5, 6]}), inputs["input_ids"].shape[1])
     for row, prompt in enumerate(ROWS):
@@ -133,9 +131,9 @@ def test_law_3_rows_do_not_depend_on_their_batch(family, name, do_sample):
         assert together[row] == new_tokens(alone, len(prompt))[0]
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@every_case
 def test_law_4_left_padding_changes_nothing(family, name):
-    common = SEEDED | settings_for(family, name)
+    common = SEEDED | SAMPLERS[name]
     prompt = ROWS[2]
     padded = {
         "input_ids": torch.tensor([[9] * 7 + prompt]),
@@ -167,9 +165,8 @@ def test_law_5_draft_depth_auto_and_the_preset(family):
 
 
 @pytest.mark.parametrize("preset", ["quality", "balanced", "fast"])
+@pytest.mark.parametrize("family", INJECTED, indirect=True)
 def test_presets_fit_every_depth(family, preset):
-    if not family.has_injected_embedding:
-        pytest.skip("no injected embedding")
     for num_steps in (1, 2, 4, None):
         settings = {"sampler_preset": preset, "num_steps": num_steps, "seed": 0, "max_new_tokens": 3}
         settings = {name: value for name, value in settings.items() if value is not None}
@@ -182,10 +179,10 @@ def test_diffusion_forcing_is_refused_without_an_injected_embedding(ouro, settin
         ouro.generate(torch.tensor(ROWS[:1]), max_new_tokens=3, **settings)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@every_case
 def test_law_6_every_call_ends(family, name):
     """Core weights that are NaN: nothing ever converges, and the budget ends every position."""
-    common = SEEDED | settings_for(family, name)
+    common = SEEDED | SAMPLERS[name]
     broken = copy.deepcopy(family)
     with torch.no_grad():
         for parameter, tensor in broken.named_parameters():
@@ -200,10 +197,11 @@ def test_law_6_every_call_ends(family, name):
 # --- laws 7 to 9 ---
 
 
-@pytest.mark.parametrize("sampler", ["diffusion_forcing", "adaptive", "speculative_wavefront", "autoregressive"])
+STORED = ("diffusion_forcing", "adaptive", "speculative_wavefront", "autoregressive")
+
+
+@pytest.mark.parametrize(("family", "sampler"), [c for c in CASES if c[1] in STORED], indirect=["family"])
 def test_law_7_save_load_generate(family, sampler, tmp_path):
-    if sampler == "diffusion_forcing" and not family.has_injected_embedding:
-        pytest.skip("no injected embedding")
     settings = {"num_steps": 4, "seed": 5}
     flagged = family.generate(torch.tensor(ROWS[:1]), max_new_tokens=12, sampler=sampler, **settings)
     stored = copy.deepcopy(family)
@@ -226,9 +224,9 @@ def test_saved_tensors_are_the_loaded_ones(family, tmp_path):
         assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@every_case
 def test_law_8_lengths_and_ends_are_exact(family, name):
-    common = SEEDED | settings_for(family, name) | {"do_sample": name != "plain", "pad_token_id": 0}
+    common = SEEDED | SAMPLERS[name] | {"do_sample": name != "plain", "pad_token_id": 0}
     inputs = left_pad(ROWS)
     width = inputs["input_ids"].shape[1]
     texts = new_tokens(family.generate(**inputs, **common), width)

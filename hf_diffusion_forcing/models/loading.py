@@ -90,10 +90,19 @@ def check_loaded(info: dict[str, Any], mismatched_allowed: bool) -> None:
 
 
 class CheckedLoading:
-    """`from_pretrained` that refuses checkpoints with missing, left-over or misshapen tensors.
+    """`from_pretrained` that refuses checkpoints with missing, left-over or misshapen tensors, and corrects what was
+    published with stale special-token ids.
 
-    transformers would make them up at random, with a warning. Stands before `PreTrainedModel` among the bases.
+    transformers would make such tensors up at random, with a warning. Stands before `PreTrainedModel` among the bases.
     """
+
+    def correct_special_tokens(self, path: str | os.PathLike | None, keywords: dict[str, Any]) -> None:
+        """A family's own step after loading.
+
+        Args:
+            path: folder or Hub id.
+            keywords: those of `from_pretrained`.
+        """
 
     @classmethod
     def from_pretrained(
@@ -113,6 +122,7 @@ class CheckedLoading:
             ignore_mismatched_sizes=ignore_mismatched_sizes or not output_loading_info,
             **kwargs,
         )
+        model.correct_special_tokens(pretrained_model_name_or_path, kwargs)
         if output_loading_info:
             return model, info
         if model.base_model is model:  # the parts without the head, from a checkpoint of both

@@ -6,7 +6,12 @@ import json
 import os
 from typing import Any
 
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
 from .loading import checkpoint_file
+
+logger = logging.get_logger(__name__)
 
 SPECIAL = ("bos_token", "eos_token", "pad_token")
 
@@ -41,3 +46,20 @@ def tokenizer_ids(
         text = config.get(name)
         texts[f"{name}_id"] = text.get("content") if isinstance(text, dict) else text
     return {name: ids[text] for name, text in texts.items() if text in ids}
+
+
+def correct_token_id(model: PreTrainedModel, name: str, right: int | list[int], path: str | os.PathLike | None) -> None:
+    """Give a model the special-token id its tokenizer has, and warn that the config's was another.
+
+    A generation config that says something else on purpose keeps it.
+
+    Args:
+        name: "eos_token_id", ...
+        path: where the model came from.
+    """
+    stale = getattr(model.config, name)
+    setattr(model.config, name, right)
+    if model.can_generate() and getattr(model.generation_config, name) in (None, stale):
+        setattr(model.generation_config, name, right)
+    if stale is not None:
+        logger.warning(f"{name}={stale} in the config of {path} is not what its tokenizer has: {name}={right} is used.")

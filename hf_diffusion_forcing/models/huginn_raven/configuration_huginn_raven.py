@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 
 from ...validation import nearest
 from ..rotary import check_rope_type
+from ..sizes import check_heads, check_positive, check_sizes
 from .layout import LAYOUTS
 
 
@@ -125,7 +126,8 @@ class RavenConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict` validation: refuse sizes that cannot make a model."""
-        at_least_one = (
+        check_sizes(
+            self,
             "vocab_size",
             "n_embd",
             "n_heads",
@@ -136,9 +138,7 @@ class RavenConfig(PreTrainedConfig):
             "mean_backprop_depth",
             "block_size",
         )
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        check_positive(self, "rope_base", "norm_eps")
         for name in ("n_layers_in_prelude", "n_layers_in_coda"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 or more.")
@@ -148,8 +148,7 @@ class RavenConfig(PreTrainedConfig):
             raise ValueError(
                 f"padded_vocab_size={self.padded_vocab_size} is smaller than vocab_size={self.vocab_size}."
             )
-        if self.head_dim < 2 or self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even and positive: RoPE rotates pairs of channels.")
+        check_heads(self, "n_heads")
         if self.layout is not None and self.layout not in LAYOUTS:
             raise ValueError(f"layout={self.layout!r} is unknown{nearest(self.layout, tuple(LAYOUTS))}.")
         if self.qk_bias != (self.layout == "huginn"):
@@ -159,11 +158,6 @@ class RavenConfig(PreTrainedConfig):
             )
         if self.qk_bias and self.n_heads != self.num_key_value_heads:
             raise ValueError("qk_bias=True needs num_key_value_heads == n_heads: one tensor holds both biases.")
-        if self.n_heads % self.num_key_value_heads:
-            raise ValueError(f"num_key_value_heads={self.num_key_value_heads} must divide n_heads={self.n_heads}.")
-        for name in ("rope_base", "norm_eps"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be a positive number.")
         for name in ("std", "embed_scale"):
             value = (self.init_values or {}).get(name)
             if not isinstance(value, (int, float)) or not 0 < value < math.inf:

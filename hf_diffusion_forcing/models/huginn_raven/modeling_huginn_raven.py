@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import logging
 
 from ...cache import RecurrentDepthCache
 from ...generation.mixin import RecurrentDepthGenerationMixin
@@ -15,7 +14,7 @@ from ...randomness import STATE, keyed_truncated_normal
 from ..causal_lm import RecurrentDepthForCausalLM
 from ..loading import CheckedLoading, stored_config, tensor_names
 from ..norm import RMSNorm
-from ..special_tokens import tokenizer_ids
+from ..special_tokens import correct_token_id, tokenizer_ids
 from .attention import RavenAttention
 from .configuration_huginn_raven import RavenConfig
 from .huginn_block import HuginnAttention, HuginnBlock
@@ -23,8 +22,6 @@ from .layout import layout_of
 from .llama_block import LlamaBlock
 from .mlp import RavenMLP
 from .olmo_block import OlmoBlock
-
-logger = logging.get_logger(__name__)
 
 BLOCKS = {"huginn": HuginnBlock, "llama": LlamaBlock, "olmo": OlmoBlock}
 
@@ -43,7 +40,7 @@ class RavenPreTrainedModel(CheckedLoading, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
-        """transformers' own, with the layout the tensors have and the tokenizer's ids of special tokens.
+        """transformers' own, with the layout the tensors have.
 
         Raises:
             ValueError: the tensors are those of no layout, or do not fit the config; lists found and expected.
@@ -58,36 +55,21 @@ class RavenPreTrainedModel(CheckedLoading, PreTrainedModel):
                 config.validate_architecture()
             else:
                 kwargs.setdefault("layout", layout)
-        loaded = super().from_pretrained(path, *args, config=config, **kwargs)
-        model = loaded[0] if kwargs.get("output_loading_info") else loaded
-        if model.config.layout != "huginn":
-            model.correct_special_tokens(path, kwargs)
-        return loaded
+        return super().from_pretrained(path, *args, config=config, **kwargs)
 
-    def correct_special_tokens(self, path, keywords: dict) -> None:
+    def correct_special_tokens(self, path, keywords):
         """Take the tokenizer's ids where config.json, as published, carries those of another vocabulary.
 
         The retrofitted checkpoints were published with Huginn's ids. A config.json that names its layout was written
         by this class: what it says is meant.
-
-        Args:
-            path: folder or Hub id.
-            keywords: those of `from_pretrained`.
         """
         stored = stored_config(path, keywords)
-        if stored is None or stored.get("layout") is not None:
+        if self.config.layout == "huginn" or stored is None or stored.get("layout") is not None:
             return
         for name, right in tokenizer_ids(path, keywords).items():
             stale = getattr(self.config, name)
-            if stale == right or (isinstance(stale, list) and right in stale):
-                continue
-            setattr(self.config, name, right)
-            if self.can_generate() and getattr(self.generation_config, name) in (None, stale):
-                setattr(self.generation_config, name, right)
-            if stale is not None:
-                logger.warning(
-                    f"{name}={stale} in the config of {path} is not what its tokenizer has: {name}={right} is used."
-                )
+            if right not in (stale if isinstance(stale, list) else [stale]):
+                correct_token_id(self, name, right, path)
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
         """transformers' own; the padded size of the vocabulary follows."""

@@ -1,11 +1,10 @@
 """Configuration of `ouro` checkpoints (Ouro-1.4B, Ouro-2.6B and their Thinking versions)."""
 
-import math
-
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from ..rotary import check_rope_type
+from ..sizes import check_heads, check_positive, check_sizes
 
 
 @strict
@@ -89,7 +88,8 @@ class OuroConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict` validation: refuse sizes that cannot make a model."""
-        at_least_one = (
+        check_sizes(
+            self,
             "vocab_size",
             "hidden_size",
             "intermediate_size",
@@ -100,18 +100,8 @@ class OuroConfig(PreTrainedConfig):
             "total_ut_steps",
             "mean_backprop_depth",
         )
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_key_value_heads={self.num_key_value_heads} must divide "
-                f"num_attention_heads={self.num_attention_heads}."
-            )
-        if self.head_dim < 2 or self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even and positive: RoPE rotates pairs of channels.")
-        if not 0 < self.rms_norm_eps < math.inf:
-            raise ValueError(f"rms_norm_eps={self.rms_norm_eps} must be a positive number.")
+        check_heads(self, "num_attention_heads")
+        check_positive(self, "rms_norm_eps")
         if not 0 <= self.early_exit_threshold <= 1:
             raise ValueError(f"early_exit_threshold={self.early_exit_threshold} must be between 0 and 1.")
         if self.hidden_act != "silu":

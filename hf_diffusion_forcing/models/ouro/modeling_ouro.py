@@ -2,18 +2,15 @@
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from ...cache import RecurrentDepthCache
 from ...generation.mixin import RecurrentDepthGenerationMixin
 from ..causal_lm import RecurrentDepthForCausalLM
 from ..loading import CheckedLoading, stored_config
 from ..norm import RMSNorm
-from ..special_tokens import tokenizer_ids
+from ..special_tokens import correct_token_id, tokenizer_ids
 from .configuration_ouro import OuroConfig
 from .layer import OuroLayer
-
-logger = logging.get_logger(__name__)
 
 TURN_END = "<|im_end|>"
 """What ends a turn of the ChatML format the models were trained on."""
@@ -29,27 +26,11 @@ class OuroPreTrainedModel(CheckedLoading, PreTrainedModel):
     _supports_sdpa = True
     _can_compile_fullgraph = False
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """transformers' own, with the tokenizer's ids of what ends a text.
-
-        Raises:
-            ValueError: the tensors do not fit the config; lists found and expected.
-        """
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if kwargs.get("output_loading_info") else loaded
-        model.correct_end_tokens(pretrained_model_name_or_path, kwargs)
-        return loaded
-
-    def correct_end_tokens(self, path, keywords: dict) -> None:
+    def correct_special_tokens(self, path, keywords):
         """Let the end of a turn end a text too, where config.json, as published, names another id alone.
 
         The base models were published with eos_token_id 0; their chat format ends a turn with another token. A
         config.json with `mean_backprop_depth` was written by this class: what it says is meant.
-
-        Args:
-            path: folder or Hub id.
-            keywords: those of `from_pretrained`.
         """
         stored = stored_config(path, keywords)
         if stored is None or "mean_backprop_depth" in stored:
@@ -57,15 +38,8 @@ class OuroPreTrainedModel(CheckedLoading, PreTrainedModel):
         ids = tokenizer_ids(path, keywords, (TURN_END,))
         right = sorted({ids[name] for name in ("eos_token_id", TURN_END) if name in ids})
         stale = self.config.eos_token_id
-        if not right or set(right) <= set(stale if isinstance(stale, list) else [stale]):
-            return
-        self.config.eos_token_id = right
-        if self.can_generate() and self.generation_config.eos_token_id in (None, stale):
-            self.generation_config.eos_token_id = right
-        logger.warning(
-            f"eos_token_id={stale} in the config of {path} leaves out what ends a text for its tokenizer: "
-            f"eos_token_id={right} is used."
-        )
+        if not set(right) <= set(stale if isinstance(stale, list) else [stale]):
+            correct_token_id(self, "eos_token_id", right, path)
 
 
 class OuroModel(OuroPreTrainedModel):

@@ -1,0 +1,250 @@
+"""Where a tick's time goes, and what its kernels cost by width: what stands between decoding and the machine's limit.
+
+    python scripts/profile_decoding.py
+
+On the bundled checkpoint, made eight times as wide in memory. Writes docs/benchmarks/profile.json and profile.md.
+"""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import typer
+from timing import Clock
+from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from widen_checkpoint import widen
+
+from hf_diffusion_forcing import bundled_checkpoint, pack_linear_weights, unpack_linear_weights
+from hf_diffusion_forcing.evaluation.problems import problems
+
+DOCS = Path(__file__).parent.parent / "docs" / "benchmarks"
+WIDTHS = (1, 2, 4, 8, 16, 32, 64)
+KEYS = (64, 256, 1024, 4000)
+CASES = {
+    "autoregressive, r = 32": {"sampler": "autoregressive", "max_new_tokens": 8},
+    "fast": {"sampler_preset": "fast", "max_new_tokens": 100},
+    "lossless": {"sampler_preset": "lossless", "max_new_tokens": 100},
+}
+KINDS = {
+    "linear layers": ("linear", "addmm", "aten::mm"),
+    "attention": ("baddbmm", "bmm", "softmax", "scaled_dot_product"),
+    "norms": ("rms_norm", "pow", "mean", "rsqrt", "aten::sum"),
+    "copies, casts, sums": ("copy", "cat", "stack", "index", "mul", "add", "silu", "complex", "polar", "aten::sub"),
+}
+"""By kind, what names of kernels contain; the first kind that fits takes a kernel."""
+
+
+class Profiled(Clock):
+    """Profiles what comes after the first new token."""
+
+    def __init__(self):
+        super().__init__()
+        self.profile = profile(activities=[ProfilerActivity.CPU])
+
+    def put(self, value):
+        super().put(value)
+        if self.puts == 2:
+            self.profile.start()
+            self.began = time.perf_counter()
+
+    def end(self):
+        self.seconds = time.perf_counter() - self.began
+        self.profile.stop()
+
+
+def shares(model, input_ids: torch.Tensor) -> dict[str, dict[str, float]]:
+    """By sampler, the share of decoding time in each kind of kernel; "between kernels" is Python and dispatch."""
+    table = {}
+    for name, settings in CASES.items():
+        model.generate(input_ids, seed=0, **settings | {"max_new_tokens": 4})
+        clock = Profiled()
+        model.generate(input_ids, seed=0, **settings, streamer=clock)
+        events = clock.profile.key_averages()
+        row = dict.fromkeys([*KINDS, "other kernels"], 0.0)
+        for event in events:
+            kind = next((k for k, parts in KINDS.items() if any(p in event.key for p in parts)), "other kernels")
+            row[kind] += event.self_cpu_time_total / 1e6 / clock.seconds
+        ticks = (
+            clock.puts
+            if name.startswith("auto")
+            else model.generate(input_ids, seed=0, **settings, return_dict_in_generate=True).stats.ticks
+        )
+        row["between kernels"] = 1 - sum(row.values())
+        row["kernels a tick"] = sum(event.count for event in events) / ticks
+        table[name] = row
+    return table
+
+
+def median_seconds(calls: dict[str, Callable], repeats: int) -> dict[str, float]:
+    """Medians of calls made in turn, after one of each that warms up."""
+    seconds = {name: [] for name in calls}
+    for _ in range(repeats + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
+
+
+@torch.no_grad()
+def linear_costs(model, repeats: int = 15) -> dict[int, float]:
+    """Milliseconds of all the model's linear layers, by positions."""
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+
+    def call(width):
+        inputs = [layer.weight.new_zeros(1, width, layer.in_features) for layer in layers]
+        return lambda: [layer(x) for layer, x in zip(layers, inputs, strict=True)]
+
+    return {width: 1e3 * s for width, s in median_seconds({w: call(w) for w in WIDTHS}, repeats).items()}
+
+
+@torch.no_grad()
+def attention_costs(heads: int, head_dim: int, repeats: int = 24, layers: int = 8) -> list[dict]:
+    """Milliseconds of one layer's attention by queries and keys: torch's kernel and two plain products.
+
+    Calls go round `layers` caches, as those of a model's layers do, so that keys and values come from memory.
+    """
+    rows = []
+    for keys in KEYS:
+        stored = torch.randn(2, layers, heads, keys, head_dim)
+        low = stored.bfloat16()
+        for width in (1, 4, 16):
+            query, mask = torch.randn(1, heads, width, head_dim), torch.zeros(1, 1, width, keys)
+            turn = iter(range(10**9))
+
+            def plain(query=query, mask=mask, turn=turn, stored=stored, layers=layers):
+                key, value = stored[:, next(turn) % layers]
+                scores = torch.baddbmm(mask[0], query[0], key.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
+                return torch.bmm(scores.softmax(-1), value)
+
+            def kernel(stored=stored, query=query, mask=mask, turn=turn, layers=layers):
+                key, value = stored[:, next(turn) % layers]
+                mask = mask.to(key.dtype)
+                return F.scaled_dot_product_attention(query.to(key.dtype), key[None], value[None], mask)
+
+            def kernel_low(kernel=kernel, low=low):
+                return kernel(stored=low)
+
+            calls = {"plain products": plain, "torch's kernel": kernel, "torch's kernel, bfloat16": kernel_low}
+            milliseconds = {name: 1e3 * s for name, s in median_seconds(calls, repeats).items()}
+            rows.append({"keys": keys, "queries": width, **milliseconds})
+    return rows
+
+
+@torch.no_grad()
+def compiled_costs(model, repeats: int = 15) -> list[dict]:
+    """Milliseconds of the core's layers as they are and under torch.compile, all shapes held constant.
+
+    That is the best case: in life the number of keys grows with every tick. `seconds to compile` is a width's first
+    call.
+    """
+    rows = []
+    for width in (1, 4, 8):
+        cache, prompt = model.new_cache(1, "last", 512), torch.arange(200)[None]
+        cache.place(prompt, start=0)
+        model.embed(torch.zeros_like(prompt), prompt, cache)
+        positions = torch.arange(200, 200 + width)[None]
+        cache.place(positions, start=200)
+        placed = model.placed(positions, cache)
+        x = torch.randn(1, width, model.config.n_embd, dtype=model.dtype)
+
+        def layers(blocks, x=x, cache=cache, placed=placed):
+            return lambda: [block(x, cache, placed, 0) for block in blocks]
+
+        blocks = list(model.transformer.core_block)
+        compiled = layers([torch.compile(block, dynamic=False) for block in blocks])
+        start = time.perf_counter()
+        compiled()
+        first = time.perf_counter() - start
+        seconds = median_seconds({"eager": layers(blocks), "compiled": compiled}, repeats)
+        rows.append({"positions": width, **{n: 1e3 * s for n, s in seconds.items()}, "seconds to compile": first})
+    return rows
+
+
+def table(header: list[str], rows: list[list]) -> list[str]:
+    cells = [[f"{each:.2f}" if isinstance(each, float) else str(each) for each in row] for row in rows]
+    lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
+    return lines + ["| " + " | ".join(row) + " |" for row in cells]
+
+
+def page(record: dict) -> str:
+    """The record as Markdown."""
+    lines = [
+        "# Where a tick's time goes",
+        "",
+        f"The bundled checkpoint 8 times as wide, {record['parameters'] / 1e6:.0f}M parameters, bfloat16; "
+        f"{record['machine']}, {record['date']}; `scripts/profile_decoding.py`. One held-out problem, batch 1.",
+        "",
+        "## Shares of decoding time",
+        "",
+        "By torch.profiler, which itself slows small kernels. *Between kernels* is Python and dispatch.",
+    ]
+    for weights, samplers in record["shares"].items():
+        names = list(next(iter(samplers.values())))
+        rows = [
+            [name, *(f"{row[n]:.0f}" if n == "kernels a tick" else f"{100 * row[n]:.0f} %" for n in names)]
+            for name, row in samplers.items()
+        ]
+        lines += ["", f"### {weights.capitalize()} weights", "", *table(["sampler", *names], rows)]
+    lines += ["", "## All linear layers, by positions", "", "Milliseconds, and times those of one position.", ""]
+    linear = record["linear"]
+    rows = [
+        [width, *(f"{linear[w][width]:.1f} ({linear[w][width] / linear[w][WIDTHS[0]]:.2f}x)" for w in linear)]
+        for width in WIDTHS
+    ]
+    lines += table(["positions", *(f"{weights} weights" for weights in linear)], rows)
+    lines += ["", "## Attention of one layer", "", "Milliseconds; float32 keys and values unless said.", ""]
+    rows = record["attention"]
+    lines += table(list(rows[0]), [list(row.values()) for row in rows])
+    lines += [
+        "",
+        "## torch.compile",
+        "",
+        "The core's layers with plain weights, milliseconds, every shape held constant, which favours compilation: in "
+        "life the number of keys grows with every tick. Packed weights cannot be compiled: inductor takes oneDNN's "
+        "layout for constants alone.",
+        "",
+    ]
+    rows = record["compiled"]
+    lines += table(list(rows[0]), [list(row.values()) for row in rows])
+    return "\n".join(lines) + "\n"
+
+
+def main(threads: int = 2):
+    """Profile; about three minutes."""
+    torch.set_num_threads(threads)
+    path = bundled_checkpoint()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    narrow = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    model = widen(narrow, 8).to(torch.bfloat16)
+    prompt = next(problems(2026, held_out=True, kind="worked")).prompt
+    input_ids = tokenizer(prompt, return_tensors="pt").input_ids
+    record = {
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()} CPU, {threads} threads, torch {torch.__version__}",
+        "parameters": model.num_parameters(),
+        "shares": {},
+        "linear": {},
+    }
+    for weights in tqdm(("plain", "packed"), desc="profiling"):
+        if weights == "packed":
+            pack_linear_weights(model)
+        record["shares"][weights] = shares(model, input_ids)
+        record["linear"][weights] = linear_costs(model)
+    record["attention"] = attention_costs(model.config.n_heads, model.config.head_dim)
+    record["compiled"] = compiled_costs(unpack_linear_weights(model))
+    (DOCS / "profile.json").write_text(json.dumps(record, indent=1) + "\n")
+    (DOCS / "profile.md").write_text(page(record))
+    typer.echo(page(record))
+
+
+if __name__ == "__main__":
+    typer.run(main)
