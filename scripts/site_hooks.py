@@ -1,4 +1,4 @@
-"""What MkDocs needs beside docs/: pages that live elsewhere in the repository, and formulas as MathML.
+"""What MkDocs needs beside docs/: pages that live elsewhere in the repository, the navigation, formulas as MathML.
 
 MkDocs calls these functions (`hooks` in .mkdocs.yml). Links are written for the repository; here those that leave docs/
 are turned to the site's copy of their target.
@@ -7,6 +7,7 @@ are turned to the site's copy of their target.
 import html
 import posixpath
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from latex2mathml.converter import convert
@@ -29,10 +30,33 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the files from elsewhere."""
+    """Add the files from elsewhere, and every page to the navigation."""
     for source, place in ELSEWHERE.items():
         files.append(File.generated(config, place, abs_src_path=str(ROOT / source)))
+    listed = set(named(config.nav))
+    rest = sorted(page.src_uri for page in files.documentation_pages() if page.src_uri not in listed)
+    config.nav = filled(config.nav, rest)
     return files
+
+
+def named(entries: list) -> Iterator[str]:
+    """The places a navigation names."""
+    for entry in entries:
+        for place in entry.values() if isinstance(entry, dict) else [entry]:
+            yield from named(place) if isinstance(place, list) else [place]
+
+
+def filled(entries: list, rest: list[str]) -> list:
+    """A navigation in which `folder/*` is replaced by those pages of the folder that it does not name."""
+    result = []
+    for entry in entries:
+        if isinstance(entry, dict):
+            result.append({title: filled(at, rest) if isinstance(at, list) else at for title, at in entry.items()})
+        elif entry.endswith("*"):
+            result += [place for place in rest if posixpath.dirname(place) == posixpath.dirname(entry)]
+        else:
+            result.append(entry)
+    return result
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
