@@ -1,6 +1,5 @@
 """The site builds strictly, holds every page, and its reference names everything public."""
 
-import os
 import re
 import subprocess
 import sys
@@ -109,11 +108,10 @@ def test_a_broken_link_fails_the_build(tmp_path):
         (tmp_path / "docs" / "index.md").write_text(f"# Title\n\n[link]({target})\n")
         (tmp_path / ".mkdocs.yml").write_text(
             f"INHERIT: {ROOT / '.mkdocs.yml'}\nhooks: [{ROOT / 'scripts/site_hooks.py'}]\nnav: [index.md]\n"
-            "plugins: [search]\nextra_css: []\n"
+            "plugins: [search]\nextra_css: []\nwatch: []\n"
         )
-        command = [sys.executable, "-m", "mkdocs", "build", "-f", str(tmp_path / ".mkdocs.yml")]
-        result = subprocess.run(
-            [*command, "-d", str(tmp_path / "site")], capture_output=True, text=True, timeout=300, env=os.environ
-        )
+        command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(tmp_path / ".mkdocs.yml")]
+        command += ["-d", str(tmp_path / "site")]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert result.returncode != 0, target
         assert "nowhere" in result.stderr, result.stderr
