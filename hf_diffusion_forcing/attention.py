@@ -4,8 +4,12 @@ import torch
 import torch.nn.functional as F
 
 FEW = 16
-"""Up to so many queries a CPU is faster with two plain matrix products than with torch's blocked kernel (measured with
-torch 2.13: 1.1 to 2.9 times from 64 keys to 2,048)."""
+"""Up to so many queries a CPU is faster with two plain matrix products than with torch's kernel, where there are not
+thousands of keys (docs/benchmarks/profile.md)."""
+
+CHUNK = 256
+"""Queries at a time where many attend to what is before them and to each other: torch's kernel knows no such mask, and
+reading one costs as much as attending does."""
 
 
 def attention(
@@ -17,10 +21,20 @@ def attention(
         query: [batch, heads, width, head_dim].
         key, value: [batch, kv_heads, keys, head_dim].
         mask: added to the scores, [batch or 1, 1, width, keys]; None when every key is seen.
-        is_causal: query i sees keys up to i; `mask` is None then.
+        is_causal: the queries are the last `width` positions of the keys, and each sees those up to its own; `mask` is
+            None then.
     """
     batch, heads, width, head_dim = query.shape
-    grouped = heads != key.shape[1]
+    grouped, keys = heads != key.shape[1], key.shape[2]
+    if is_causal and width < keys:
+        parts, end = [], keys - width
+        for part in query.split(CHUNK, dim=2):
+            end += part.shape[2]
+            # Only the last columns of a chunk's mask hide anything.
+            hidden = query.new_full((part.shape[2], part.shape[2]), float("-inf")).triu(1)
+            hidden = F.pad(hidden, (end - part.shape[2], 0))[None, None]
+            parts.append(attention(part, key[:, :, :end], value[:, :, :end], hidden))
+        return torch.cat(parts, dim=2)
     few = 1 < width <= FEW and batch == 1 and query.device.type == "cpu" and mask is not None
     if few and not grouped and not torch.is_grad_enabled():
         scores = torch.baddbmm(mask[0], query[0], key[0].transpose(1, 2), alpha=head_dim**-0.5)

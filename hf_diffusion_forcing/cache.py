@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers.cache_utils import Cache
 
-from .attention import attention
+from .attention import CHUNK, attention
 
 
 @dataclass
@@ -19,7 +19,8 @@ class Placement:
         positions: int64 [batch, width], absolute positions counted from each row's first real token; -1 is padding.
         extent: every position is below this.
         start: the first position when all rows stand at start, start + 1, ..., else None.
-        mask: bool [batch, 1, width, extent], True where a query sees a key; None when every key is seen.
+        mask: bool [batch, 1, width, extent], True where a query sees a key; None when every key is seen, or with
+            `is_causal`: then the positions are the last ones before `extent`, and see those up to their own.
         bias: the same as 0 and -inf in the dtype of the queries, made by the first layer that needs it.
         rotary: what the family's attention needs to rotate queries and keys, filled by the family.
         indices: slots of the columns as index tensors, made once each.
@@ -196,9 +197,9 @@ class RecurrentDepthCache(Cache):
             extent = int(positions.max()) + 1
         self._reserve(extent)
         self._leave_inference_mode()
-        mask = None
-        is_causal = start == 0 and extent > 1
-        if start is None or (start > 0 and positions.shape[1] > 1):
+        width, mask = positions.shape[1], None
+        is_causal = start is not None and width > 1 and (start == 0 or width > CHUNK)
+        if start is None or (width > 1 and not is_causal):
             queries = positions if start is None else positions[:1]
             mask = torch.arange(extent, device=positions.device) <= queries.clamp_min(0)[:, None, :, None]
         self.placement = Placement(positions, extent, start, mask, is_causal)

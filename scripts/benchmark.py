@@ -71,8 +71,9 @@ def measure(model, prompts: Prompts, cases: dict[str, tuple[Callable, dict]], re
             for name, (prepare, settings) in cases.items():
                 timing = timings[name]
                 timing.rates.append(bandwidth(model))
-                timing.bases.append(run(model, input_ids, SAMPLERS[BASE], BASE_TOKENS))
-                timing.calls.append(run(model, prepare(input_ids), settings, room))
+                prepared = prepare(input_ids)
+                timing.bases.append(run(model, prepared, SAMPLERS[BASE], BASE_TOKENS))
+                timing.calls.append(run(model, prepared, settings, room))
     return table_of(model, timings, [call.text for call in timings[BASE].calls] if BASE in timings else None)
 
 
@@ -112,10 +113,7 @@ def main_tables(load_model: Callable, count: int, repeats: int, room: int, solve
     """All samplers, on problems and on source code."""
     tables = []
     narrow, wide, tokenizer = load_model(bundled_checkpoint())
-    chosen = islice(problems(2026, held_out=True, kind="worked"), count)
-    result = measure(
-        wide, [tokenizer(p.prompt, return_tensors="pt").input_ids for p in chosen], plain(SAMPLERS), repeats, 160
-    )
+    result = measure(wide, domain_prompts("Problems", tokenizer, count), plain(SAMPLERS), repeats, 160)
     for each in tqdm(result["rows"] if solved_of else [], desc="solving"):
         shares = problem_quality(narrow, tokenizer, SAMPLERS[each["sampler"]], solved_of)
         each["solved"] = shares
@@ -123,7 +121,7 @@ def main_tables(load_model: Callable, count: int, repeats: int, room: int, solve
     tables.append({"title": "Problems", **result})
 
     narrow, wide, tokenizer = load_model(SOURCE_CHECKPOINT)
-    prompts = source_prompts(tokenizer, count, length=128)
+    prompts = domain_prompts("Python source", tokenizer, count)
     result = measure(wide, prompts, plain(SAMPLERS), repeats, room)
     for each in result["rows"]:
         losses = [
@@ -136,60 +134,96 @@ def main_tables(load_model: Callable, count: int, repeats: int, room: int, solve
     return tables
 
 
-def sweep_tables(sweep: str, load_model: Callable, count: int, repeats: int, room: int) -> list[dict]:
-    """One setting varied."""
-    values = SWEEPS[sweep]
-    if sweep == "factor":
-        tables = []
-        for value in values:
-            _, wide, tokenizer = load_model(bundled_checkpoint(), factor=value)
-            chosen = islice(problems(2026, held_out=True, kind="worked"), count)
-            prompts = [tokenizer(p.prompt, return_tensors="pt").input_ids for p in chosen]
-            names = [BASE, "adaptive", *(f"{sampler}, {name}" for name, sampler in PRESET_SAMPLERS.items())]
-            result = measure(wide, prompts, plain(names), repeats, room)
-            tables.append({"title": f"{value} times as wide", **result})
-        return tables
-    _, wide, tokenizer = load_model(bundled_checkpoint())
-    chosen = list(islice(problems(2026, held_out=True, kind="worked"), 64))
-    prompts = [tokenizer(p.prompt, return_tensors="pt").input_ids for p in chosen[:count]]
-    if sweep == "wavefront":
-        fast = {f"fast, wavefront {n}": (lambda ids: ids, FAST | {"wavefront": n}) for n in values}
-        full = {
-            f"full wave of {n}": (lambda ids: ids, FULL_WAVE | {"wavefront": n, "headway": n, "max_new_tokens": n + 1})
-            for n in values
-        }
-        converging = measure(wide, prompts, plain([BASE]) | fast, repeats, room)
-        unconverging = measure(wide, prompts[:1], full, repeats, room)
-        curve = cost_curve(wide, 1, torch.device("cpu"))
-        for each in unconverging["rows"]:
-            each["predicted_ms"] = 1000 * curve.seconds_per_tick(each["positions_per_core_pass"], 1)
-        return [
-            {"title": "The preset fast", **converging},
-            {"title": "Waves in which nothing converges", **unconverging},
-        ]
-    if sweep == "context":
-        cases = {}
-        for value in values:
-            filler = torch.cat(prompts * (value // sum(p.shape[1] for p in prompts) + 1), dim=1)
+def domain_prompts(name: str, tokenizer, count: int) -> Prompts:
+    """Prompts of a domain, [1, length] each."""
+    if name == "Python source":
+        return source_prompts(tokenizer, count, length=128)
+    chosen = islice(problems(2026, held_out=True, kind="worked"), count)
+    return [tokenizer(p.prompt, return_tensors="pt").input_ids for p in chosen]
 
-            def lengthen(ids, value=value, filler=filler):
-                return torch.cat((filler, ids), dim=1)[:, -value:]
 
-            # How deep the prompt was read does not change what a tick costs.
-            cases[f"context {value}"] = (lengthen, FAST | {"prefill_steps": 1, "adaptive_prefill": False})
-        return [{"title": "Diffusion forcing", **measure(wide, prompts, cases, repeats, room)}]
-    tables = []
+def wavefront_tables(wide, prompts: Prompts, repeats: int, room: int) -> dict[str, dict]:
+    """Waves as wide as the text lets them be, and waves in which nothing converges."""
+    values = SWEEPS["wavefront"]
+    fast = {f"fast, wavefront {n}": (lambda ids: ids, FAST | {"wavefront": n}) for n in values}
+    full = {
+        f"full wave of {n}": (lambda ids: ids, FULL_WAVE | {"wavefront": n, "headway": n, "max_new_tokens": n + 1})
+        for n in values
+    }
+    unconverging = measure(wide, prompts[:1], full, repeats, room)
+    curve = cost_curve(wide, 1, torch.device("cpu"))
+    for each in unconverging["rows"]:
+        each["predicted_ms"] = 1000 * curve.seconds_per_tick(each["positions_per_core_pass"], 1)
+    return {
+        "the preset fast": measure(wide, prompts, plain([BASE]) | fast, repeats, room),
+        "waves in which nothing converges": unconverging,
+    }
+
+
+def context_tables(wide, prompts: Prompts, repeats: int, room: int) -> dict[str, dict]:
+    """*fast* after prompts of given lengths; the base reads the same prompt."""
+    cases = {}
+    for value in SWEEPS["context"]:
+        filler = torch.cat(prompts * (value // sum(p.shape[1] for p in prompts) + 1), dim=1)
+
+        def lengthen(ids, value=value, filler=filler):
+            return torch.cat((filler, ids), dim=1)[:, -value:]
+
+        cases[f"fast, context {value}"] = (lengthen, FAST)
+    table = measure(wide, prompts[:1], cases, repeats, room)
+    first = table["rows"][0]
+    for each in table["rows"]:
+        # A tick reads every key and value there is, once.
+        grown = (each["kv_bytes"] - first["kv_bytes"]) / table["bandwidth"]
+        each["predicted_ms"] = first["ms_per_tick"] + 1000 * grown
+    return {"the preset fast": table}
+
+
+def batch_tables(wide, tokenizer, prompts: Prompts, repeats: int, room: int) -> dict[str, dict]:
+    """Batches of several sizes, each against batch 1 of the same sampler."""
+    tables = {}
+
+    def batch(rows: int):
+        return tokenizer.pad({"input_ids": [ids[0].tolist() for ids in prompts[:rows]]}, return_tensors="pt")
+
     for name in (BASE, "diffusion_forcing, fast", "speculative_wavefront, lossless"):
-        timings = {f"{name}, batch {n}": Timing() for n in values}
+        timings = {f"{name}, batch {n}": Timing() for n in SWEEPS["batch"]}
         for _ in tqdm(range(repeats), desc=name):
-            for n, timing in zip(values, timings.values(), strict=True):
-                one, inputs = (
-                    tokenizer([p.prompt for p in chosen[:rows]], return_tensors="pt", padding=True) for rows in (1, n)
-                )
+            for n, timing in zip(SWEEPS["batch"], timings.values(), strict=True):
                 timing.rates.append(bandwidth(wide))
-                timing.bases.append(run_batch(wide, one, SAMPLERS[name], room))
-                timing.calls.append(run_batch(wide, inputs, SAMPLERS[name], room))
-        tables.append({"title": name, **table_of(wide, timings, None)})
+                timing.bases.append(run_batch(wide, batch(1), SAMPLERS[name], room))
+                timing.calls.append(run_batch(wide, batch(n), SAMPLERS[name], room))
+        tables[name] = table_of(wide, timings, None)
+    return tables
+
+
+def factor_tables(path: Path, domain: str, load_model: Callable, count: int, repeats: int, room: int) -> dict:
+    """Models of several widths."""
+    tables = {}
+    for value in SWEEPS["factor"]:
+        _, wide, tokenizer = load_model(path, factor=value)
+        names = [BASE, "adaptive", *(f"{sampler}, {name}" for name, sampler in PRESET_SAMPLERS.items())]
+        prompts = domain_prompts(domain, tokenizer, count)
+        tables[f"{value} times as wide"] = measure(wide, prompts, plain(names), repeats, room)
+    return tables
+
+
+def sweep_tables(sweep: str, load_model: Callable, count: int, repeats: int, room: int) -> list[dict]:
+    """One setting varied, on problems and on source code."""
+    tables = []
+    for domain, path in (("Problems", bundled_checkpoint()), ("Python source", SOURCE_CHECKPOINT)):
+        if sweep == "factor":
+            found = factor_tables(path, domain, load_model, count, repeats, room)
+        else:
+            _, wide, tokenizer = load_model(path)
+            if sweep == "wavefront":
+                found = wavefront_tables(wide, domain_prompts(domain, tokenizer, count), repeats, room)
+            elif sweep == "context":
+                found = context_tables(wide, domain_prompts(domain, tokenizer, 32), repeats, room)
+            else:
+                prompts = domain_prompts(domain, tokenizer, max(SWEEPS["batch"]))
+                found = batch_tables(wide, tokenizer, prompts, repeats, room)
+        tables += [{"title": f"{domain}, {what}", **table} for what, table in found.items()]
     return tables
 
 

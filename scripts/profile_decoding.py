@@ -148,6 +148,7 @@ def compiled_costs(model, repeats: int = 15) -> list[dict]:
     """
     rows = []
     for width in (1, 4, 8):
+        torch.compiler.reset()  # else the limit of recompilations is reached, and the rest runs eagerly
         cache, prompt = model.new_cache(1, "last", 512), torch.arange(200)[None]
         cache.place(prompt, start=0)
         model.embed(torch.zeros_like(prompt), prompt, cache)

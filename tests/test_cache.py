@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from hf_diffusion_forcing import RecurrentDepthCache
 
@@ -58,6 +59,20 @@ def test_ragged_rows_and_padding():
     # Row 0 goes on at position 2, row 1 rewrites position 1: later entries of row 1 are not seen.
     y = attend(cache, [[2], [1]], [[5.0], [8.0]])
     assert y.tolist() == [[3.0], [5.0]]
+
+
+@pytest.mark.parametrize(("before", "width", "kv_heads"), [(5, 300, 4), (300, 257, 2), (1, 256, 4), (40, 700, 1)])
+def test_many_positions_after_others_see_up_to_their_own(before, width, kv_heads):
+    """Against a mask written out: however many there are, and however they are divided."""
+    torch.manual_seed(0)
+    query, keys, values = (torch.randn(2, heads, before + width, 8) for heads in (4, kv_heads, kv_heads))
+    cache = RecurrentDepthCache(1, 0, 0, 1)
+    for start, stop in ((0, before), (before, before + width)):
+        cache.place(torch.arange(start, stop).expand(2, -1), start=start)
+        seen = cache.attend(0, *(x[:, :, start:stop] for x in (query, keys, values)))
+    mask = torch.ones(width, before + width, dtype=torch.bool).tril(before)
+    expected = F.scaled_dot_product_attention(query[:, :, before:], keys, values, mask, enable_gqa=True)
+    torch.testing.assert_close(seen, expected, atol=1e-5, rtol=0)
 
 
 def test_growth_keeps_what_was_written():

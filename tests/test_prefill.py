@@ -84,6 +84,22 @@ def test_it_narrows_from_the_left(bundled):
     assert sum(widths) < 12 * ids.shape[1]
 
 
+def test_a_prompt_without_padding_needs_no_mask(bundled):
+    """Rows alike stand at consecutive positions in every pass; a mask over a long prompt costs more than it saves."""
+    model, tokenizer = bundled
+    ids = tokenizer(next(problems(22, held_out=True, kind="worked")).prompt, return_tensors="pt").input_ids
+    starts, recur = [], model.recur
+    try:
+        model.recur = lambda s, e, at, cache, depth: (
+            starts.append((cache.placement.positions is at, cache.placement.start)) or recur(s, e, at, cache, depth)
+        )
+        prefill(model, ids, **ADAPTIVE)
+    finally:
+        del model.recur
+    assert starts[0] == (True, 0)
+    assert all(placed and start is not None for placed, start in starts) and starts[-1][1] > 0
+
+
 @pytest.mark.parametrize("criterion", ["kl", "token_stability", {"name": "fixed", "steps": 3}])
 def test_criteria_that_read_logits_or_count(tiny, criterion):
     rows = left_pad([[3, 1, 4, 1, 5], [9, 2]])

@@ -55,12 +55,10 @@ class EarlyExitSampler(WavefrontSampler):
         cache.place(positions, start=start, extent=extent)
         e = model.embed(input_ids, positions, cache)
         s = model.initialize_state(e, positions, self.seeds, self.config.state_scale)
-        done, settled, memory = 0, positions < 0, {}
+        done, settled, alike, memory = 0, positions < 0, start is not None, {}
         for step in range(steps):
             here = positions[:, done:].masked_fill(settled[:, done:], -1)
-            if done:
-                alike = start is not None and len(here) == 1
-                cache.place(here, start=start + done if alike else None, extent=extent)
+            cache.place(here, start=start + done if alike else None, extent=extent)
             refined = model.recur(s[:, done:], e[:, done:], here, cache, step)
             s = s.to(refined.device)  # the core may stand on another device
             before, s = s, s.clone()
@@ -89,7 +87,9 @@ class EarlyExitSampler(WavefrontSampler):
             cache.settle(step + 1)
             settled = torch.cat((settled[:, :done], still), dim=1)
             self.stats.prefill_core_passes += 1
-            leaving = int(still.sum(-1).min())
+            counts = still.sum(-1).tolist()
+            leaving = min(counts)
+            alike = alike and leaving == max(counts)
             memory = {key: kept[:, leaving:] for key, kept in refinement.remembered.items()}
             done += leaving
             if done == positions.shape[1]:
