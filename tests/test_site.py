@@ -66,11 +66,11 @@ def test_every_public_name_is_in_the_reference(site):
 
 
 class Page(HTMLParser):
-    """What a page shows: its prose without code, and everything it fetches."""
+    """What a page shows: its prose without code, its formulas, and everything it fetches."""
 
     def __init__(self, text: str):
         super().__init__()
-        self.prose, self.fetched, self.inside = [], [], []
+        self.prose, self.formulas, self.fetched, self.inside = [], [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -89,6 +89,8 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if not self.inside:
             self.prose.append(data)
+        elif "math" in self.inside:
+            self.formulas.append(data)
 
 
 def test_pages_fetch_nothing_from_elsewhere_and_show_no_markup(site):
@@ -96,9 +98,23 @@ def test_pages_fetch_nothing_from_elsewhere_and_show_no_markup(site):
         page = Page(path.read_text())
         assert not [source for source in page.fetched if re.match(r"\w+:|//", source)], path
         prose = " ".join(page.prose)
-        # What is left when a table, a formula or a docstring's section was not understood.
-        for markup in ("| ---", "$$", "Args:\n", "Returns:\n", "Raises:\n", "Attributes:\n", "\n:::"):
+        # What is left when a table, a formula, a list or a section of a docstring was not understood.
+        for markup in (
+            "| ---",
+            "$$",
+            "\n- ",
+            "\n* ",
+            "\n1. ",
+            "\n:::",
+            "Args:\n",
+            "Returns:\n",
+            "Raises:\n",
+            "Attributes:\n",
+        ):
             assert markup not in prose, f"{path}: {markup}"
+        # A command of TeX that was not understood stays a name.
+        assert "\\" not in "".join(page.formulas), path
+    assert Page((site / "theory/index.html").read_text()).formulas
 
 
 def test_a_broken_link_fails_the_build(tmp_path):
