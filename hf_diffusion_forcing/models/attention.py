@@ -29,7 +29,7 @@ def rotary_attention(
     Returns:
         [batch, width, heads * head_dim].
     """
-    # Processors attend from few positions up to six times as fast in float32 as in bfloat16; the keys and values
+    # Processors attend from one position more than twice as fast in float32 as in bfloat16; the keys and values
     # they keep are float32 then. (A parameter may lift qk out of autocast; the cache holds one dtype in any case.)
     dtype = torch.float32 if qk.device.type == "cpu" and qk.itemsize < 4 else qk.dtype
     qk, value = rotate(qk, placed.rotary).to(dtype), value.to(dtype)

@@ -1,0 +1,114 @@
+"""How often the lossless wavefront's text is autoregression's own, and what it costs in passes and memory.
+
+    python scripts/measure_lossless.py
+
+Both trained checkpoints at their full depth, in float32 and in bfloat16. Writes docs/benchmarks/lossless.json and
+lossless.md.
+"""
+
+import json
+import platform
+from collections.abc import Iterator
+from datetime import date
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_diffusion_forcing import bundled_checkpoint
+from hf_diffusion_forcing.evaluation.problems import problems
+from hf_diffusion_forcing.evaluation.python_source import source_prompts
+
+ROOT = Path(__file__).parent.parent
+CHECKPOINTS = {"problems": bundled_checkpoint(), "Python source": ROOT / "tests" / "fixtures" / "python-source"}
+CHOICES = {"greedy": {}, "sampled": {"do_sample": True, "top_k": 0}}
+
+
+def prompts(domain: str, tokenizer, count: int) -> list[torch.Tensor]:
+    """Prompts of a domain, int64 [1, length] each."""
+    if domain == "Python source":
+        return source_prompts(tokenizer, count, length=96)
+    chosen = islice(problems(2027, held_out=True, kind="worked"), count)
+    return [tokenizer(problem.prompt, return_tensors="pt").input_ids for problem in chosen]
+
+
+def rows(count: int, room: int) -> Iterator[dict]:
+    """One row a domain, precision and way to choose tokens."""
+    for domain, path in CHECKPOINTS.items():
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        asked = prompts(domain, tokenizer, count)
+        for dtype in (torch.float32, torch.bfloat16):
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
+            for choice, settings in CHOICES.items():
+                common = {"seed": 0, "max_new_tokens": room, "return_dict_in_generate": True} | settings
+                texts = tokens = waves = passes = changed = 0
+                kv_bytes = [0, 0]
+                for ids in tqdm(asked, desc=f"{domain}, {str(dtype)[6:]}, {choice}", leave=False):
+                    expected = model.generate(ids, sampler="autoregressive", **common)
+                    output = model.generate(ids, sampler="speculative_wavefront", **common)
+                    texts += 1
+                    changed += output.sequences.tolist() != expected.sequences.tolist()
+                    tokens += output.stats.decoded_tokens
+                    waves += output.stats.waves
+                    passes += output.stats.core_passes
+                    kv_bytes[0] += output.past_key_values.nbytes
+                    kv_bytes[1] += expected.past_key_values.nbytes
+                depth, steps = output.stats.draft_depth, model.config.mean_recurrence
+                yield {
+                    "domain": domain,
+                    "dtype": str(dtype)[6:],
+                    "choice": choice,
+                    "draft_depth": depth,
+                    "texts": texts,
+                    "changed": changed,
+                    "tokens": tokens,
+                    "mean_accepted_length": tokens / waves,
+                    "fewer_core_passes": steps * tokens / passes,
+                    "of_bound": depth * tokens / passes,
+                    "kv_ratio": kv_bytes[0] / kv_bytes[1],
+                }
+
+
+def page(record: dict) -> str:
+    """The record as Markdown."""
+    lines = [
+        "# The lossless wavefront against autoregression",
+        "",
+        f"Both trained checkpoints at r = 32, batch 1; {record['machine']}, {record['date']}; `{record['command']}`. A "
+        "text is *changed* when any token differs. *Fewer core passes* is serial recurrences, of which the bound is "
+        "r / k. *KV* is the bytes of its cache over those of autoregression's.",
+        "",
+        "| text | weights | choice | texts | changed | mean accepted length | fewer core passes | of the bound | KV |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in record["rows"]:
+        lines.append(
+            f"| {row['domain']} | {row['dtype']} | {row['choice']} | {row['texts']} | {row['changed']} | "
+            f"{row['mean_accepted_length']:.1f} | {row['fewer_core_passes']:.1f}x | {100 * row['of_bound']:.0f} % | "
+            f"{row['kv_ratio']:.2f}x |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(
+    count: Annotated[int, typer.Option(help="Texts a row.")] = 48,
+    max_new_tokens: int = 128,
+    output: Path = ROOT / "docs" / "benchmarks",
+):
+    record = {
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()} CPU, torch {torch.__version__}",
+        "command": f"scripts/measure_lossless.py --count {count} --max-new-tokens {max_new_tokens}",
+        "rows": list(rows(count, max_new_tokens)),
+    }
+    (output / "lossless.json").write_text(json.dumps(record, indent=1) + "\n")
+    (output / "lossless.md").write_text(page(record))
+    typer.echo(page(record))
+
+
+if __name__ == "__main__":
+    typer.run(main)
