@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .console import ModelArgument, fail, load
+from .evaluation.commands import diff, evaluate
 from .hub.commands import export, push
 from .options import (
     DEMO_SEED,
@@ -295,6 +296,8 @@ def serve(
     answer(network, tokenizer, name, host, port, enable_cors, log_level)
 
 
+app.command()(evaluate)
+app.command()(diff)
 app.command()(export)
 app.command()(push)
 app.command()(report)
