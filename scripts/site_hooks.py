@@ -47,13 +47,17 @@ def named(entries: list) -> Iterator[str]:
 
 
 def filled(entries: list, rest: list[str]) -> list:
-    """A navigation in which `folder/*` is replaced by those pages of the folder that it does not name."""
+    """A navigation in which `folder/*` is replaced by those pages below the folder that it does not name.
+
+    `*` alone is for those beside the first page, in no folder.
+    """
     result = []
     for entry in entries:
         if isinstance(entry, dict):
             result.append({title: filled(at, rest) if isinstance(at, list) else at for title, at in entry.items()})
         elif entry.endswith("*"):
-            result += [place for place in rest if posixpath.dirname(place) == posixpath.dirname(entry)]
+            folder = entry.removesuffix("*")
+            result += [place for place in rest if (place.startswith(folder) if folder else "/" not in place)]
         else:
             result.append(entry)
     return result

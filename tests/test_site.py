@@ -43,11 +43,8 @@ def test_every_page_is_in_the_navigation(site):
 def test_a_page_is_in_the_navigation_once():
     entries = [place for place in named(yaml.safe_load((ROOT / ".mkdocs.yml").read_text())["nav"]) if "*" not in place]
     assert len(entries) == len(set(entries))
-    assert filled(["a.md", {"B": ["b/c.md", "b/*"]}, "*"], ["b/d.md", "e.md"]) == [
-        "a.md",
-        {"B": ["b/c.md", "b/d.md"]},
-        "e.md",
-    ]
+    nav = ["a.md", {"B": ["b/c.md", "b/*"]}, "*"]
+    assert filled(nav, ["b/d.md", "b/e/f.md", "g.md"]) == ["a.md", {"B": ["b/c.md", "b/d.md", "b/e/f.md"]}, "g.md"]
 
 
 def test_the_overview_links_every_page():
