@@ -6,6 +6,7 @@ Everything is in float32, so that what differs comes from the sampler and not fr
 docs/benchmarks and the figures to docs/images.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated
@@ -46,15 +47,10 @@ def main(
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
         model.config.name_or_path = Path(path).name  # of the machine, the report says nothing but what it is
-        result = compare_samplers(
-            model, tokenizer, task, sampler=sampler, batch_size=16, max_new_tokens=room, progress=True
-        )
-        folder = DOCS / "benchmarks" / f"error-analysis-{name}"
-        result.save(folder)
-        (folder / "difference.png").replace(DOCS / "images" / f"error-analysis-{name}.png")
-        (folder / "difference.json").replace(DOCS / "benchmarks" / f"error-analysis-{name}.json")
-        (folder / "difference.md").unlink()
-        folder.rmdir()
+        result = compare_samplers(model, tokenizer, task, sampler=sampler, batch_size=16, max_new_tokens=room)
+        write_file(DOCS / "benchmarks" / f"error-analysis-{name}.json", json.dumps(result.to_dict(), indent=1) + "\n")
+        if result.divergences:
+            result.draw(DOCS / "images" / f"error-analysis-{name}.png")
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         part = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
         report = result.to_markdown().replace("hf-diffusion-forcing diff", "scripts/analyse_errors.py")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
+import hf_diffusion_forcing.evaluation
 from hf_diffusion_forcing.cli import app
 from hf_diffusion_forcing.evaluation.evaluator import evaluate_samplers
 from hf_diffusion_forcing.evaluation.journal import Journal
@@ -226,6 +227,19 @@ def test_an_output_ends_at_a_stop(model):
     for name in SAMPLERS[:2]:
         for long, short in zip(whole.outputs(name, "texts"), cut.outputs(name, "texts"), strict=True):
             assert short.endswith(" with") and long.startswith(short)
+
+
+def test_the_extra_is_asked_for_by_name(monkeypatch, model, mental):
+    """And the package itself does without it."""
+    lean = (
+        "import sys; sys.modules.update(datasets=None, evaluate=None, rapidfuzz=None); import hf_diffusion_forcing.cli"
+    )
+    assert subprocess.run([sys.executable, "-c", lean], capture_output=True, timeout=120).returncode == 0
+    monkeypatch.setitem(sys.modules, "rapidfuzz.distance", None)
+    monkeypatch.delitem(sys.modules, "hf_diffusion_forcing.evaluation.metrics")
+    monkeypatch.delattr(hf_diffusion_forcing.evaluation, "metrics")
+    with pytest.raises(ImportError, match=r"hf-diffusion-forcing\[eval\]"):
+        evaluate_samplers(*model, mental, SAMPLERS, **ARGUMENTS)
 
 
 def test_metrics():
