@@ -53,6 +53,7 @@ from .models import (
     RecurrentDepthAdapter,
     RecurrentDepthForCausalLM,
     RecurrentDepthInterface,
+    RecurrentDepthModelOutput,
     RecurrentDepthOutput,
     enable_recurrent_depth,
 )
@@ -95,6 +96,7 @@ __all__ = [
     "RecurrentDepthForCausalLM",
     "RecurrentDepthGenerationMixin",
     "RecurrentDepthInterface",
+    "RecurrentDepthModelOutput",
     "RecurrentDepthOutput",
     "Refinement",
     "SamplerConfig",

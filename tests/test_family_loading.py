@@ -174,7 +174,7 @@ def test_impossible_ouro_settings(settings, message):
 
 def test_llama3_scaling_turns_slow_channels_slower():
     plain, scaled = (
-        RavenForCausalLM(RavenConfig(**SMALL, layout="llama", rope_theta=5e5, **more)).inverse_frequencies
+        RavenModel(RavenConfig(**SMALL, layout="llama", rope_theta=5e5, **more)).inverse_frequencies
         for more in ({}, {"rope_scaling": dict(LLAMA3)})
     )
     assert scaled[0] == plain[0] == 1.0
@@ -346,7 +346,7 @@ def test_published_shapes(name, layout, billions):
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == (ouro_parameters if layout is None else raven_parameters)(config)
     assert billions[0] <= count / 1e9 <= billions[1]
-    assert len(model.inverse_frequencies) == config.head_dim // 2
+    assert len(model.base_model.inverse_frequencies) == config.head_dim // 2
 
 
 @pytest.mark.parametrize("name", ["recurrent-llama-3.2", "huginn-0125"])
