@@ -97,6 +97,8 @@ class RavenPreTrainedModel(CheckedLoading, PreTrainedModel):
 class RavenModel(RecurrentDepthModel, RavenPreTrainedModel):
     """A model of any layout without its head."""
 
+    _keys_to_ignore_on_load_unexpected = [r"freqs_cis", r"^lm_head\."]
+
     def __init__(self, config: RavenConfig):
         if config.layout is None:
             raise ValueError(

@@ -46,6 +46,8 @@ class OuroPreTrainedModel(CheckedLoading, PreTrainedModel):
 class OuroModel(RecurrentDepthModel, OuroPreTrainedModel):
     """The loop and its exit gate, without the head."""
 
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+
     def __init__(self, config: OuroConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
