@@ -31,6 +31,7 @@ from .exit_criteria import (
 )
 from .generation.mixin import RecurrentDepthGenerationMixin
 from .generation.output import DiffusionForcingOutput, SamplerStats
+from .generation.trace import TokenTrace, Trace, WaveTick
 from .latent_processors import (
     LATENT_PROCESSORS,
     AndersonAcceleration,
@@ -104,6 +105,9 @@ __all__ = [
     "SpeculativeWavefrontConfig",
     "StateNoise",
     "TokenStabilityCriterion",
+    "TokenTrace",
+    "Trace",
+    "WaveTick",
     "__version__",
     "bundled_checkpoint",
     "enable_recurrent_depth",

@@ -10,43 +10,26 @@ from rich.console import Console
 from rich.table import Table
 
 from .console import ModelArgument, fail, load
+from .evaluation.commands import diff, evaluate
+from .evaluation.harness import lm_eval
+from .evaluation.tune_command import tune
 from .hub.commands import export, push
+from .options import (
+    DEMO_SEED,
+    DraftDepth,
+    ExitCriterion,
+    ExitThreshold,
+    InnerRecurrence,
+    MaxNewTokens,
+    NumSteps,
+    Preset,
+    Wavefront,
+    given,
+)
 from .presets import preset_sampler
+from .visualization.commands import report
 
 app = typer.Typer(add_completion=False, help="Decode recurrent-depth language models by diffusion forcing.")
-
-
-def number_or_auto(value: str | int) -> int | str:
-    """The value of --wavefront."""
-    try:
-        return value if value == "auto" else int(value)
-    except ValueError:
-        raise typer.BadParameter(f"{value!r} is neither a number nor auto.") from None
-
-
-Wavefront = Annotated[
-    str | None, typer.Option(help="Most positions refined at once (32), or auto.", parser=number_or_auto)
-]
-ExitThreshold = Annotated[
-    float | None, typer.Option(help="A state has converged when it moves by less than this share (0.03).")
-]
-InnerRecurrence = Annotated[int | None, typer.Option(help="Core passes in a tick (4).")]
-DraftDepth = Annotated[
-    str | None, typer.Option(help="Recurrences of speculative_wavefront's drafts, or auto.", parser=number_or_auto)
-]
-NumSteps = Annotated[int | None, typer.Option(help="Recurrences of a token; the model's own depth by default.")]
-Preset = Annotated[
-    str | None, typer.Option(help="quality, balanced, fast or lossless: settings chosen by measurement.")
-]
-ExitCriterion = Annotated[str | None, typer.Option(help="When a position has converged (latent_difference).")]
-MaxNewTokens = Annotated[int, typer.Option(help="Most tokens to generate.")]
-
-DEMO_SEED = 7
-
-
-def given(**options) -> dict:
-    """The options that were given; the others keep the sampler's own defaults."""
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def percent(share: float) -> str:
@@ -315,8 +298,15 @@ def serve(
     answer(network, tokenizer, name, host, port, enable_cors, log_level)
 
 
+app.command()(evaluate)
+app.command()(diff)
 app.command()(export)
 app.command()(push)
+app.command()(report)
+app.command()(tune)
+app.command(
+    "lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
+)(lm_eval)
 
 if __name__ == "__main__":
     app()

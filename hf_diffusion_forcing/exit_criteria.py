@@ -96,7 +96,8 @@ class DistanceCriterion(ExitCriterion):
         """float32 [batch, width], 0 or more, or NaN; inf where there is nothing to compare with yet."""
 
     def __call__(self, refinement: Refinement) -> torch.Tensor:
-        return self.distance(refinement) < self.threshold
+        refinement.exit_values = distance = self.distance(refinement)
+        return distance < self.threshold
 
 
 def _since_last_tick(
@@ -383,8 +384,9 @@ class ExitGateCriterion(ExitCriterion):
             begun = (refinement.steps > 0).to(remaining.device)
             remaining = torch.where(begun, before * remaining, remaining)
         refinement.remember("exit_gate.remaining", remaining)
+        refinement.exit_values = left = 1 - remaining
         # Rounding takes a probability to 1 long before a model means it.
-        return (1 - remaining >= threshold) & (threshold < 1)
+        return (left >= threshold) & (threshold < 1)
 
 
 @dataclass
@@ -422,6 +424,7 @@ class ExitCriterionList(ExitCriterion):
 
     def __call__(self, refinement: Refinement) -> torch.Tensor:
         verdicts = [criterion(refinement) for criterion in self.criteria]
+        refinement.exit_values = None  # the last one's would pass for the list's
         verdicts = torch.stack([verdict.to(verdicts[0].device) for verdict in verdicts])
         return verdicts.any(0) if self.mode == "any" else verdicts.all(0)
 

@@ -33,6 +33,8 @@ class Refinement:
         states: [batch, width, channels], current states; None until there are any.
         logits: [batch, width, vocabulary], raw; None until the states are decoded.
         predictions: int64 [batch, width], the tokens chosen from the processed logits; None until then.
+        exit_values: float [batch, width], what the exit criterion has compared with its threshold, for those who watch
+            (`return_trace`); None for a criterion that sets none.
         remembered: what hooks keep for the next tick.
     """
 
@@ -49,6 +51,7 @@ class Refinement:
     states: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     predictions: torch.Tensor | None = None
+    exit_values: torch.Tensor | None = None
     remembered: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
 
     def recall(self, key: str) -> torch.Tensor | None:

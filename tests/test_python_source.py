@@ -54,7 +54,7 @@ def test_prompts_repeat_and_are_held_out(source_model):
     assert all(torch.equal(a, b) for a, b in zip(prompts, source_prompts(tokenizer, 3, length=40, seed=1), strict=True))
     everything = "\n".join(map(read_source, source_files(held_out=True)))
     assert all(tokenizer.decode(p[0, :20]) in everything for p in prompts)
-    with pytest.raises(ValueError, match="length=10000000"):
+    with pytest.raises(ValueError, match="80000000 characters"):
         source_prompts(tokenizer, 1, length=10_000_000)
 
 

@@ -4,6 +4,7 @@ import hashlib
 import random
 import sysconfig
 import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -37,6 +38,26 @@ def read_source(path: Path) -> str:
         return file.read()
 
 
+def source_starts(at_least: int, seed: int = 0, held_out: bool = True) -> Iterator[str]:
+    """An endless stream of texts that begin at the start of a line of a random file, the same for the same seed.
+
+    Args:
+        at_least: characters of a file that is long enough; it is begun in its first half.
+        seed: of the stream.
+        held_out: which split.
+
+    Raises:
+        ValueError: no file is long enough.
+    """
+    rng = random.Random(seed)
+    texts = [text for text in map(read_source, source_files(held_out)) if len(text) > at_least]
+    if not texts:
+        raise ValueError(f"No file of the standard library has {at_least} characters: ask for shorter prompts.")
+    while True:
+        text = rng.choice(texts)
+        yield text[text.find("\n", rng.randrange(len(text) // 2)) + 1 :]
+
+
 def source_prompts(
     tokenizer: PreTrainedTokenizerBase, count: int, length: int, seed: int = 0, held_out: bool = True
 ) -> list[torch.Tensor]:
@@ -48,15 +69,9 @@ def source_prompts(
     Raises:
         ValueError: no file is long enough.
     """
-    rng = random.Random(seed)
-    texts = [text for text in map(read_source, source_files(held_out)) if len(text) > 8 * length]
-    if not texts:
-        raise ValueError(f"No file of the standard library has prompts of length={length}: ask for shorter ones.")
-    prompts = []
+    starts, prompts = source_starts(8 * length, seed, held_out), []
     while len(prompts) < count:
-        text = rng.choice(texts)
-        start = text.find("\n", rng.randrange(len(text) // 2)) + 1
-        ids = tokenizer(text[start : start + 16 * length], return_tensors="pt").input_ids[:, :length]
+        ids = tokenizer(next(starts)[: 16 * length], return_tensors="pt").input_ids[:, :length]
         if ids.shape[1] == length:
             prompts.append(ids)
     return prompts

@@ -55,26 +55,33 @@ class Adaptive(EarlyExitSampler):
         if self.criterion.needs_logits:
             self._read_out(wave, refinement)
         exhausted = refinement.steps.to(e.device) + 1 >= budget
-        exits = (self.converged(refinement).to(e.device) | exhausted)[:, 0].tolist()
-        exits = [exit and bool(tokens) for exit, tokens in zip(exits, wave.tokens, strict=True)]
+        exits = self.converged(refinement).to(e.device) | exhausted
+        if bits := self.exit_bits(refinement):
+            exits = torch.stack((exits.long(), bits[0].to(e.device)))
+            exits, *bits = exits.tolist()
+        else:
+            exits = exits.tolist()
+        exits = [exit and bool(tokens) for (exit,), tokens in zip(exits, wave.tokens, strict=True)]
         if any(exits) and refinement.predictions is None:
             self._read_out(wave, refinement)
         refinement.remember("sampler.embedding", e)
         wave.memory = refinement.remembered
 
+        predictions = [None] * len(exits)
+        if any(exits):
+            chosen, self.positions = refinement.predictions[:, 0].tolist(), None
+            predictions = [token if exit else None for token, exit in zip(chosen, exits, strict=True)]
+        observed = self.observe_wave(wave, 1, [[token] for token in predictions], bits)
         self.stats.ticks += 1
         self.stats.core_passes += 1
         self.stats.positions_refined += sum(map(len, wave.tokens))
-        predictions = []
-        if any(exits):
-            predictions, self.positions = refinement.predictions[:, 0].tolist(), None
-        for row, exit in enumerate(exits):
-            if exit:
-                token = predictions[row]
+        for row, token in enumerate(predictions):
+            if token is not None:
                 ended = self.committed.commit(self.live[row], token, refinement.logits[row, 0], self.scores[row, 0])
                 wave.advance(row, 1, [token], 0 if ended else self.next_width(row, wave.fronts[row] + 1, 0), 1)
             elif wave.tokens[row]:
                 wave.advance(row, 0, [], 1, 1)
+        self.record(observed)
 
     def _read_out(self, wave: Wavefront, refinement: Refinement) -> None:
         """Logits and predictions of the states as they are; the coda's keys and values of a row that goes on are

@@ -20,6 +20,8 @@ class DiffusionForcing(EarlyExitSampler):
         self.processors = self.config.processors()
         self.starts = StateStarts(self.model, self.config.state_scale)
         self.narrows = True
+        if self.trace is not None:
+            self.trace.budget = self.config.max_steps
         # While the prompt is read an automatic wave is as wide as its first tick.
         automatic = self.config.wavefront == "auto"
         self.wavefront = self.config.headway if automatic else self.config.wavefront
@@ -78,9 +80,11 @@ class DiffusionForcing(EarlyExitSampler):
         refinement.predictions, scores = self.choose(wave, logits, input_ids, positions)
         chosen = refinement.predictions
         sound = wave.states.isfinite().all(-1) & logits[..., 0].isfinite()
-        facts = (chosen, self.converged(refinement), sound)
+        facts = (chosen, self.converged(refinement), sound, *self.exit_bits(refinement))
         # The tick's only wait for the device: what was predicted, what has converged, and whether all is well.
-        predictions, converged, sound = torch.stack([fact.to(chosen.device, torch.long) for fact in facts]).tolist()
+        facts = torch.stack([fact.to(chosen.device, torch.long) for fact in facts]).tolist()
+        predictions, converged, sound, *bits = facts
+        observed = self.observe_wave(wave, self.inner_recurrence, predictions, bits)
 
         self.stats.ticks += 1
         self.stats.core_passes += self.inner_recurrence
@@ -88,6 +92,7 @@ class DiffusionForcing(EarlyExitSampler):
         if self.narrows and not all(all(flags[1 : len(row)]) for flags, row in zip(sound, wave.tokens, strict=True)):
             # A draft has overflowed, and 0 * NaN in attention carries that to the positions on its left.
             wave.narrow(carried)
+            self.record(observed, abandoned=True)
             return self.tick(wave)
         # Alone the front is as finite as the model is. If it is not, narrowing is no help.
         self.narrows &= wave.width > 1 or all(flags[0] for flags, row in zip(sound, wave.tokens, strict=True) if row)
@@ -95,6 +100,7 @@ class DiffusionForcing(EarlyExitSampler):
         for row, tokens in enumerate(wave.tokens):
             if tokens:
                 self._freeze(wave, row, predictions[row][: len(tokens)], converged[row], logits[row], scores[row])
+        self.record(observed)
 
     def _freeze(self, wave: Wavefront, row: int, predictions: list[int], converged: list[int], logits, scores) -> None:
         """Commit the predictions of a row's longest converged prefix, and advance the row's wave."""

@@ -8,6 +8,7 @@ from ..cache import absolute_positions
 from ..configuration import EarlyExitConfig
 from ..refinement import Refinement
 from .sampler import WavefrontSampler
+from .trace import WaveTick, as_bits, from_bits
 from .wavefront import Wavefront
 
 
@@ -20,6 +21,9 @@ class EarlyExitSampler(WavefrontSampler):
         super().__init__(*args, **kwargs)
         self.criterion = self.config.criterion()
         self.criterion.check_model(self.model)
+        if self.trace is not None:
+            self.trace.criterion = getattr(self.criterion, "name", type(self.criterion).__name__)
+            self.trace.threshold = getattr(self.criterion, "threshold", None)
 
     @abstractmethod
     def next_width(self, row: int, front: int, kept: int) -> int:
@@ -111,3 +115,41 @@ class EarlyExitSampler(WavefrontSampler):
                 f"returns bool {tuple(refinement.positions.shape)}, one verdict a position."
             )
         return verdict
+
+    def exit_bits(self, refinement: Refinement) -> list[torch.Tensor]:
+        """The criterion's values as integers for the trace, int64 [live rows, width]; none where it set none.
+
+        Raises:
+            ValueError: a criterion of the caller's set something else.
+        """
+        values = refinement.exit_values
+        if self.trace is None or values is None:
+            return []
+        if values.shape != refinement.positions.shape:
+            raise ValueError(
+                f"{type(self.criterion).__name__} set exit_values of shape {tuple(values.shape)}: "
+                f"{tuple(refinement.positions.shape)} is needed, one value a position."
+            )
+        return [as_bits(values)]
+
+    def observe_wave(
+        self, wave: Wavefront, core_passes: int, predictions: list[list[int | None]], bits: list[list[list[int]]]
+    ) -> list[WaveTick]:
+        """What the running tick did to every row, with `exit_bits` on the host; nothing without a trace."""
+        if self.trace is None:
+            return []
+        states = wave.states.to("cpu", torch.float32) if self.keeps_latents else None
+        return [
+            self.observe(
+                row,
+                wave.fronts[row],
+                core_passes,
+                tokens,
+                [steps + core_passes for steps in wave.steps[row]],
+                predictions[row][: len(tokens)],
+                from_bits(bits[0][row][: len(tokens)]) if bits else None,
+                None if states is None else states[row, : len(tokens)],
+            )
+            for row, tokens in enumerate(wave.tokens)
+            if tokens
+        ]

@@ -34,6 +34,9 @@ WAVEFRONT_SAMPLERS: dict[str, type[WavefrontSampler]] = {
 
 SAMPLER_KEYWORDS = {name for config in SAMPLER_CONFIGS.values() for name in config.fields()}
 
+CALL_KEYWORDS = {"sampler", "sampler_config", "sampler_preset", "return_trace"}
+"""What a call may say besides a sampler's settings; `return_trace` is of the call alone and is stored nowhere."""
+
 
 class RecurrentDepthGenerationMixin(GenerationMixin):
     """`GenerationMixin` for recurrent-depth models.
@@ -41,7 +44,8 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
     `generate()` takes `sampler="diffusion_forcing"`, `"speculative_wavefront"`, `"adaptive"` or `"autoregressive"`,
     every field of that sampler's config as a keyword, `sampler_config=` and `sampler_preset=`; without them it reads
     the generation config. With neither it is plain transformers decoding, to which the keywords of `"autoregressive"`
-    apply; sampling then draws from torch's generator.
+    apply; sampling then draws from torch's generator. With `return_trace=True` (or `"latents"`) and
+    `return_dict_in_generate=True` a parallel sampler's output has a `Trace`.
     """
 
     def own_generation_config(self) -> GenerationConfig:
@@ -74,6 +78,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         sampler = kwargs.pop("sampler", None)
         passed = kwargs.pop("sampler_config", None)
         preset_name = kwargs.pop("sampler_preset", None)
+        return_trace = kwargs.pop("return_trace", False)
         given = {name: kwargs.pop(name) for name in SAMPLER_KEYWORDS & kwargs.keys()}
         # A config passed with a sampler brings that sampler's settings; the model's are for the model's sampler.
         names = ("sampler", "sampler_config", "sampler_preset")
@@ -83,6 +88,8 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         self._refuse_unknown_keywords(model_kwargs)
         if generation_config.cache_implementation == "paged":
             self.init_continuous_batching()
+        if hasattr(source, "return_trace") or "return_trace" in own:
+            raise ValueError("return_trace stands on the generation config; pass it to generate() itself.")
         if misplaced := sorted(SAMPLER_KEYWORDS & (vars(source).keys() | own)):
             raise ValueError(f"{misplaced[0]} stands on the generation config itself; put it into its sampler_config.")
 
@@ -124,7 +131,26 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         self._refuse_other_modes(sampler, generation_config.get_generation_mode())
         # The object, not its dict: hooks passed as instances have no other form.
         generation_config._sampler_settings = settings.resolve(self.config.mean_recurrence)
+        self._validate_return_trace(return_trace, sampler, generation_config)
+        generation_config._return_trace = return_trace
         return generation_config, model_kwargs
+
+    def _validate_return_trace(
+        self, return_trace: Any, sampler: str | None, generation_config: GenerationConfig
+    ) -> None:
+        if not isinstance(return_trace, (bool, str)):
+            raise TypeError(f"return_trace={return_trace!r} must be True, False or 'latents'.")
+        if isinstance(return_trace, str) and return_trace != "latents":
+            raise ValueError(f"return_trace={return_trace!r} is unknown: use True, False or 'latents'.")
+        if return_trace and sampler not in WAVEFRONT_SAMPLERS:
+            raise ValueError(
+                f"return_trace={return_trace!r} is not possible with sampler={sampler!r}, which has no ticks: "
+                f"pass sampler={' or '.join(map(repr, WAVEFRONT_SAMPLERS))}."
+            )
+        if return_trace and not generation_config.return_dict_in_generate:
+            raise ValueError(
+                f"return_trace={return_trace!r} has nowhere to go without return_dict_in_generate=True: pass that too."
+            )
 
     def _refuse_unknown_keywords(self, model_kwargs: dict[str, Any]) -> None:
         known = {"input_ids", "attention_mask", "past_key_values", "use_cache", "logits_to_keep"}
@@ -139,12 +165,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                 continue
             if name in remedies:
                 raise ValueError(f"generate() does not take {name} for this model: {remedies[name]}.")
-            candidates = (
-                SAMPLER_KEYWORDS
-                | known
-                | {"sampler", "sampler_config", "sampler_preset"}
-                | set(GenerationConfig().to_dict())
-            )
+            candidates = SAMPLER_KEYWORDS | CALL_KEYWORDS | known | set(GenerationConfig().to_dict())
             raise ValueError(f"generate() has no keyword {name!r}{_nearest_only(name, candidates)}.")
 
     def init_continuous_batching(self, *args, **kwargs):
@@ -318,6 +339,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                 attention_mask,
                 cache,
                 columns,
+                generation_config._return_trace,
             ).run()
         batch, length = input_ids.shape
         seeds = row_seeds(config.seed, batch, input_ids.device)

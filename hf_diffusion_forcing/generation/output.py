@@ -6,6 +6,7 @@ import torch
 from transformers.utils import ModelOutput
 
 from ..cache import RecurrentDepthCache
+from .trace import Trace
 
 
 @dataclass
@@ -87,6 +88,7 @@ class DiffusionForcingOutput(ModelOutput):
         logits: with `output_logits`, the same before the processors.
         past_key_values: the cache; it holds every column but the last of the row that ended first.
         stats: `SamplerStats` of the call.
+        trace: with `return_trace`, the `Trace` of the call.
     """
 
     sequences: torch.LongTensor
@@ -94,3 +96,4 @@ class DiffusionForcingOutput(ModelOutput):
     logits: tuple[torch.FloatTensor, ...] | None = None
     past_key_values: RecurrentDepthCache | None = None
     stats: SamplerStats | None = None
+    trace: Trace | None = None

@@ -17,6 +17,7 @@ from .choice import TokenChoice
 from .committed import CommittedTokens
 from .cost_model import PromptAgreement, PromptDepth
 from .output import DiffusionForcingOutput, SamplerStats
+from .trace import Trace, WaveTick
 from .wave import Wave
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class WavefrontSampler(ABC):
         model: speaks the verbs of `RecurrentDepthInterface`.
         input_ids: int64 [batch, length], left-padded.
         logits_processor: applied to every position with its own prefix.
-        stopping_criteria: applied to committed tokens, one at a time, with their row's scores if they are kept.
+        stopping_criteria: applied to committed tokens, one at a time, with their scores if they are kept.
         generation_config: transformers' own settings.
         config: the sampler's settings, every depth filled in.
         streamer: gets each committed token once, in order, and drafts if it has a `put_draft`.
@@ -41,6 +42,7 @@ class WavefrontSampler(ABC):
         past_key_values: an empty cache, or one that holds the first columns. `input_ids` may then be the new ids
             alone, with an `attention_mask` over all columns, as in transformers.
         columns: all columns up to the last id.
+        return_trace: record what every tick does; with "latents" its states too.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class WavefrontSampler(ABC):
         attention_mask: torch.Tensor | None,
         past_key_values: RecurrentDepthCache,
         columns: int,
+        return_trace: bool | str = False,
     ):
         pad = None if generation_config._pad_token_tensor is None else int(generation_config._pad_token_tensor)
         batch, length = input_ids.shape
@@ -87,6 +90,11 @@ class WavefrontSampler(ABC):
             self.seeds if generation_config.do_sample else None,
         )
         self.stats = SamplerStats()
+        self.trace: Trace | None = None
+        if return_trace:
+            starts = [columns - pad for pad in self.padding]
+            self.trace = Trace(sampler=config.sampler, budget=config.num_steps, starts=starts)
+        self.keeps_latents = return_trace == "latents"
 
     @abstractmethod
     def begin(self, fronts: list[int], tokens: list[int | None], device: torch.device) -> Wave:
@@ -163,6 +171,15 @@ class WavefrontSampler(ABC):
             on_recurrence=on_recurrence,
         ).logits
 
+    def end_row(self, wave: Wave, row: int) -> None:
+        """A row of the wave has ended, though its last commit did not say so."""
+        wave.end_row(row)
+
+    def check_batch(self, wave: Wave) -> None:
+        """End the rows that the criteria of the whole batch end."""
+        for row in self.committed.check_batch():
+            self.end_row(wave, self.live.index(row))
+
     def let_rows_leave(self, wave: Wave) -> None:
         """Go on with the live rows alone, once enough have ended to pay for copying the cache of the others."""
         staying = [row for row, tokens in enumerate(wave.tokens) if tokens]
@@ -172,6 +189,42 @@ class WavefrontSampler(ABC):
         self.live = [self.live[row] for row in staying]
         self.seeds = self.seeds[torch.tensor(staying, device=self.seeds.device)]
         self.cache.keep_rows(self.live)
+
+    def observe(
+        self,
+        row: int,
+        start: int,
+        core_passes: int,
+        tokens: list[int],
+        recurrences: list[int],
+        predictions: list[int | None],
+        exit_values: list[float | None] | None = None,
+        latents: torch.Tensor | None = None,
+    ) -> WaveTick:
+        """What the running tick did to a row of the wave, before anything of it is committed; see `WaveTick`.
+
+        Args:
+            latents: [width, channels] on the CPU, copied if they are kept.
+        """
+        return WaveTick(
+            tick=self.stats.ticks + 1,
+            row=self.live[row],
+            start=start,
+            core_passes=core_passes,
+            tokens=tokens,
+            recurrences=recurrences,
+            predictions=predictions,
+            exit_values=[None] * len(tokens) if exit_values is None else exit_values,
+            latents=None if latents is None else latents.clone(),
+        )
+
+    def record(self, waves: list[WaveTick], abandoned: bool = False) -> None:
+        """Add the waves of a tick that is over to the trace, with what has been committed since they were observed."""
+        for wave in waves:
+            wave.abandoned = abandoned
+            # The front was the row's last committed token.
+            wave.committed = self.committed.rows[wave.row][wave.start + 1 + self.padding[wave.row] - self.offset :]
+            self.trace.append(wave)
 
     @torch.no_grad()
     def run(self) -> DiffusionForcingOutput | torch.LongTensor:
@@ -187,9 +240,13 @@ class WavefrontSampler(ABC):
         held = self.cache.columns
         try:
             wave = self.prefill()
+            if self.trace is not None:
+                self.trace.first_tokens = [tokens[-1] for tokens in committed.rows]
+            self.check_batch(wave)
             while not committed.all_finished:
                 self.let_rows_leave(wave)
                 self.tick(wave)
+                self.check_batch(wave)
                 if hasattr(streamer, "put_draft") and len(wave.tokens[0]) > 1:
                     streamer.put_draft(torch.tensor(wave.tokens[0][1:]))
         finally:
@@ -200,6 +257,9 @@ class WavefrontSampler(ABC):
         if streamer is not None:
             streamer.end()
         self.stats.tokens_committed = committed.counts
+        if self.trace is not None and committed.batch_criteria:
+            for row, count in enumerate(committed.counts):
+                self.trace.cut(row, count)
         sequences = committed.sequences()
         if not self.generation_config.return_dict_in_generate:
             return sequences
@@ -209,4 +269,5 @@ class WavefrontSampler(ABC):
             logits=committed.stacked(committed.logits),
             past_key_values=self.cache,
             stats=self.stats,
+            trace=self.trace,
         )

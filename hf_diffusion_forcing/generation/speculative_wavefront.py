@@ -9,6 +9,7 @@ from ..configuration import SpeculativeWavefrontConfig
 from .cost_model import PromptAgreement, choose_draft_depth, cost_curve
 from .depth_wave import DepthWave
 from .sampler import WavefrontSampler
+from .trace import WaveTick
 
 TRUTH, DRAFT = 0, 1
 """The two timelines of the coda's keys and values: of full-depth readouts, and of the latest shallower ones."""
@@ -32,6 +33,8 @@ class SpeculativeWavefront(WavefrontSampler):
         self.second_depth = self.config.second_depth(self.draft_depth)
         self.sound = True
         """Whether every state so far was finite."""
+        self.observed: dict[int, WaveTick] = {}
+        """What the running tick did, by row of the wave; empty without a trace."""
 
     def prefill(self) -> DepthWave:
         """The prompt's pass; for `draft_depth="auto"` it also shows how often shallow readouts agree with the last."""
@@ -97,6 +100,8 @@ class SpeculativeWavefront(WavefrontSampler):
                 cache.place(where[:, -1:], extent=wave.extent)
                 cache.settle(config.num_steps)
 
+        if self.trace is not None:
+            self._observe_wave(wave, read, predictions)
         self.stats.ticks += 1
         self.stats.core_passes += depth
         self.stats.positions_refined += depth * sum(map(len, wave.tokens))
@@ -104,6 +109,26 @@ class SpeculativeWavefront(WavefrontSampler):
             if tokens:
                 self._advance(wave, row, read, predictions[row], logits, scores)
         wave.move()
+        self.record(list(self.observed.values()))
+
+    def _observe_wave(self, wave: DepthWave, read: list[int], predictions: list[list[int]]) -> None:
+        """Note what the tick did to every row, before it is known what becomes of it."""
+        depth = self.draft_depth
+        states = wave.states.to("cpu", torch.float32) if self.keeps_latents else None
+        self.observed = {}
+        for row, tokens in enumerate(wave.tokens):
+            if tokens:
+                columns = wave.columns[row]
+                said = dict(zip(read, predictions[row], strict=False))
+                self.observed[row] = self.observe(
+                    row,
+                    wave.fronts[row],
+                    depth,
+                    list(tokens),
+                    [depth * (column + 1) for column in columns],
+                    [said.get(column) for column in columns],
+                    latents=None if states is None else states[row, [column - wave.held.start for column in columns]],
+                )
 
     @property
     def _readouts(self) -> list[int]:
@@ -149,9 +174,16 @@ class SpeculativeWavefront(WavefrontSampler):
             if not right:
                 return
 
+    def end_row(self, wave: DepthWave, row: int) -> None:
+        self._drop(wave, row, 0)
+
     def _drop(self, wave: DepthWave, row: int, place: int) -> None:
         """Drop a row's positions from `place` on, and count what was spent on them."""
         dropped = wave.cut(row, place)
-        self.stats.wasted_recurrences += sum(self.draft_depth * (column + 1) for column in dropped)
+        spent = [self.draft_depth * (column + 1) for column in dropped]
+        self.stats.wasted_recurrences += sum(spent)
+        if row in self.observed:
+            # What entered in this very tick has had none.
+            self.observed[row].discarded += [recurrences for recurrences in spent if recurrences]
         if dropped and not self.sound:
             self.cache.scrub(row)

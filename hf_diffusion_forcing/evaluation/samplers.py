@@ -1,0 +1,110 @@
+"""How a sampler is written on one line, as `diffusion_forcing:preset=fast,wavefront=16`, and checked before compute."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import yaml
+from transformers import GenerationConfig
+
+from ..configuration import sampler_config_class
+
+SPELLING = re.compile(r"(?P<sampler>\w+)(:(?P<settings>\w+=.*))?", re.DOTALL)
+
+
+def parse_sampler(text: str) -> dict[str, Any]:
+    """Keywords of `generate()` from a sampler's name and settings.
+
+    Args:
+        text: `NAME` or `NAME:setting=value,setting=value`; values are JSON or YAML (`4`, `true`, `kl`,
+            `{name: kl, threshold: 0.1}`), and `preset` is a setting of every sampler that has presets.
+
+    Raises:
+        ValueError, TypeError: the spelling, the sampler or a setting is wrong.
+    """
+    match = SPELLING.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(
+            f"{text!r} does not say a sampler: write its name, and settings after a colon, as in "
+            "'diffusion_forcing:inner_recurrence=4,wavefront=32'."
+        )
+    kwargs: dict[str, Any] = {"sampler": match["sampler"]}
+    for item in re.split(r",(?=\s*\w+=)", match["settings"] or ""):
+        name, _, value = item.strip().partition("=")
+        if not name:
+            continue
+        name = "sampler_preset" if name == "preset" else name
+        if name in kwargs:
+            raise ValueError(f"{text!r} says {name} twice.")
+        kwargs[name] = parse_value(text, value)
+    try:
+        check_sampler(kwargs)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{text!r}: {error}") from error
+    return kwargs
+
+
+def parse_value(text: str, value: str) -> Any:
+    """A setting's value; JSON first, as YAML takes 1e-3 for a text."""
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        pass
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r}: {value!r} is neither JSON nor YAML.") from error
+    if parsed is None and value.strip() != "null":
+        raise ValueError(f"{text!r} has a setting without a value.")
+    return parsed
+
+
+def check_sampler(kwargs: dict[str, Any]) -> None:
+    """Refuse an unknown sampler, preset or setting, without a model.
+
+    Raises:
+        ValueError, TypeError: as `generate()` would.
+    """
+    settings = dict(kwargs)
+    sampler, preset = settings.pop("sampler"), settings.pop("sampler_preset", None)
+    config_class = sampler_config_class(sampler)
+    if "seed" in settings:
+        raise ValueError("seed is the same for all samplers: leave it out of the sampler's settings.")
+    if preset is None:
+        config_class.from_dict(settings)
+    else:
+        config_class.from_preset(preset, **settings)
+
+
+def named_samplers(samplers: list[str] | dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Keywords of `generate()` by what a sampler is called: its spelling, or the key it was given under.
+
+    Raises:
+        ValueError, TypeError: none, one given twice, or one that is wrong.
+    """
+    if isinstance(samplers, dict):
+        for name, kwargs in samplers.items():
+            if "sampler" not in kwargs:
+                raise ValueError(f"The settings of {name!r} name no sampler: {kwargs!r}.")
+            check_sampler(kwargs)
+        named = dict(samplers)
+    else:
+        named = {text: parse_sampler(text) for text in samplers}
+        if len(named) < len(samplers):
+            raise ValueError(f"A sampler is given twice: {', '.join(samplers)}.")
+    if not named:
+        raise ValueError("No sampler is given.")
+    return named
+
+
+def resolve_sampler(model, kwargs: dict[str, Any], **generate_kwargs) -> GenerationConfig:
+    """The generation config that `generate()` would decode by, with every setting filled in.
+
+    Raises:
+        ValueError, TypeError: the model cannot decode this way.
+    """
+    config, _ = model._prepare_generation_config(None, **kwargs, **generate_kwargs)
+    model._validate_generation_mode(config.get_generation_mode(), config, {})
+    return config

@@ -1,0 +1,241 @@
+"""What every tick of a call did, wave by wave."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..validation import nearest
+
+MAX_BYTES = 256 * 2**20
+"""Of host memory a trace may take; what happens after that is counted and not kept."""
+
+BYTES_PER_WAVE, BYTES_PER_POSITION = 1200, 160
+"""What a `WaveTick` takes at most, and what each of its positions adds."""
+
+
+def as_bits(values: torch.Tensor) -> torch.Tensor:
+    """Float values as int64 of the same shape, which travel to the host in one tensor with ids and flags."""
+    return values.float().view(torch.int32).long()
+
+
+def from_bits(bits: list[int]) -> list[float | None]:
+    """`as_bits` undone; None for a value that is no finite number."""
+    values = torch.tensor(bits, dtype=torch.int32).view(torch.float32).tolist()
+    return [value if math.isfinite(value) else None for value in values]
+
+
+@dataclass(kw_only=True, slots=True)
+class WaveTick:
+    """The wave of one row in one tick. The lists have one entry for each position of the wave, the front's first.
+
+    Attributes:
+        tick: number of the tick in the call, from 1.
+        row: row of the batch.
+        start: absolute position of the front, counted from the row's first real token.
+        core_passes: recurrences of this tick.
+        tokens: ids that were refined; the first is committed, the others are drafts.
+        recurrences: of each position when the tick is over, counted since its input token last changed.
+        predictions: the next token each position predicts when the tick is over; None where it was not read out.
+        exit_values: what the exit criterion compared with its threshold; None where it has no such value yet, where
+            the value is not finite, and for samplers and criteria without one.
+        committed: the ids this tick made final: predictions of its first positions, in order.
+        discarded: of the speculative wavefront, the recurrences of each position that was dropped when the tick was
+            over, because its own token or one before it was a wrong draft.
+        abandoned: nothing of this tick counts: a draft overflowed, and it was made again with the fronts alone.
+        latents: float32 [width, channels] on the CPU, the states when the tick is over; None unless they were asked
+            for. `to_dict()` leaves them out, and == does not look at them.
+    """
+
+    tick: int
+    row: int
+    start: int
+    core_passes: int
+    tokens: list[int]
+    recurrences: list[int]
+    predictions: list[int | None]
+    exit_values: list[float | None]
+    committed: list[int] = field(default_factory=list)
+    discarded: list[int] = field(default_factory=list)
+    abandoned: bool = False
+    latents: torch.Tensor | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def width(self) -> int:
+        """Positions of the wave."""
+        return len(self.tokens)
+
+    @property
+    def nbytes(self) -> int:
+        """A bound on the host memory this takes."""
+        latents = 0 if self.latents is None else self.latents.nbytes
+        return BYTES_PER_WAVE + BYTES_PER_POSITION * self.width + latents
+
+
+@dataclass(kw_only=True, slots=True)
+class TokenTrace:
+    """How one new token came about.
+
+    Attributes:
+        position: absolute position of the token; the position before it predicted it.
+        token: its id.
+        tick: the tick that committed it; None for a row's first token, which the prompt's own pass predicted.
+        recurrences: all that were spent on the position that predicted it, on wrong drafts too; 0 for a first token.
+        exit_value: the criterion's value when it was committed.
+        readouts: what the position that predicted it said on the way, as pairs of its recurrences (since its input
+            token last changed) and a predicted id, in the order of the ticks.
+    """
+
+    position: int
+    token: int
+    tick: int | None = None
+    recurrences: int = 0
+    exit_value: float | None = None
+    readouts: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Trace:
+    """What every tick of a `generate()` call did.
+
+    `generate(..., return_trace=True, return_dict_in_generate=True)` gives it as `output.trace`; with
+    `return_trace="latents"` it holds the latent states too.
+
+    A tick takes at most 1200 + 160 x width bytes of host memory for each row, and with latents 4 x width x channels
+    more. A trace stops at 256 MiB: later ticks are counted in `unrecorded` and not kept.
+
+    Attributes:
+        sampler: name of the sampler.
+        budget: the most recurrences a position at the front gets.
+        criterion: name of the exit criterion; None for a sampler without one.
+        threshold: of the criterion, where it has one.
+        starts: per row of the batch, the absolute position of its first new token.
+        first_tokens: per row, that token, which the prompt's own pass predicted.
+        waves: in the order of the ticks, and of the rows within a tick. Rows that have ended have none.
+        unrecorded: waves that were not kept.
+    """
+
+    sampler: str
+    budget: int
+    criterion: str | None = None
+    threshold: float | None = None
+    starts: list[int] = field(default_factory=list)
+    first_tokens: list[int] = field(default_factory=list)
+    waves: list[WaveTick] = field(default_factory=list)
+    unrecorded: int = 0
+
+    def __post_init__(self):
+        self._room = MAX_BYTES - sum(wave.nbytes for wave in self.waves)
+
+    def append(self, wave: WaveTick) -> None:
+        """Keep a wave, if there is room for it and all before it were kept."""
+        self._room -= wave.nbytes
+        if self._room < 0:
+            self.unrecorded += 1
+        else:
+            self.waves.append(wave)
+
+    def cut(self, row: int, count: int) -> None:
+        """Let a row end after `count` new tokens: what was committed beyond them has been taken back."""
+        left = count - 1
+        for wave in self.of_row(row):
+            wave.committed = wave.committed[: max(left, 0)]
+            left -= len(wave.committed)
+
+    def of_row(self, row: int) -> list[WaveTick]:
+        """The waves of one row.
+
+        Raises:
+            IndexError: the batch has no such row.
+        """
+        if not 0 <= row < len(self.starts):
+            raise IndexError(f"row={row} is not in the trace of a batch of {len(self.starts)}.")
+        return [wave for wave in self.waves if wave.row == row]
+
+    def new_tokens(self, row: int = 0) -> list[int]:
+        """The ids a row has committed, without its prompt."""
+        waves = self.of_row(row)
+        return [self.first_tokens[row], *(token for wave in waves for token in wave.committed)]
+
+    def tokens(self, row: int = 0) -> list[TokenTrace]:
+        """How each of a row's new tokens came about."""
+        spent: dict[int, int] = {}
+        readouts: dict[int, list[tuple[int, int]]] = {}
+        waves = self.of_row(row)
+        traced = [TokenTrace(position=self.starts[row], token=self.first_tokens[row])]
+        for wave in waves:
+            for place, (recurrences, prediction) in enumerate(zip(wave.recurrences, wave.predictions, strict=True)):
+                position = wave.start + place
+                spent[position] = spent.get(position, 0) + wave.core_passes
+                if prediction is not None and not wave.abandoned:
+                    readouts.setdefault(position, []).append((recurrences, prediction))
+            for place, token in enumerate(wave.committed):
+                position = wave.start + place
+                traced.append(
+                    TokenTrace(
+                        position=position + 1,
+                        token=token,
+                        tick=wave.tick,
+                        recurrences=spent[position],
+                        exit_value=wave.exit_values[place],
+                        readouts=readouts[position],
+                    )
+                )
+        return traced
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but latents, as plain JSON values."""
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "waves"}
+        return values | {"waves": [{name: getattr(wave, name) for name in WAVE_FIELDS} for wave in self.waves]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Trace:
+        """A trace equal to the one `to_dict()` was called on, without latents.
+
+        Raises:
+            TypeError: not a dict, or one of its waves is not.
+            ValueError: unknown or missing keys, or lists of a wave that differ in length.
+        """
+        _check_keys(cls, values, {each.name for each in dataclasses.fields(cls)}, {"sampler", "budget"})
+        waves = values.get("waves", [])
+        for wave in waves:
+            _check_keys(WaveTick, wave, set(WAVE_FIELDS), set(WAVE_FIELDS[:8]))
+            if len({len(wave[name]) for name in ("tokens", "recurrences", "predictions", "exit_values")}) > 1:
+                raise ValueError(f"The wave of row {wave['row']} in tick {wave['tick']} has lists of several lengths.")
+        return cls(**values | {"waves": [WaveTick(**wave) for wave in waves]})
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write `to_dict()` as a JSON file."""
+        path = Path(path)
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text(json.dumps(self.to_dict(), allow_nan=False) + "\n")
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Trace:
+        """Read what `save` wrote; TypeError or ValueError, naming the file, for anything else."""
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text()))
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{path} is not a trace: {error}") from error
+
+
+WAVE_FIELDS = tuple(each.name for each in dataclasses.fields(WaveTick) if each.name != "latents")
+
+
+def _check_keys(owner: type, values: Any, known: set[str], needed: set[str]) -> None:
+    if not isinstance(values, dict):
+        raise TypeError(f"{owner.__name__} needs a dict, not {type(values).__name__}.")
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{owner.__name__} has no {key!r}{nearest(str(key), known)}.")
+    if missing := sorted(needed - values.keys()):
+        raise ValueError(f"{owner.__name__} needs {missing[0]!r}.")
