@@ -54,6 +54,7 @@ from .models import (
     RecurrentDepthAdapter,
     RecurrentDepthForCausalLM,
     RecurrentDepthInterface,
+    RecurrentDepthModelOutput,
     RecurrentDepthOutput,
     enable_recurrent_depth,
 )
@@ -96,6 +97,7 @@ __all__ = [
     "RecurrentDepthForCausalLM",
     "RecurrentDepthGenerationMixin",
     "RecurrentDepthInterface",
+    "RecurrentDepthModelOutput",
     "RecurrentDepthOutput",
     "Refinement",
     "SamplerConfig",

@@ -301,7 +301,12 @@ class RecurrentDepthCache(Cache):
         placed = self.placement.to(query.device)
         batch, _, width, _ = query.shape
         if slots not in placed.indices:
-            placed.indices[slots] = torch.tensor(slots, device=key.device)
+            # An arange is made on the device; a list would be copied there, which waits for it.
+            placed.indices[slots] = (
+                torch.arange(slots.start, slots.stop, slots.step, device=key.device)
+                if isinstance(slots, range)
+                else torch.tensor(slots, device=key.device)
+            )
         rows = torch.arange(batch, device=key.device)[:, None]
         for stored, new in ((self.keys[layer], key), (self.values[layer], value)):
             stored[placed.indices[slots], rows, :, placed.positions] = new.transpose(1, 2)

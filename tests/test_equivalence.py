@@ -188,6 +188,19 @@ def test_new_ids_alone_sample_as_the_whole_text_does(tiny, sampler):
     assert alone[0, new.shape[1] :].tolist() == whole.tolist()
 
 
+@pytest.mark.parametrize("sampler", [None, "autoregressive", "diffusion_forcing"])
+def test_ids_that_are_neither_all_nor_the_new_ones_are_refused(tiny, sampler):
+    """transformers' loop would take ids that are in the cache for new ones."""
+    first = tiny.generate(
+        torch.tensor([[3, 1, 4]]), sampler="autoregressive", max_new_tokens=5, return_dict_in_generate=True
+    )
+    turn, kept = torch.cat((first.sequences, torch.tensor([[5, 9]])), dim=1), first.past_key_values
+    settings = {"sampler": sampler, "past_key_values": kept, "max_new_tokens": 2, "num_steps": 6, "kv_sharing": "none"}
+    for ids in (turn[:, 4:], turn[:, -2:]):
+        with pytest.raises(ValueError, match=r"holds 7 columns; the call speaks of 10 and has \d ids: pass the whole"):
+            tiny.generate(ids, attention_mask=torch.ones_like(turn), **settings)
+
+
 def test_deeper_refinement_than_the_prompt_had_sees_its_last_entries(tiny):
     """max_steps > num_steps without sharing: beyond the prompt's recurrences a position reads its last, not zeros."""
     positions, seeds = torch.arange(5)[None], torch.tensor([1])

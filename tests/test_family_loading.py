@@ -10,11 +10,20 @@ from conftest import FAMILIES, FIXTURES
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast, pipeline
 
-from hf_diffusion_forcing import OuroConfig, OuroForCausalLM, OuroModel, RavenConfig, RavenForCausalLM, RavenModel
+from hf_diffusion_forcing import (
+    OuroConfig,
+    OuroForCausalLM,
+    OuroModel,
+    RavenConfig,
+    RavenForCausalLM,
+    RavenModel,
+    bundled_checkpoint,
+)
 from hf_diffusion_forcing.models.huginn_raven.layout import layout_of
 
+BASES = {"huginn": RavenModel, "llama": RavenModel, "olmo": RavenModel, "ouro": OuroModel}
 CLASSES = {"huginn": RavenForCausalLM, "llama": RavenForCausalLM, "olmo": RavenForCausalLM, "ouro": OuroForCausalLM}
 LLAMA3 = {
     "rope_type": "llama3",
@@ -70,24 +79,84 @@ def test_native_classes_load_without_a_warning(name, warnings):
     assert warnings.records == []
 
 
+@pytest.mark.parametrize(("auto", "classes"), [(AutoModelForCausalLM, CLASSES), (AutoModel, BASES)])
 @pytest.mark.parametrize("trust_remote_code", [None, False, True])
-def test_auto_map_never_runs_code_from_the_folder(folder, tmp_path, trust_remote_code):
+def test_auto_map_never_runs_code_from_the_folder(folder, tmp_path, trust_remote_code, auto, classes):
     proof = tmp_path / "executed"
     stored = json.loads((folder / "config.json").read_text())["auto_map"]
+    change_config(folder, auto_map=stored | {auto.__name__: stored["AutoModelForCausalLM"]})
     for module in {reference.split(".")[0] for reference in stored.values()}:
         (folder / f"{module}.py").write_text(f"open({str(proof)!r}, 'w').write('executed')\n")
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    assert type(model) in CLASSES.values()
+    model = auto.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    assert type(model) is classes[folder.name]
     assert not proof.exists()
 
 
-@pytest.mark.parametrize(("name", "base"), [("llama", RavenModel), ("ouro", OuroModel)])
-def test_the_parts_load_without_the_head(name, base):
-    whole, parts = CLASSES[name].from_pretrained(FAMILIES[name]), base.from_pretrained(FAMILIES[name])
-    for (key, expected), (also, tensor) in zip(
-        whole.base_model.state_dict().items(), parts.state_dict().items(), strict=True
-    ):
-        assert key == also and torch.equal(expected, tensor)
+# --- base models ---
+
+IDS = torch.tensor([[0, 0, 55, 2, 103, 95, 53], [61, 88, 37, 19, 7, 120, 69]])
+MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_automodel_gives_what_the_head_reads(name, warnings):
+    whole, base = CLASSES[name].from_pretrained(FAMILIES[name]), AutoModel.from_pretrained(FAMILIES[name])
+    assert type(base) is BASES[name] and not base.can_generate() and warnings.records == []
+    for key, tensor in whole.base_model.state_dict().items():
+        assert torch.equal(base.state_dict()[key], tensor), key
+    common = {"attention_mask": MASK, "num_steps": 3, "seeds": torch.tensor([1, 2])}
+    expected, output = whole(IDS, **common), base(IDS, **common)
+    torch.testing.assert_close(whole.lm_head(output.last_hidden_state), expected.logits)
+    torch.testing.assert_close(output.latents, expected.latents)
+    assert torch.equal(base(IDS, **common, return_dict=False)[0], output.last_hidden_state)
+    # The same in two calls over a cache, and without one.
+    first = base(IDS[:, :4], **common | {"attention_mask": MASK[:, :4]})
+    rest = base(IDS[:, 4:], **common, past_key_values=first.past_key_values)
+    for tensor in (rest.last_hidden_state, base(IDS, **common, use_cache=False).last_hidden_state[:, 4:]):
+        torch.testing.assert_close(tensor, output.last_hidden_state[:, 4:], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_a_saved_base_model_loads_again(name, tmp_path):
+    base = AutoModel.from_pretrained(FAMILIES[name])
+    base.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path)
+    common = {"num_steps": 3, "seeds": torch.tensor([1, 2])}
+    assert torch.equal(again(IDS, **common).last_hidden_state, base(IDS, **common).last_hidden_state)
+    if base.config.tie_word_embeddings:
+        whole = AutoModelForCausalLM.from_pretrained(tmp_path)
+        assert torch.equal(whole.lm_head.weight, base.get_input_embeddings().weight)
+    else:
+        with pytest.raises(ValueError, match=r"1 missing \(expected, not found\): lm_head.weight"):
+            AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_base_models_train(name):
+    """Gradients reach every part but the exit gate, through the last `mean_backprop_depth` recurrences."""
+    base = AutoModel.from_pretrained(FAMILIES[name]).train()
+    base(IDS, attention_mask=MASK, num_steps=3).last_hidden_state.square().sum().backward()
+    unused = {key for key, p in base.named_parameters() if p.grad is None}
+    assert all("early_exit_gate" in key for key in unused)
+
+
+@torch.no_grad()
+def test_the_feature_extraction_pipeline():
+    extract = pipeline("feature-extraction", model=bundled_checkpoint())
+    assert type(extract.model) is RavenModel
+    torch.manual_seed(0)
+    features = torch.tensor(extract("12 + 34 ="))
+    ids = extract.tokenizer("12 + 34 =", return_tensors="pt").input_ids
+    torch.manual_seed(0)
+    torch.testing.assert_close(features, extract.model(ids).last_hidden_state)
+
+
+def test_base_models_refuse_what_they_do_not_take():
+    base = AutoModel.from_pretrained(FAMILIES["llama"])
+    with pytest.raises(ValueError, match="does not take output_hidden_states"):
+        base(IDS, output_hidden_states=True)
 
 
 # --- layouts ---
@@ -174,7 +243,7 @@ def test_impossible_ouro_settings(settings, message):
 
 def test_llama3_scaling_turns_slow_channels_slower():
     plain, scaled = (
-        RavenForCausalLM(RavenConfig(**SMALL, layout="llama", rope_theta=5e5, **more)).inverse_frequencies
+        RavenModel(RavenConfig(**SMALL, layout="llama", rope_theta=5e5, **more)).inverse_frequencies
         for more in ({}, {"rope_scaling": dict(LLAMA3)})
     )
     assert scaled[0] == plain[0] == 1.0
@@ -346,7 +415,7 @@ def test_published_shapes(name, layout, billions):
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == (ouro_parameters if layout is None else raven_parameters)(config)
     assert billions[0] <= count / 1e9 <= billions[1]
-    assert len(model.inverse_frequencies) == config.head_dim // 2
+    assert len(model.base_model.inverse_frequencies) == config.head_dim // 2
 
 
 @pytest.mark.parametrize("name", ["recurrent-llama-3.2", "huginn-0125"])

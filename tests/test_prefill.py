@@ -118,3 +118,16 @@ def test_chunks_and_an_automatic_wavefront(bundled):
         settings = {"sampler": "diffusion_forcing", "adaptive_prefill": True, "seed": 0} | more
         ids = model.generate(**inputs, **settings)
         assert problem.is_solved_by(tokenizer.decode(ids[0], skip_special_tokens=True))
+
+
+@pytest.mark.parametrize("kv_sharing", ["last", "none", 2])
+@pytest.mark.parametrize("sampler", ["adaptive", "diffusion_forcing"])
+def test_law_3_for_prompts_in_chunks(tiny, sampler, kv_sharing):
+    """With shared keys and values a chunk sees the last recurrence of those before it: where it begins matters."""
+    prompts = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], [9, 2, 7, 1, 8, 2], [6], [5, 3, 5, 8, 9, 7, 9, 3, 2]]
+    settings = {"sampler": sampler, "kv_sharing": kv_sharing, "prefill_chunk_size": 4, "max_new_tokens": 8}
+    inputs = left_pad(prompts)
+    together = new_tokens(tiny.generate(**inputs, **settings, seed=[1, 2, 3, 4]), 11)
+    for row, prompt in enumerate(prompts):
+        alone = tiny.generate(torch.tensor([prompt]), **settings, seed=1 + row)
+        assert together[row] == new_tokens(alone, len(prompt))[0]

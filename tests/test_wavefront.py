@@ -61,6 +61,7 @@ def test_states_are_carried_to_their_new_columns():
         w.advance(0, frozen=1, predictions=[11, 12, 13], width=3, recurrences=1)
         if len(fronts) > 1:
             w.advance(1, frozen=2, predictions=[21, 22, 23], width=2, recurrences=1)
+        w.tensors()
         fresh = torch.full((len(fronts), w.width - w.first_fresh, 1), 100.0)
         carried = w.carry(old, fresh)[..., 0]
         assert carried[0].tolist() == [1.0, 2.0, 100.0]

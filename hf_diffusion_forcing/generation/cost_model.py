@@ -6,6 +6,7 @@ import statistics
 import time
 from dataclasses import dataclass
 from math import ceil
+from threading import Lock
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -52,6 +53,8 @@ def _at(costs: tuple[float, ...], width: float) -> float:
 
 
 _MEASURED: WeakKeyDictionary[torch.nn.Module, dict[tuple, CostCurve]] = WeakKeyDictionary()
+_MEASURING = Lock()
+"""Threads that time at once would time each other."""
 
 
 @torch.no_grad()
@@ -67,20 +70,25 @@ def cost_curve(model: RecurrentDepthInterface, batch: int, device: torch.device)
     ids = torch.zeros(batch, max(WIDTHS), dtype=torch.int64, device=device)
     packed = any(isinstance(module, PackedLinear) for module in model.modules())
     key = (batch, model.dtype, device, torch.get_num_threads(), packed)
-    curves = _MEASURED.setdefault(model, {})
-    if key not in curves:
-        core, ends = [], []
-        cache = model.new_cache(1, "last", max(WIDTHS) + 1)
-        for width in WIDTHS:
-            positions = torch.arange(width, device=ids.device).expand(batch, width)
-            cache.place(positions, start=0)
-            e = model.embed(ids[:, :width], positions, cache)
-            core.append(_seconds(lambda: model.recur(e, e, positions, cache, 0), ids.device))  # noqa: B023
-            decode = _seconds(lambda: model.decode(e, positions, cache), ids.device)  # noqa: B023
-            embed = _seconds(lambda: model.embed(ids[:, :width], positions, cache), ids.device)  # noqa: B023
-            ends.append(embed + decode)
-        curves[key] = CostCurve(tuple(core), tuple(ends))
-    return curves[key]
+    with _MEASURING:
+        curves = _MEASURED.setdefault(model, {})
+        if key not in curves:
+            curves[key] = _measure(model, ids)
+        return curves[key]
+
+
+def _measure(model: RecurrentDepthInterface, ids: torch.Tensor) -> CostCurve:
+    core, ends = [], []
+    cache = model.new_cache(1, "last", max(WIDTHS) + 1)
+    for width in WIDTHS:
+        positions = torch.arange(width, device=ids.device).expand(len(ids), width)
+        cache.place(positions, start=0)
+        e = model.embed(ids[:, :width], positions, cache)
+        core.append(_seconds(lambda: model.recur(e, e, positions, cache, 0), ids.device))  # noqa: B023
+        decode = _seconds(lambda: model.decode(e, positions, cache), ids.device)  # noqa: B023
+        embed = _seconds(lambda: model.embed(ids[:, :width], positions, cache), ids.device)  # noqa: B023
+        ends.append(embed + decode)
+    return CostCurve(tuple(core), tuple(ends))
 
 
 def _seconds(work, device: torch.device) -> float:

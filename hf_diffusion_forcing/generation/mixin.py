@@ -281,7 +281,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                     "(Where no attention_mask is passed, transformers takes pad tokens for padding.)"
                 )
         seen = cache.columns if cache is not None else 0
-        if not 1 <= columns - seen <= input_ids.shape[1]:
+        if columns <= seen or input_ids.shape[1] not in (columns, columns - seen):
             raise ValueError(
                 f"past_key_values holds {seen} columns; the call speaks of {columns} and has {input_ids.shape[1]} ids: "
                 "pass the whole text, or the new ids with an attention_mask over the whole text."

@@ -126,7 +126,12 @@ class WavefrontSampler(ABC):
     def prefill(self, on_recurrence: PromptDepth | PromptAgreement | None = None) -> Wave:
         """Run the prompt for `prompt_steps` recurrences and commit each row's first token, where the wave starts."""
         unread = self.input_ids[:, self.cache.columns - self.offset :]
-        for chunk in unread.split(self.generation_config.prefill_chunk_size or unread.shape[1], dim=1):
+        width = unread.shape[1]
+        size = min(self.generation_config.prefill_chunk_size or width, width)
+        # The short chunk comes first: where the others begin, counted from a row's end, is then no matter of padding,
+        # which what a chunk sees of the ones before it would be with shared keys and values.
+        short = [width % size] if width % size else []
+        for chunk in unread.split(short + [size] * (width // size), dim=1):
             mask = self.attention_mask
             if on_recurrence is not None:
                 on_recurrence.start()

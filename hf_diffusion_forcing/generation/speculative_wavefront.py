@@ -65,6 +65,9 @@ class SpeculativeWavefront(WavefrontSampler):
         model, cache, config, depth = self.model, self.cache, self.config, self.draft_depth
         span = wave.span
         ids, positions = wave.grid(span)
+        read = [column for column in self._readouts if column in span]
+        # Before there is work on the device, which this copy would wait for.
+        columns = torch.tensor([column - span.start for column in read], device=positions.device, dtype=torch.long)
         one_row = len(wave.tokens) == 1
         s = e = None
         if span.start == 0:
@@ -79,14 +82,12 @@ class SpeculativeWavefront(WavefrontSampler):
             states = model.recur(states, embeddings, positions, cache, range(first + inner, last, depth))
         wave.states, wave.embeddings, wave.held = states, embeddings, span
 
-        read = [column for column in self._readouts if column in span]
-        columns = [column - span.start for column in read]
         readouts = tuple(TRUTH if depth * (column + 1) == self.config.num_steps else DRAFT for column in read)
         predictions, logits, scores = [[] for _ in wave.tokens], None, None
         if read:
             where = positions[:, columns]
             cache.place(where, extent=wave.extent)
-            logits = model.decode(states[:, columns], where, cache, readouts)
+            logits = model.decode(states[:, columns.to(states.device)], where, cache, readouts)
             chosen, scores = self.choice(
                 logits, ids[:, columns], where, self._lengths(wave, read), self.finals, self.live
             )

@@ -29,6 +29,7 @@ class StateStarts:
     def __init__(self, model: RecurrentDepthInterface, scale: float):
         self.model, self.scale = model, scale
         self.block: torch.Tensor | None = None
+        self.starts: torch.Tensor | None = None
         self.first: list[int] = []
 
     def take(self, wave: Wavefront, e: torch.Tensor, positions: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
@@ -49,11 +50,12 @@ class StateStarts:
         offsets = [want - start for want, start in zip(wanted, self.first, strict=True)] if held else []
         if not held or min(offsets) < 0 or max(offsets) + width - first > BLOCK:
             self.first, offsets = wanted, [0] * len(wanted)
-            starts = torch.tensor(wanted, device=positions.device)[:, None]
-            ahead = starts + torch.arange(BLOCK, device=positions.device)
+            self.starts = torch.tensor(wanted, device=positions.device)[:, None]
+            ahead = self.starts + torch.arange(BLOCK, device=positions.device)
             like = e[:, :1].expand(-1, BLOCK, -1)
             self.block = self.model.initialize_state(like, ahead, seeds, self.scale)
         if len(set(offsets)) == 1:
             return self.block[:, offsets[0] : offsets[0] + width - first]
-        columns = torch.tensor([list(range(offset, offset + width - first)) for offset in offsets], device=e.device)
-        return self.block[torch.arange(len(columns), device=e.device)[:, None], columns]
+        # On the device, where the positions are; those past a row's width may take any start.
+        columns = (positions[:, first:] - self.starts).clamp(0, BLOCK - 1).to(self.block.device)
+        return self.block[torch.arange(len(columns), device=columns.device)[:, None], columns]

@@ -26,6 +26,7 @@ class Wavefront:
         self.memory: dict[str, torch.Tensor] = {}
         # Which column of the last tick each column was, or -1 for a position that is new.
         self.origins = [[-1] * len(row) for row in tokens]
+        self.moved_from: torch.Tensor | None = None
 
     @property
     def width(self) -> int:
@@ -49,7 +50,8 @@ class Wavefront:
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """input_ids, positions (-1 past a row's width), step counts and fresh, [batch, width] each.
 
-        The last is bool, the others int64. All four travel to the device together.
+        The last is bool, the others int64. All travel to the device together, and the origins for `recall` and `carry`
+        with them: a copy in the middle of a tick would wait for the device.
         """
         spans = zip(self.fronts, self.tokens, strict=True)
         grids = (
@@ -57,8 +59,9 @@ class Wavefront:
             self._grid([list(range(front, front + len(row))) for front, row in spans], -1),
             self._grid(self.steps, 0),
             self._grid([[origin < 0 for origin in row] for row in self.origins], 0),
+            self._grid(self.origins, -1),
         )
-        input_ids, positions, steps, fresh = torch.tensor(grids, device=self.device).unbind()
+        input_ids, positions, steps, fresh, self.moved_from = torch.tensor(grids, device=self.device).unbind()
         return input_ids, positions, steps, fresh.bool()
 
     @property
@@ -67,15 +70,15 @@ class Wavefront:
         return min((row.index(-1) for row in self.origins if -1 in row), default=self.width)
 
     def recall(self) -> dict[str, torch.Tensor]:
-        """What is in memory, [batch, width, ...] at this tick's columns; anything where a position is new."""
+        """What is in memory, [batch, width, ...] at the columns `tensors()` gave; anything where a position is new."""
         if not self.memory:
             return {}
-        origins = torch.tensor(self._grid(self.origins, -1), device=self.device).clamp_min(0)
+        origins = self.moved_from.clamp_min(0)
         rows = torch.arange(len(origins), device=self.device)[:, None]
         return {key: kept[rows.to(kept.device), origins.to(kept.device)] for key, kept in self.memory.items()}
 
     def carry(self, old: torch.Tensor | None, fresh: torch.Tensor) -> torch.Tensor:
-        """Last tick's values at this tick's columns.
+        """Last tick's values at the columns `tensors()` gave.
 
         Args:
             old: [batch, last width, channels], or None before the first tick.
@@ -90,7 +93,7 @@ class Wavefront:
         if len(self.origins) == 1:
             origin = self.origins[0][0] if first else 0
             return torch.cat((old[:, origin : origin + first], fresh), dim=1)
-        origins = torch.tensor(self._grid(self.origins, -1), device=old.device)
+        origins = self.moved_from.to(old.device)
         moved = old.gather(1, origins.clamp_min(0)[..., None].expand(-1, -1, old.shape[-1]))
         tail = torch.where((origins[:, first:] >= 0)[..., None], moved[:, first:], fresh)
         return torch.cat((moved[:, :first], tail), dim=1)

@@ -1,15 +1,17 @@
 """The model families, registered with transformers' Auto classes."""
 
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .adapter import RecurrentDepthAdapter, enable_recurrent_depth
+from .base_model import RecurrentDepthModelOutput
 from .causal_lm import RecurrentDepthForCausalLM, RecurrentDepthOutput
 from .huginn_raven import RavenConfig, RavenForCausalLM, RavenModel
 from .interface import RecurrentDepthInterface
 from .ouro import OuroConfig, OuroForCausalLM, OuroModel
 
-for _config, _model in ((RavenConfig, RavenForCausalLM), (OuroConfig, OuroForCausalLM)):
+for _config, _base, _model in ((RavenConfig, RavenModel, RavenForCausalLM), (OuroConfig, OuroModel, OuroForCausalLM)):
     AutoConfig.register(_config.model_type, _config)
+    AutoModel.register(_config, _base)
     AutoModelForCausalLM.register(_config, _model)
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "RecurrentDepthAdapter",
     "RecurrentDepthForCausalLM",
     "RecurrentDepthInterface",
+    "RecurrentDepthModelOutput",
     "RecurrentDepthOutput",
     "enable_recurrent_depth",
 ]

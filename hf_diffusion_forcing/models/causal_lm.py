@@ -1,17 +1,17 @@
-"""What the language models of all families do alike: forward() by the verbs, depth in training, placements."""
+"""What the language models of all families do alike: forward() by the verbs, and a head on a base model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ..cache import NoCache, Placement, RecurrentDepthCache, absolute_positions
-from ..randomness import row_seeds
+from ..cache import RecurrentDepthCache
 from .interface import RecurrentDepthInterface
-from .rotary import inverse_frequencies, rotations
+from .unrolled import UnrolledModel
 
 
 @dataclass
@@ -25,44 +25,13 @@ class RecurrentDepthOutput(CausalLMOutputWithPast):
     latents: torch.FloatTensor | None = None
 
 
-class RecurrentDepthForCausalLM(RecurrentDepthInterface):
+class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
     """A causal language model whose `forward()` is embed, num_steps x recur, decode.
 
-    A family inherits from it, its own `PreTrainedModel` and `RecurrentDepthGenerationMixin`, in this order, and
-    implements the verbs. Its config has `mean_recurrence`, `mean_backprop_depth`, `max_position_embeddings`,
-    `padded_vocab_size`, `head_dim` and `rope_parameters`.
+    It inherits from this, its own `PreTrainedModel` and `RecurrentDepthGenerationMixin`, in this order, and implements
+    the verbs. Its config has `mean_recurrence`, `mean_backprop_depth`, `max_position_embeddings`, `padded_vocab_size`
+    and `use_cache`.
     """
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.inverse_frequencies = inverse_frequencies(config)
-
-    def placed(self, positions: torch.Tensor, cache: RecurrentDepthCache | NoCache) -> Placement:
-        """The placement of `positions`, with the rotation of its queries and keys; made once per positions tensor."""
-        placed = cache.placement
-        if placed is None or placed.positions is not positions:
-            placed = cache.place(positions)
-        if placed.rotary is None:
-            placed.rotary = rotations(positions, self.inverse_frequencies)
-        return placed
-
-    def latents(self, s: torch.Tensor) -> torch.Tensor:
-        """States [batch, width, channels] as `forward()` returns them."""
-        return s
-
-    def sample_depth(self) -> int:
-        """Recurrences of a training step in which `num_steps` is not given."""
-        return self.config.mean_recurrence
-
-    def unroll(self, s, e, positions, cache, num_steps: int, on_recurrence=None) -> torch.Tensor:
-        """`num_steps` recurrences. In training only the last `mean_backprop_depth` carry gradients."""
-        truncated = num_steps - self.config.mean_backprop_depth if self.training else 0
-        for depth in range(num_steps):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and depth >= truncated):
-                before, s = s, self.recur(s, e, positions, cache, depth)
-            if on_recurrence is not None:
-                on_recurrence(s, before)
-        return s
 
     def forward(
         self,
@@ -97,58 +66,49 @@ class RecurrentDepthForCausalLM(RecurrentDepthInterface):
             ValueError: `num_steps` < 1, a sequence longer than the context, a mask of another shape, an argument it
                 does not take.
         """
-        config = self.config
-        for name, value in kwargs.items():
-            # Trainer passes the one for the loss; generate() hands on the tokenizer it got for stop strings.
-            if (
-                name not in ("num_items_in_batch", "tokenizer", "assistant_tokenizer")
-                and value is not None
-                and value is not False
-            ):
-                reason = "positions are counted from attention_mask" if name == "position_ids" else "leave it out"
-                raise ValueError(f"forward() does not take {name}: {reason}.")
-        if num_steps is None:
-            num_steps = self.sample_depth() if self.training else config.mean_recurrence
-        if num_steps < 1:
-            raise ValueError(f"num_steps={num_steps} must be at least 1.")
-        batch, width = input_ids.shape
-        if use_cache is None:
-            # Entries are written in place, which autograd does not allow: no cache where gradients are wanted.
-            use_cache = config.use_cache and not self.training and not torch.is_grad_enabled()
-        if past_key_values is None and use_cache:
-            past_key_values = self.new_cache(num_steps, "none")
-        cache = past_key_values if past_key_values is not None else NoCache()
-        seen = cache.columns if past_key_values is not None else 0
-        if seen + width > config.max_position_embeddings:
-            limit = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
-            raise ValueError(
-                f"The sequence has {seen + width} tokens, more than {limit}={config.max_position_embeddings}: shorten "
-                "the prompt."
-            )
-
-        if attention_mask is not None and attention_mask.shape != (batch, seen + width):
-            raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}; with {seen} cached columns and input_ids of "
-                f"shape {(batch, width)} it must be {(batch, seen + width)}."
-            )
-        positions, start = absolute_positions(attention_mask, seen, (batch, width), input_ids.device)
-        # The same tensor in every verb below: its placement is made once.
-        cache.place(positions, start=start, extent=seen + width)
-        if seeds is None:
-            seeds = row_seeds(None, batch, input_ids.device)
-
-        e = self.embed(input_ids, positions, cache)
-        s = self.initialize_state(e, positions, seeds, state_scale)
-        s = self.unroll(s, e, positions, cache, num_steps, on_recurrence)
-        logits = self.decode(s, positions, cache, logits_to_keep=logits_to_keep)
-        if past_key_values is not None:
-            past_key_values.settle(num_steps)
-            past_key_values.columns += width
-
-        loss = None
+        logits, s, cache = self.read_after_unroll(
+            partial(self.decode, logits_to_keep=logits_to_keep),
+            input_ids,
+            attention_mask,
+            past_key_values,
+            use_cache,
+            num_steps,
+            state_scale,
+            seeds,
+            on_recurrence,
+            kwargs,
+        )
+        config, loss = self.config, None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=config.padded_vocab_size, **kwargs)
-        output = RecurrentDepthOutput(
-            loss=loss, logits=logits, past_key_values=past_key_values, latents=self.latents(s)
-        )
+        output = RecurrentDepthOutput(loss=loss, logits=logits, past_key_values=cache, latents=self.latents(s))
         return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+
+class HeadedForCausalLM(RecurrentDepthForCausalLM):
+    """A language model that is a `RecurrentDepthModel` (its `base_model`) and a head (`lm_head`)."""
+
+    def placed(self, positions, cache):
+        return self.base_model.placed(positions, cache)
+
+    def embed(self, input_ids, positions, cache):
+        return self.base_model.embed(input_ids, positions, cache)
+
+    def initialize_state(self, e, positions, seeds, scale=1.0):
+        return self.base_model.initialize_state(e, positions, seeds, scale)
+
+    def recur(self, s, e, positions, cache, depth):
+        return self.base_model.recur(s, e, positions, cache, depth)
+
+    def decode(self, s, positions, cache, readout=0, logits_to_keep=0):
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        return self.lm_head(self.base_model.read_out(s, positions, cache, readout, kept))
+
+    def new_cache(self, num_steps, kv_sharing="last", capacity=0):
+        return self.base_model.new_cache(num_steps, kv_sharing, capacity)
+
+    def latents(self, s):
+        return self.base_model.latents(s)
+
+    def sample_depth(self):
+        return self.base_model.sample_depth()

@@ -125,7 +125,5 @@ class CheckedLoading:
         model.correct_special_tokens(pretrained_model_name_or_path, kwargs)
         if output_loading_info:
             return model, info
-        if model.base_model is model:  # the parts without the head, from a checkpoint of both
-            info["unexpected_keys"] = {name for name in info["unexpected_keys"] if not name.startswith("lm_head.")}
         check_loaded(info, ignore_mismatched_sizes)
         return model

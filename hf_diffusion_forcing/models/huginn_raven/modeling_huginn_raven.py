@@ -11,7 +11,8 @@ from transformers import initialization as init
 from ...cache import RecurrentDepthCache
 from ...generation.mixin import RecurrentDepthGenerationMixin
 from ...randomness import STATE, keyed_truncated_normal
-from ..causal_lm import RecurrentDepthForCausalLM
+from ..base_model import RecurrentDepthModel
+from ..causal_lm import HeadedForCausalLM
 from ..loading import CheckedLoading, stored_config, tensor_names
 from ..norm import RMSNorm
 from ..special_tokens import correct_token_id, tokenizer_ids
@@ -93,16 +94,18 @@ class RavenPreTrainedModel(CheckedLoading, PreTrainedModel):
             init.zeros_(module.qk_bias)
 
 
-class RavenModel(RavenPreTrainedModel):
-    """The parts, without the head. `RavenForCausalLM` puts them to work."""
+class RavenModel(RecurrentDepthModel, RavenPreTrainedModel):
+    """A model of any layout without its head."""
+
+    _keys_to_ignore_on_load_unexpected = [r"freqs_cis", r"^lm_head\."]
 
     def __init__(self, config: RavenConfig):
-        super().__init__(config)
         if config.layout is None:
             raise ValueError(
                 "layout=None: this config does not tell Llama's layout from OLMo's, and there are no tensors to look "
                 "at. Set layout='llama' or layout='olmo'."
             )
+        super().__init__(config)
         prelude, core, coda = (
             config.n_layers_in_prelude,
             config.n_layers_in_recurrent_block,
@@ -123,8 +126,68 @@ class RavenModel(RavenPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.wte = value
 
+    # --- the verbs ---
 
-class RavenForCausalLM(RecurrentDepthForCausalLM, RavenPreTrainedModel, RecurrentDepthGenerationMixin):
+    def embed(self, input_ids, positions, cache):
+        placed = self.placed(positions, cache)
+        x = self.wte(input_ids) * self.config.init_values["embed_scale"]
+        for block in self.prelude:
+            x = block(x, cache, placed)
+        return x
+
+    def initialize_state(self, e, positions, seeds, scale=1.0):
+        if scale == 0.0:
+            return torch.zeros_like(e)
+        values = self.config.init_values
+        channels = self.config.state_channels
+        noise = keyed_truncated_normal(seeds, positions, STATE, channels)
+        noise = (noise * (values["std"] * scale * values["embed_scale"])).type_as(e)
+        return noise.repeat(1, 1, e.shape[-1] // channels) if channels < e.shape[-1] else noise
+
+    def recur(self, s, e, positions, cache, depth):
+        placed = self.placed(positions, cache)
+        slot = cache.slot(depth)
+        x = self.adapter(torch.cat((s, e.to(s.device)), dim=-1))
+        for block in self.core_block:
+            x = block(x, cache, placed, slot)
+        return x
+
+    def read_out(self, s, positions, cache, readout=0, kept=slice(None)):
+        placed = self.placed(positions, cache)
+        x = self.latents(s)
+        for block in self.coda:
+            x = block(x, cache, placed, readout)
+        return self.ln_f(x[:, kept])
+
+    def new_cache(self, num_steps, kv_sharing="last", capacity=0):
+        config = self.config
+        return RecurrentDepthCache(
+            config.n_layers_in_prelude,
+            config.n_layers_in_recurrent_block,
+            config.n_layers_in_coda,
+            num_steps,
+            kv_sharing,
+            capacity,
+        )
+
+    # --- forward() ---
+
+    def latents(self, s: torch.Tensor) -> torch.Tensor:
+        """What the coda reads: normed states in the huginn layout, whose ln_f works twice; else the states."""
+        return self.ln_f(s) if self.config.layout == "huginn" else s
+
+    def sample_depth(self) -> int:
+        """A random number of recurrences for training: 1 + Poisson(log-normal) with mean about `mean_recurrence`.
+
+        Section 3.3 of arXiv 2502.05171, sigma = 0.5; drawn from torch's global generator.
+        """
+        sigma = 0.5
+        mu = math.log(self.config.mean_recurrence) - sigma**2 / 2
+        rate = torch.empty(()).log_normal_(mu, sigma)
+        return int(torch.poisson(rate)) + 1
+
+
+class RavenForCausalLM(HeadedForCausalLM, RavenPreTrainedModel, RecurrentDepthGenerationMixin):
     """A language model of any layout that decodes by any of this package's samplers."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
@@ -148,67 +211,6 @@ class RavenForCausalLM(RecurrentDepthForCausalLM, RavenPreTrainedModel, Recurren
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.lm_head = value
-
-    # --- the verbs ---
-
-    def embed(self, input_ids, positions, cache):
-        placed = self.placed(positions, cache)
-        x = self.transformer.wte(input_ids) * self.config.init_values["embed_scale"]
-        for block in self.transformer.prelude:
-            x = block(x, cache, placed)
-        return x
-
-    def initialize_state(self, e, positions, seeds, scale=1.0):
-        if scale == 0.0:
-            return torch.zeros_like(e)
-        values = self.config.init_values
-        channels = self.config.state_channels
-        noise = keyed_truncated_normal(seeds, positions, STATE, channels)
-        noise = (noise * (values["std"] * scale * values["embed_scale"])).type_as(e)
-        return noise.repeat(1, 1, e.shape[-1] // channels) if channels < e.shape[-1] else noise
-
-    def recur(self, s, e, positions, cache, depth):
-        placed = self.placed(positions, cache)
-        slot = cache.slot(depth)
-        x = self.transformer.adapter(torch.cat((s, e.to(s.device)), dim=-1))
-        for block in self.transformer.core_block:
-            x = block(x, cache, placed, slot)
-        return x
-
-    def decode(self, s, positions, cache, readout=0, logits_to_keep=0):
-        placed = self.placed(positions, cache)
-        x = self.latents(s)
-        for block in self.transformer.coda:
-            x = block(x, cache, placed, readout)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        return self.lm_head(self.transformer.ln_f(x[:, kept]))
-
-    def new_cache(self, num_steps, kv_sharing="last", capacity=0):
-        config = self.config
-        return RecurrentDepthCache(
-            config.n_layers_in_prelude,
-            config.n_layers_in_recurrent_block,
-            config.n_layers_in_coda,
-            num_steps,
-            kv_sharing,
-            capacity,
-        )
-
-    # --- forward ---
-
-    def latents(self, s: torch.Tensor) -> torch.Tensor:
-        """What the coda reads: normed states in the huginn layout, whose ln_f works twice; else the states."""
-        return self.transformer.ln_f(s) if self.config.layout == "huginn" else s
-
-    def sample_depth(self) -> int:
-        """A random number of recurrences for training: 1 + Poisson(log-normal) with mean about `mean_recurrence`.
-
-        Section 3.3 of arXiv 2502.05171, sigma = 0.5; drawn from torch's global generator.
-        """
-        sigma = 0.5
-        mu = math.log(self.config.mean_recurrence) - sigma**2 / 2
-        rate = torch.empty(()).log_normal_(mu, sigma)
-        return int(torch.poisson(rate)) + 1
 
 
 __all__ = ["RavenConfig", "RavenForCausalLM", "RavenModel", "RavenPreTrainedModel"]

@@ -5,7 +5,8 @@ from transformers import PreTrainedModel
 
 from ...cache import RecurrentDepthCache
 from ...generation.mixin import RecurrentDepthGenerationMixin
-from ..causal_lm import RecurrentDepthForCausalLM
+from ..base_model import RecurrentDepthModel
+from ..causal_lm import HeadedForCausalLM
 from ..loading import CheckedLoading, stored_config
 from ..norm import RMSNorm
 from ..special_tokens import correct_token_id, tokenizer_ids
@@ -42,8 +43,10 @@ class OuroPreTrainedModel(CheckedLoading, PreTrainedModel):
             correct_token_id(self, "eos_token_id", right, path)
 
 
-class OuroModel(OuroPreTrainedModel):
-    """The parts, without the head. `OuroForCausalLM` puts them to work."""
+class OuroModel(RecurrentDepthModel, OuroPreTrainedModel):
+    """The loop and its exit gate, without the head."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
 
     def __init__(self, config: OuroConfig):
         super().__init__(config)
@@ -53,8 +56,33 @@ class OuroModel(OuroPreTrainedModel):
         self.early_exit_gate = nn.Linear(config.hidden_size, 1)
         self.post_init()
 
+    # --- the verbs ---
 
-class OuroForCausalLM(RecurrentDepthForCausalLM, OuroPreTrainedModel, RecurrentDepthGenerationMixin):
+    def embed(self, input_ids, positions, cache):
+        return self.embed_tokens(input_ids)
+
+    def initialize_state(self, e, positions, seeds, scale=1.0):
+        """The embedding itself; there is no noise to seed or scale."""
+        return e
+
+    def recur(self, s, e, positions, cache, depth):
+        placed = self.placed(positions, cache)
+        slot = cache.slot(depth)
+        for layer in self.layers:
+            s = layer(s, cache, placed, slot)
+        return self.norm(s)
+
+    def read_out(self, s, positions, cache, readout=0, kept=slice(None)):
+        return s[:, kept]
+
+    def exit_gate(self, s):
+        return self.early_exit_gate(s)[..., 0]
+
+    def new_cache(self, num_steps, kv_sharing="last", capacity=0):
+        return RecurrentDepthCache(0, self.config.num_hidden_layers, 0, num_steps, kv_sharing, capacity)
+
+
+class OuroForCausalLM(HeadedForCausalLM, OuroPreTrainedModel, RecurrentDepthGenerationMixin):
     """An Ouro language model that decodes by this package's samplers.
 
     There is no prelude and no coda: e is the token embedding, the state starts from it, and every recurrence ends with
@@ -75,31 +103,8 @@ class OuroForCausalLM(RecurrentDepthForCausalLM, OuroPreTrainedModel, RecurrentD
         self.post_init()
         self.generation_config = self.own_generation_config()
 
-    # --- the verbs ---
-
-    def embed(self, input_ids, positions, cache):
-        return self.model.embed_tokens(input_ids)
-
-    def initialize_state(self, e, positions, seeds, scale=1.0):
-        """The embedding itself; there is no noise to seed or scale."""
-        return e
-
-    def recur(self, s, e, positions, cache, depth):
-        placed = self.placed(positions, cache)
-        slot = cache.slot(depth)
-        for layer in self.model.layers:
-            s = layer(s, cache, placed, slot)
-        return self.model.norm(s)
-
-    def decode(self, s, positions, cache, readout=0, logits_to_keep=0):
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        return self.lm_head(s[:, kept])
-
     def exit_gate(self, s):
-        return self.model.early_exit_gate(s)[..., 0]
-
-    def new_cache(self, num_steps, kv_sharing="last", capacity=0):
-        return RecurrentDepthCache(0, self.config.num_hidden_layers, 0, num_steps, kv_sharing, capacity)
+        return self.model.exit_gate(s)
 
 
 __all__ = ["OuroConfig", "OuroForCausalLM", "OuroModel", "OuroPreTrainedModel"]

@@ -1,0 +1,99 @@
+"""What the base models of all families do alike: a language model without its head, as AutoModel loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from ..cache import NoCache, Placement, RecurrentDepthCache
+from .rotary import inverse_frequencies, rotations
+from .unrolled import UnrolledModel
+
+
+@dataclass
+class RecurrentDepthModelOutput(BaseModelOutputWithPast):
+    """`BaseModelOutputWithPast` and the latents.
+
+    Attributes:
+        last_hidden_state: [batch, width, channels], what the head reads.
+        latents: [batch, width, channels], the last recurrence's states as they are read out.
+    """
+
+    latents: torch.FloatTensor | None = None
+
+
+class RecurrentDepthModel(UnrolledModel):
+    """Prelude, core and coda, whose `forward()` is embed, num_steps x recur, read_out.
+
+    A family inherits from it and its own `PreTrainedModel`, in this order, and implements the verbs `embed`,
+    `initialize_state`, `recur`, `new_cache` (see `RecurrentDepthInterface`) and `read_out`. Its config has `head_dim`
+    and `rope_parameters`, too.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.inverse_frequencies = inverse_frequencies(config)
+
+    def placed(self, positions: torch.Tensor, cache: RecurrentDepthCache | NoCache) -> Placement:
+        """The placement of `positions`, with the rotation of its queries and keys; made once per positions tensor."""
+        placed = cache.placement
+        if placed is None or placed.positions is not positions:
+            placed = cache.place(positions)
+        if placed.rotary is None:
+            placed.rotary = rotations(positions, self.inverse_frequencies)
+        return placed
+
+    def read_out(
+        self,
+        s: torch.Tensor,
+        positions: torch.Tensor,
+        cache: RecurrentDepthCache | NoCache,
+        readout: int | tuple[int, ...] = 0,
+        kept: slice | torch.Tensor = slice(None),
+    ) -> torch.Tensor:
+        """The coda: states [batch, width, channels] -> what the head reads, [batch, kept, channels].
+
+        Args:
+            readout: see `RecurrentDepthInterface.decode`.
+            kept: the columns to return; the coda's keys and values are written for all anyway.
+        """
+        raise NotImplementedError
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: RecurrentDepthCache | None = None,
+        use_cache: bool | None = None,
+        num_steps: int | None = None,
+        state_scale: float = 1.0,
+        seeds: torch.LongTensor | None = None,
+        on_recurrence: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> RecurrentDepthModelOutput | tuple:
+        """Hidden states of every position after `num_steps` recurrences; at padding they mean nothing.
+
+        The arguments are those of `RecurrentDepthForCausalLM.forward`.
+
+        Raises:
+            ValueError: `num_steps` < 1, a sequence longer than the context, a mask of another shape, an argument it
+                does not take.
+        """
+        hidden, s, cache = self.read_after_unroll(
+            self.read_out,
+            input_ids,
+            attention_mask,
+            past_key_values,
+            use_cache,
+            num_steps,
+            state_scale,
+            seeds,
+            on_recurrence,
+            kwargs,
+        )
+        output = RecurrentDepthModelOutput(last_hidden_state=hidden, past_key_values=cache, latents=self.latents(s))
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()

@@ -1,0 +1,110 @@
+"""`forward()` by the verbs: embed, num_steps x recur, and a readout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..cache import NoCache, RecurrentDepthCache, absolute_positions
+from ..randomness import row_seeds
+
+PASSED_BY_OTHERS = ("num_items_in_batch", "tokenizer", "assistant_tokenizer")
+"""Arguments `forward()` takes no notice of: Trainer passes the one for the loss; generate() hands on the tokenizer it
+got for stop strings."""
+
+
+class UnrolledModel:
+    """What a base model and a language model do alike: the recurrences of a `forward()`, and depth in training.
+
+    It has the verbs `embed`, `initialize_state`, `recur` and `new_cache` (see `RecurrentDepthInterface`), and a config
+    with `mean_recurrence`, `mean_backprop_depth`, `max_position_embeddings` and `use_cache`.
+    """
+
+    def latents(self, s: torch.Tensor) -> torch.Tensor:
+        """States [batch, width, channels] as `forward()` returns them."""
+        return s
+
+    def sample_depth(self) -> int:
+        """Recurrences of a training step in which `num_steps` is not given."""
+        return self.config.mean_recurrence
+
+    def unroll(self, s, e, positions, cache, num_steps: int, on_recurrence=None) -> torch.Tensor:
+        """`num_steps` recurrences. In training only the last `mean_backprop_depth` carry gradients."""
+        truncated = num_steps - self.config.mean_backprop_depth if self.training else 0
+        for depth in range(num_steps):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and depth >= truncated):
+                before, s = s, self.recur(s, e, positions, cache, depth)
+            if on_recurrence is not None:
+                on_recurrence(s, before)
+        return s
+
+    def read_after_unroll(
+        self,
+        read: Callable[[torch.Tensor, torch.Tensor, RecurrentDepthCache | NoCache], torch.Tensor],
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: RecurrentDepthCache | None,
+        use_cache: bool | None,
+        num_steps: int | None,
+        state_scale: float,
+        seeds: torch.LongTensor | None,
+        on_recurrence: Callable[[torch.Tensor, torch.Tensor], None] | None,
+        others: dict[str, Any],
+    ) -> tuple[torch.Tensor, torch.Tensor, RecurrentDepthCache | None]:
+        """Embed, recur, read out; the arguments are those of `forward()`.
+
+        Args:
+            read: the readout of states, positions and cache.
+            others: what else the caller was given, which must be nothing that changes the result.
+
+        Returns:
+            What `read` gives, the states [batch, width, channels], and the cache if there is one.
+
+        Raises:
+            ValueError: `num_steps` < 1, a sequence longer than the context, a mask of another shape, an argument
+                `forward()` does not take.
+        """
+        config = self.config
+        for name, value in others.items():
+            if name not in PASSED_BY_OTHERS and value is not None and value is not False:
+                reason = "positions are counted from attention_mask" if name == "position_ids" else "leave it out"
+                raise ValueError(f"forward() does not take {name}: {reason}.")
+        if num_steps is None:
+            num_steps = self.sample_depth() if self.training else config.mean_recurrence
+        if num_steps < 1:
+            raise ValueError(f"num_steps={num_steps} must be at least 1.")
+        batch, width = input_ids.shape
+        if use_cache is None:
+            # Entries are written in place, which autograd does not allow: no cache where gradients are wanted.
+            use_cache = config.use_cache and not self.training and not torch.is_grad_enabled()
+        if past_key_values is None and use_cache:
+            past_key_values = self.new_cache(num_steps, "none")
+        cache = past_key_values if past_key_values is not None else NoCache()
+        seen = cache.columns if past_key_values is not None else 0
+        if seen + width > config.max_position_embeddings:
+            limit = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
+            raise ValueError(
+                f"The sequence has {seen + width} tokens, more than {limit}={config.max_position_embeddings}: shorten "
+                "the prompt."
+            )
+        if attention_mask is not None and attention_mask.shape != (batch, seen + width):
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}; with {seen} cached columns and input_ids of "
+                f"shape {(batch, width)} it must be {(batch, seen + width)}."
+            )
+        positions, start = absolute_positions(attention_mask, seen, (batch, width), input_ids.device)
+        # The same tensor in every verb below: its placement is made once.
+        cache.place(positions, start=start, extent=seen + width)
+        if seeds is None:
+            seeds = row_seeds(None, batch, input_ids.device)
+
+        e = self.embed(input_ids, positions, cache)
+        s = self.initialize_state(e, positions, seeds, state_scale)
+        s = self.unroll(s, e, positions, cache, num_steps, on_recurrence)
+        y = read(s, positions, cache)
+        if past_key_values is not None:
+            past_key_values.settle(num_steps)
+            past_key_values.columns += width
+        return y, s, past_key_values
