@@ -11,6 +11,8 @@ from rich.table import Table
 
 from .console import ModelArgument, fail, load
 from .evaluation.commands import diff, evaluate
+from .evaluation.harness import lm_eval
+from .evaluation.tune_command import tune
 from .hub.commands import export, push
 from .options import (
     DEMO_SEED,
@@ -301,6 +303,10 @@ app.command()(diff)
 app.command()(export)
 app.command()(push)
 app.command()(report)
+app.command()(tune)
+app.command(
+    "lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
+)(lm_eval)
 
 if __name__ == "__main__":
     app()

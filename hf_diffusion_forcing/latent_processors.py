@@ -187,7 +187,7 @@ class AndersonAcceleration(LatentProcessor):
     """Anderson acceleration of the fixed point s = G(s) over two ticks, for each position on its own, in float32.
 
     With x the states at the start of a tick, g = G(x) those after its recurrences and f = g - x, of this tick and the
-    last: theta = <f, f - f_before> / ||f - f_before||^2, and s <- g - theta (g - g_before).
+    last: theta = `<f, f - f_before> / ||f - f_before||^2`, and s <- g - theta (g - g_before).
 
     Experimental. A position keeps s = g where it is new or its token has just changed (the last tick was of another
     G), where ||f - f_before|| is too small to divide by (below 1% of ||f||, or lost in g's rounding), and where the

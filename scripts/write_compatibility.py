@@ -566,8 +566,9 @@ Three things to know about those that work:
   (temperature, `top_k`, ...) are called once for a whole wave, any other one once for every prefix length in it.
 - The prefix of a draft may be one that can never come about. `prefix_allowed_tokens_fn` may raise there, or allow
   nothing: it is then ignored for that draft. Where the prefix is final, what it raises ends the call.
-- Stopping criteria are called on committed tokens, one at a time, with their row alone; they get scores where
-  `output_scores` is asked for. (With `sampler="autoregressive"` transformers calls them, with the whole batch.)
+- Stopping criteria are called with committed tokens, once for every length, and with the whole batch, as transformers
+  does it: when all rows that go on are that long. A row that was ahead is cut back to where it ended. (Stop strings and
+  `max_time` are asked row by row.) They get scores where `output_scores` is asked for.
 """
 VERSIONS = re.compile(r"^Made with .*$", re.MULTILINE)
 

@@ -28,7 +28,7 @@ from hf_diffusion_forcing import (
 from hf_diffusion_forcing.presets import PRESET_SAMPLERS, PRESETS
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES += sorted((ROOT / "hf_diffusion_forcing/checkpoints").glob("*/README.md"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 OURS = ("hf-diffusion-forcing", "python -m hf_diffusion_forcing")
@@ -51,7 +51,7 @@ def is_server(command):
     return command.startswith(SERVE) and "--help" not in command
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python(page):
     namespace = {"__name__": "docs"}
     with contextlib.ExitStack() as running:
@@ -120,7 +120,8 @@ def test_the_table_of_presets_is_the_presets():
 
 
 def test_the_tables_of_hooks_are_the_registries():
-    text = (ROOT / "docs/settings.md").read_text()
-    tables = [re.findall(r"^\| `(\w+)` \|", part, re.MULTILINE) for part in text.split("\n## ")]
-    assert list(EXIT_CRITERIA) == tables[-2]
-    assert list(LATENT_PROCESSORS) == tables[-1]
+    sections = (ROOT / "docs/hooks.md").read_text().split("\n## ")
+    for title, registry in (("Exit criteria", EXIT_CRITERIA), ("Latent processors", LATENT_PROCESSORS)):
+        (section,) = (part for part in sections if part.startswith(title))
+        table = section.split("\n### ")[0]
+        assert list(registry) == re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)

@@ -108,3 +108,53 @@ def test_a_generation_config_of_the_call_wins_over_the_models(tiny, sampler):
     tiny.generation_config.max_new_tokens = 3
     ids = tiny.generate(torch.tensor([ROWS[0]]), generation_config=GenerationConfig(max_new_tokens=9), **sampler)
     assert ids.shape == (1, 14)
+
+
+def test_a_criterion_that_counts_rows_sees_the_whole_batch(tiny, sampler):
+    """As transformers calls it: every length once, in order, ended rows padded; whichever row runs ahead."""
+    seen = []
+
+    class ByRow(StoppingCriteria):
+        ends = [11, 18, 9]
+
+        def __call__(self, input_ids, scores, **kwargs):
+            seen.append(input_ids.clone())
+            return torch.tensor([input_ids.shape[1] == end for end in self.ends])
+
+    batch, room = left_pad([ROWS[0], ROWS[1], ROWS[0][2:]]), {"max_new_tokens": 16, "pad_token_id": 0, **sampler}
+    whole = tiny.generate(**batch, **room, eos_token_id=None)
+    unused = next(token for token in range(1, 61) if token not in whole)  # without an EOS transformers does not pad
+    criteria = StoppingCriteriaList([ByRow()])
+    ids = tiny.generate(**batch, **room, eos_token_id=unused, stopping_criteria=criteria)
+    length = batch["input_ids"].shape[1]
+    assert [each.shape for each in seen] == [(3, column) for column in range(length + 1, 19)]
+    for row, end in enumerate(ByRow.ends):
+        expected = whole[row, :18].clone()
+        expected[end:] = 0
+        assert ids[row].tolist() == expected.tolist()
+        for each in seen:
+            assert each[row].tolist() == expected[: each.shape[1]].tolist()
+
+
+def test_a_criterion_of_the_whole_batch_cuts_scores_and_traces_too(tiny, sampler):
+    class AtLength8(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            assert len(scores) == input_ids.shape[1] - 5
+            return torch.full((len(input_ids),), input_ids.shape[1] == 8)
+
+    parallel = sampler.get("sampler") in ("adaptive", "diffusion_forcing", "speculative_wavefront")
+    output = tiny.generate(
+        **left_pad([ROWS[0], ROWS[0][::-1]]),
+        **sampler,
+        **({"return_trace": True} if parallel else {}),
+        max_new_tokens=20,
+        pad_token_id=0,
+        eos_token_id=None,
+        output_scores=True,
+        return_dict_in_generate=True,
+        stopping_criteria=StoppingCriteriaList([AtLength8()]),
+    )
+    assert output.sequences.shape == (2, 8) and len(output.scores) == 3
+    if parallel:
+        assert output.stats.tokens_committed == [3, 3]
+        assert [output.trace.new_tokens(row) for row in (0, 1)] == output.sequences[:, 5:].tolist()

@@ -1,8 +1,17 @@
 """The tokens that are final: kept per row, checked against every stop, streamed in order."""
 
 import torch
-from transformers import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
+from transformers import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 from transformers.generation.streamers import BaseStreamer
+
+ROW_BY_ROW = (MaxTimeCriteria, StopStringCriteria)
+"""Criteria that know nothing of other rows: a row need not wait for them. A subclass is not taken for one of them."""
 
 
 class CommittedTokens:
@@ -10,8 +19,9 @@ class CommittedTokens:
 
     Args:
         input_ids: int64 [batch, length], left-padded prompts.
-        stopping_criteria: EOS and length are checked on the host; any other criterion is called after every token
-            with that row alone: `input_ids` [1, length so far], and the row's `scores` if they are kept.
+        stopping_criteria: EOS and length are checked on the host, stop strings and time after every token with that
+            row alone. Any other criterion is called as transformers calls it, with the whole batch: `input_ids`
+            [batch, length], once for every length, when all rows that go on are as long; and `scores` if they are kept.
         pad_token_id: fills rows that ended early.
         streamer: gets each committed token once, in order.
         keep_logits, keep_scores: keep what each token was chosen by, before and after the processors.
@@ -39,13 +49,16 @@ class CommittedTokens:
         self.streamer = streamer
         self.max_length = stopping_criteria.max_length
         self.eos: set[int] = set()
-        self.criteria = StoppingCriteriaList()
+        self.row_criteria, self.batch_criteria = StoppingCriteriaList(), StoppingCriteriaList()
+        self.checked = self.prompt_length
+        """The length up to which the criteria of the batch have been asked."""
         for criterion in stopping_criteria:
             if type(criterion) is EosTokenCriteria:
                 self.eos.update(criterion.eos_token_id.flatten().tolist())
             elif type(criterion) is not MaxLengthCriteria:
-                self.criteria.append(criterion)
-        if len(self.rows) > 1 and pad_token_id is None and (self.eos or self.criteria):
+                alone = len(self.rows) == 1 or type(criterion) in ROW_BY_ROW
+                (self.row_criteria if alone else self.batch_criteria).append(criterion)
+        if len(self.rows) > 1 and pad_token_id is None and (self.eos or self.row_criteria or self.batch_criteria):
             raise ValueError("pad_token_id is not set, and rows of a batch may end at different lengths: pass one.")
         if len(self.rows) > 1 and streamer is not None:
             raise ValueError(f"streamer takes one row; the batch has {len(self.rows)}: stream rows one by one.")
@@ -64,12 +77,41 @@ class CommittedTokens:
         if self.streamer is not None:
             self.streamer.put(torch.tensor([token]))
         done = token in self.eos or (self.max_length is not None and len(tokens) >= self.max_length)
-        if self.criteria:
+        if self.row_criteria:
             ids = torch.tensor([tokens], device=self.device)
             scores = None if self.scores is None else tuple(step[None] for step in self.scores[row])
-            done = bool(self.criteria(ids, scores).any()) or done
+            done = bool(self.row_criteria(ids, scores).any()) or done
         self.finished[row] = done
         return done
+
+    def check_batch(self) -> list[int]:
+        """Ask the criteria of the whole batch about every length that all rows have reached; the rows they ended.
+
+        A row that was ahead is cut back to the length it ended at.
+        """
+        ended = []
+        while self.batch_criteria:
+            going_on = [len(tokens) for tokens, done in zip(self.rows, self.finished, strict=True) if not done]
+            if self.checked >= (min(going_on) if going_on else max(map(len, self.rows))):
+                break
+            self.checked += 1
+            cut = [tokens[: self.checked] for tokens in self.rows]
+            padded = [tokens + [self.pad_token_id] * (self.checked - len(tokens)) for tokens in cut]
+            scores = self.stacked(self.scores)
+            if scores is not None:
+                scores = scores[: self.checked - self.prompt_length]
+            verdict = self.batch_criteria(torch.tensor(padded, device=self.device), scores).tolist()
+            for row, done in enumerate(verdict):
+                if not done or len(cut[row]) < self.checked:
+                    continue
+                if not self.finished[row]:
+                    ended.append(row)
+                self.finished[row] = True
+                self.rows[row] = cut[row]
+                for kept in (self.logits, self.scores):
+                    if kept is not None:
+                        del kept[row][self.checked - self.prompt_length :]
+        return ended
 
     @property
     def all_finished(self) -> bool:

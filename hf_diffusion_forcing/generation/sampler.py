@@ -34,7 +34,7 @@ class WavefrontSampler(ABC):
         model: speaks the verbs of `RecurrentDepthInterface`.
         input_ids: int64 [batch, length], left-padded.
         logits_processor: applied to every position with its own prefix.
-        stopping_criteria: applied to committed tokens, one at a time, with their row's scores if they are kept.
+        stopping_criteria: applied to committed tokens, one at a time, with their scores if they are kept.
         generation_config: transformers' own settings.
         config: the sampler's settings, every depth filled in.
         streamer: gets each committed token once, in order, and drafts if it has a `put_draft`.
@@ -166,6 +166,15 @@ class WavefrontSampler(ABC):
             on_recurrence=on_recurrence,
         ).logits
 
+    def end_row(self, wave: Wave, row: int) -> None:
+        """A row of the wave has ended, though its last commit did not say so."""
+        wave.end_row(row)
+
+    def check_batch(self, wave: Wave) -> None:
+        """End the rows that the criteria of the whole batch end."""
+        for row in self.committed.check_batch():
+            self.end_row(wave, self.live.index(row))
+
     def let_rows_leave(self, wave: Wave) -> None:
         """Go on with the live rows alone, once enough have ended to pay for copying the cache of the others."""
         staying = [row for row, tokens in enumerate(wave.tokens) if tokens]
@@ -228,9 +237,11 @@ class WavefrontSampler(ABC):
             wave = self.prefill()
             if self.trace is not None:
                 self.trace.first_tokens = [tokens[-1] for tokens in committed.rows]
+            self.check_batch(wave)
             while not committed.all_finished:
                 self.let_rows_leave(wave)
                 self.tick(wave)
+                self.check_batch(wave)
                 if hasattr(streamer, "put_draft") and len(wave.tokens[0]) > 1:
                     streamer.put_draft(torch.tensor(wave.tokens[0][1:]))
         finally:
@@ -241,6 +252,9 @@ class WavefrontSampler(ABC):
         if streamer is not None:
             streamer.end()
         self.stats.tokens_committed = committed.counts
+        if self.trace is not None and committed.batch_criteria:
+            for row, count in enumerate(committed.counts):
+                self.trace.cut(row, count)
         sequences = committed.sequences()
         if not self.generation_config.return_dict_in_generate:
             return sequences

@@ -173,6 +173,9 @@ class SpeculativeWavefront(WavefrontSampler):
             if not right:
                 return
 
+    def end_row(self, wave: DepthWave, row: int) -> None:
+        self._drop(wave, row, 0)
+
     def _drop(self, wave: DepthWave, row: int, place: int) -> None:
         """Drop a row's positions from `place` on, and count what was spent on them."""
         dropped = wave.cut(row, place)

@@ -142,6 +142,13 @@ class Trace:
         else:
             self.waves.append(wave)
 
+    def cut(self, row: int, count: int) -> None:
+        """Let a row end after `count` new tokens: what was committed beyond them has been taken back."""
+        left = count - 1
+        for wave in self.of_row(row):
+            wave.committed = wave.committed[: max(left, 0)]
+            left -= len(wave.committed)
+
     def of_row(self, row: int) -> list[WaveTick]:
         """The waves of one row.
 

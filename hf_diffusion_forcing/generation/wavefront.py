@@ -104,6 +104,10 @@ class Wavefront:
             self.states = self.states[torch.tensor(rows, device=self.states.device)]
         self.memory = {key: kept[torch.tensor(rows, device=kept.device)] for key, kept in self.memory.items()}
 
+    def end_row(self, row: int) -> None:
+        """Drop all of a row's positions."""
+        self.tokens[row], self.steps[row], self.origins[row] = [], [], []
+
     def narrow(self, states: torch.Tensor | None) -> None:
         """Back to the states of a tick ago, [batch, last width, channels], and to the front position of every row."""
         self.states = states

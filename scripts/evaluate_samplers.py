@@ -1,6 +1,6 @@
 """Decode a dataset with several samplers: `hf-diffusion-forcing evaluate` as a script.
 
-accelerate launch --num_processes 2 scripts/evaluate.py --dataset worked --count 20
+accelerate launch --num_processes 2 scripts/evaluate_samplers.py --dataset worked --count 20
 """
 
 import typer

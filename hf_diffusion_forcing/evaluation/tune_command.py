@@ -1,0 +1,128 @@
+"""The command `tune`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ..console import ModelArgument, fail
+from .commands import (
+    AnswerPattern,
+    BatchSize,
+    Config,
+    Count,
+    Dataset,
+    DeviceMap,
+    Dtype,
+    MaxNewTokens,
+    PromptTemplate,
+    ReferenceColumn,
+    Seed,
+    Split,
+    chosen_task,
+    load_on_device,
+)
+
+
+def tune(
+    model: ModelArgument = None,
+    dataset: Dataset = "problems",
+    config: Config = None,
+    split: Split = None,
+    count: Count = None,
+    prompt_template: PromptTemplate = None,
+    reference_column: ReferenceColumn = None,
+    answer_pattern: AnswerPattern = None,
+    max_accuracy_loss: Annotated[
+        float, typer.Option(help="Points of accuracy that may be lost against autoregression at full depth.")
+    ] = 0.5,
+    min_token_agreement: Annotated[
+        float, typer.Option(help="Share of autoregression's tokens that must stand at the same place.")
+    ] = 0.0,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="SAMPLER:setting=[values],setting=[values]: what to search instead of the usual; may be given "
+            "several times."
+        ),
+    ] = None,
+    trials: Annotated[int, typer.Option(help="Candidates to try.")] = 32,
+    calibration_share: Annotated[float, typer.Option(help="Of the samples; the others confirm the result.")] = 0.5,
+    num_steps: Annotated[
+        int | None, typer.Option(help="Recurrences of a token; the model's own depth by default.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="About how long it may take.")] = None,
+    batch_size: BatchSize = 1,
+    max_new_tokens: MaxNewTokens = 160,
+    stop: Annotated[list[str] | None, typer.Option(help=r"A text that ends an output, as '\nQ:'.")] = None,
+    seed: Seed = 0,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where to save the result: the model's own folder (its generation config alone), or a new one."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="A folder for the record of every trial, a summary and a plot.")
+    ] = None,
+    dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a summary.")] = False,
+) -> None:
+    """Find the fastest settings for this machine that keep within an accuracy budget."""
+    from .. import bundled_checkpoint
+
+    try:
+        from .candidates import parse_space
+        from .evaluator import process_state
+        from .journal import check_writable
+        from .tuning import check_save
+        from .tuning import tune as search_settings
+
+        space = None if search is None else parse_space(search)
+        if save is not None:
+            check_save(save, model or bundled_checkpoint())
+        if output is not None:
+            check_writable(output)
+    except (ValueError, TypeError, ImportError) as error:
+        raise fail(str(error)) from error
+    if process_state().num_processes > 1:
+        raise fail("tune times one process on one machine: start it without accelerate launch or torchrun.")
+    task = chosen_task(dataset, config, split, count, prompt_template, reference_column, answer_pattern)
+    network, tokenizer = load_on_device(model, dtype, device_map)
+    stops = {"stop_strings": [text.replace("\\n", "\n") for text in stop]} if stop else {}
+    try:
+        result = search_settings(
+            network,
+            tokenizer,
+            task,
+            max_accuracy_loss,
+            min_token_agreement,
+            space,
+            trials,
+            calibration_share=calibration_share,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            num_steps=num_steps,
+            seed=seed,
+            minutes=minutes,
+            **stops,
+        )
+        if output is not None:
+            result.write(output)
+        if save is not None and result.best is not None:
+            result.save(save, network, tokenizer)
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        raise fail(str(error)) from error
+    if as_json:
+        print(json.dumps(result.to_dict()))
+    else:
+        console = Console(soft_wrap=True, highlight=False, markup=False)
+        console.print(result.to_markdown())
+        for folder, what in ((output, "The record of the search is in"), (save, "The settings are saved in")):
+            if folder is not None and (folder is not save or result.best is not None):
+                console.print(f"{what} {folder}.")
+    if result.best is None:
+        raise fail(result.outcome + (f" Nothing was written to {save}." if save is not None else ""))

@@ -1,0 +1,69 @@
+"""docs/theory.md: path independence on the trained checkpoint, its formulas, and its figures."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_diffusion_forcing.evaluation.problems import problems
+from hf_diffusion_forcing.generation.cost_model import choose_wave
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+from draw_theory import ROOT, approaches, bytes_read, roofline
+
+
+@pytest.mark.parametrize("offset", [2, 11])
+def test_a_state_forgets_where_it_started(bundled, offset):
+    model, tokenizer = bundled
+    problem = next(problems(5, held_out=True, kind="worked"))
+    prompt = tokenizer(problem.prompt, return_tensors="pt").input_ids
+    ids = tokenizer(problem.prompt + problem.answer, return_tensors="pt").input_ids
+    distances = approaches(model, ids, prompt.shape[1] + offset, steps=32, wrong_steps=8)
+    noise, zeros, misled = distances.values()
+    assert noise[0] > 0.5 and zeros[0] == 1
+    # Eight recurrences with another token have led somewhere else, near or far.
+    assert misled[0] > 1e-3
+    for name, distance in distances.items():
+        assert distance[-1] < 1e-5, name
+
+
+def test_the_formulas_of_width():
+    """The ideal while width is free; beyond, I r' / d of it."""
+    num_steps, core, ends = 32, 4, 4
+    for inner in (1, 2, 4, 8):
+        ideal = (ends + num_steps * core) / (ends + inner * core)
+        for balance, needed in ((1e9, 32), (64, 32), (2, 32), (4, 32)):
+            curve = roofline(balance, core, ends)
+            width = needed / inner
+            speedup = curve.seconds_per_tick(1, num_steps) / curve.seconds_per_tick(width, inner)
+            assert speedup == pytest.approx(ideal * min(1, balance * inner / needed))
+    # The best tick is the one whose wave just fits.
+    assert choose_wave(roofline(8, core, ends), recurrences=32, budget=num_steps)[1] == 4
+
+
+def test_the_formulas_of_bytes():
+    shared, by_depth = bytes_read(lambda passes: (1, passes, 1)), bytes_read(lambda passes: (1, 32, 2))
+    # What docs/how-it-works.md says a position of Huginn-0125 takes in 8 layers.
+    assert shared(1, 1) - shared(1, 0) == 168_960
+    near, far = 0, 10**9
+    assert shared(32, near) / by_depth(2, near) > 10
+    assert shared(32, far) / by_depth(2, far) == pytest.approx(132 / 134, rel=1e-3)
+    assert shared(32, far) / shared(1, far) == pytest.approx(16.5, rel=1e-3)
+
+
+def test_the_figures_are_those_of_the_record():
+    text = " ".join((ROOT / "docs/theory.md").read_text().split())
+    record = json.loads((ROOT / "docs/benchmarks/theory.json").read_text())
+    noise, zeros, misled = (each["recurrences_to_3_percent"] for each in record["path_independence"]["starts"].values())
+    assert f"{noise['mean']:.1f} recurrences on average from noise" in text
+    assert f"{noise['mean']:.1f}, {noise['most']}" == f"{zeros['mean']:.1f}, {zeros['most']}"
+    assert f"at most {noise['most']}; after the wrong token {misled['mean']:.1f}, at most {misled['most']}" in text
+    bundled = json.loads((ROOT / "docs/benchmarks/bundled.json").read_text())
+    shallow, full = (bundled["quality"][f"autoregressive, r = {r}"]["worked"] for r in (1, 32))
+    wave = "diffusion_forcing, r' = 1"
+    assert f"autoregression solves {100 * shallow:.1f} %" in text
+    assert f"it solves {100 * record['solved_after_deep_prompt']['1']:.1f} %" in text
+    assert f"{bundled['speed'][wave]['core_passes_per_token']:.2f} passes a token" in text
+    assert bundled["quality"][wave]["worked"] == full
+    assert f"solves {100 * full:.1f} %, as autoregression does with 32" in text
