@@ -180,11 +180,10 @@ SHARDED = """
 import json, sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.distributed import DistributedConfig
-from hf_diffusion_forcing import RavenForCausalLM, bundled_checkpoint
+from hf_diffusion_forcing import bundled_checkpoint
 from hf_diffusion_forcing.evaluation.evaluator import evaluate_samplers
 from hf_diffusion_forcing.evaluation.task import Task
 
-RavenForCausalLM._tp_plan = {}
 model = AutoModelForCausalLM.from_pretrained(bundled_checkpoint(), distributed_config=DistributedConfig(tp_plan="auto"))
 assert model.tp_size == 2
 tokenizer = AutoTokenizer.from_pretrained(bundled_checkpoint(), padding_side="left")

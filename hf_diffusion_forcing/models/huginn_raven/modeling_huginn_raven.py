@@ -191,7 +191,6 @@ class RavenForCausalLM(HeadedForCausalLM, RavenPreTrainedModel, RecurrentDepthGe
     """A language model of any layout that decodes by any of this package's samplers."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
-    _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: RavenConfig):
         super().__init__(config)

@@ -94,7 +94,6 @@ class OuroForCausalLM(HeadedForCausalLM, OuroPreTrainedModel, RecurrentDepthGene
     starts_from_noise = False
     has_exit_gate = True
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: OuroConfig):
         super().__init__(config)
