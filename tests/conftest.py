@@ -2,6 +2,9 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several workers with several threads each would wait for each other most of the time.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
 from pathlib import Path

@@ -173,7 +173,7 @@ class Comparison:
         lines += table(["the baseline's token", "tokens until the texts part", "first to differ", "rate"], rows)
         if self.divergences:
             rows = [
-                [f"below {end:g}" if math.isfinite(end) else "above", str(seen), str(differ), share(differ, seen)]
+                [margin_class(end), str(seen), str(differ), share(differ, seen)]
                 for end, (seen, differ) in self.by_margin.items()
             ]
             lines += ["", *table(["margin at full depth (nats)", "tokens", "first to differ", "share"], rows)]
@@ -418,6 +418,12 @@ def rate(count: int, events: int) -> str:
 
 def share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.2g} %"
+
+
+def margin_class(end: float) -> str:
+    """A class of margins in words, by its upper end."""
+    start = (0.0, *MARGINS)[MARGINS.index(end)]
+    return f"{start:g} to {end:g}" if math.isfinite(end) else f"{start:g} and more"
 
 
 def code(text: str) -> str:

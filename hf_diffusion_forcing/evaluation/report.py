@@ -161,7 +161,7 @@ class Evaluation:
         """For the terminal: all columns that fit 80 characters."""
         headings, rows = self.cells(key for key in COLUMNS if key != "edit_distance")
         table = Table(title=self.title, box=SIMPLE_HEAD, padding=0, pad_edge=False)
-        table.add_column(headings[0], overflow="fold", min_width=20)
+        table.add_column(headings[0], overflow="fold", min_width=len("speculative_wavefront"))
         for heading in headings[1:]:
             table.add_column(heading, justify="right", no_wrap=True)
         for row in rows:
