@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from conftest import FAMILIES
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-from convert_checkpoint import convert
+from convert_checkpoint import convert, main
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -42,3 +43,20 @@ def test_what_cannot_be_converted_is_refused(tmp_path):
     (tmp_path / "there").write_text("something")
     with pytest.raises(ValueError, match="is not empty"):
         convert(str(FAMILIES["ouro"]), tmp_path)
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path, capsys):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_bytes((FAMILIES["ouro"] / "config.json").read_bytes())
+    (broken / "model.safetensors").write_bytes((FAMILIES["ouro"] / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(typer.Exit) as left:
+        main(str(tmp_path / "nowhere"), tmp_path / "out")
+    assert left.value.exit_code == 2 and "nowhere" in capsys.readouterr().err
+    with pytest.raises(typer.Exit):
+        main(str(broken), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+    main(str(FAMILIES["ouro"]), tmp_path / "out")
+    with pytest.raises(typer.Exit):
+        main(str(FAMILIES["ouro"]), tmp_path / "out")
+    main(str(FAMILIES["ouro"]), tmp_path / "out", overwrite=True)
