@@ -160,17 +160,19 @@ def wavefront_tables(wide, prompts: Prompts, repeats: int, room: int) -> dict[st
     }
 
 
-def context_tables(wide, prompts: Prompts, repeats: int, room: int) -> dict[str, dict]:
+def long_prompt(domain: str, tokenizer, length: int) -> torch.Tensor:
+    """A prompt of `length` tokens, [1, length]: a piece of source, or a problem after many that are solved."""
+    if domain == "Python source":
+        return source_prompts(tokenizer, 1, length)[0]
+    *shown, asked = islice(problems(2026, held_out=True, kind="worked"), 64)
+    text = "".join(f"{p.prompt}{p.answer}\n" for p in shown) + asked.prompt
+    return tokenizer(text, return_tensors="pt").input_ids[:, -length:]
+
+
+def context_tables(wide, prompts: dict[int, torch.Tensor], repeats: int, room: int) -> dict[str, dict]:
     """*fast* after prompts of given lengths; the base reads the same prompt."""
-    cases = {}
-    for value in SWEEPS["context"]:
-        filler = torch.cat(prompts * (value // sum(p.shape[1] for p in prompts) + 1), dim=1)
-
-        def lengthen(ids, value=value, filler=filler):
-            return torch.cat((filler, ids), dim=1)[:, -value:]
-
-        cases[f"fast, context {value}"] = (lengthen, FAST)
-    table = measure(wide, prompts[:1], cases, repeats, room)
+    cases = {f"fast, context {length}": (lambda _, prompt=prompt: prompt, FAST) for length, prompt in prompts.items()}
+    table = measure(wide, list(prompts.values())[:1], cases, repeats, room)
     first = table["rows"][0]
     for each in table["rows"]:
         # A tick reads every key and value there is, once.
@@ -219,7 +221,8 @@ def sweep_tables(sweep: str, load_model: Callable, count: int, repeats: int, roo
             if sweep == "wavefront":
                 found = wavefront_tables(wide, domain_prompts(domain, tokenizer, count), repeats, room)
             elif sweep == "context":
-                found = context_tables(wide, domain_prompts(domain, tokenizer, 32), repeats, room)
+                prompts = {length: long_prompt(domain, tokenizer, length) for length in SWEEPS["context"]}
+                found = context_tables(wide, prompts, repeats, room)
             else:
                 prompts = domain_prompts(domain, tokenizer, max(SWEEPS["batch"]))
                 found = batch_tables(wide, tokenizer, prompts, repeats, room)
