@@ -137,7 +137,8 @@ def test_other_weights_are_another_run(tmp_path):
 def launch(processes, output):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
     command += ["--standalone", "-m", "hf_diffusion_forcing", *COMMAND, "--output", str(output), "--json"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Elsewhere: -m would find the package in the working directory before the installed one.
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=output.parent)
 
 
 def test_two_processes_killed_and_resumed(model, mental, measured, tmp_path):
