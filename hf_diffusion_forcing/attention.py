@@ -9,7 +9,7 @@ thousands of keys (docs/benchmarks/profile.md)."""
 
 CHUNK = 256
 """Queries at a time where many attend to what is before them and to each other: torch's kernel knows no such mask, and
-reading one costs as much as attending does."""
+one written out over the whole text slows it down."""
 
 
 def attention(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from .exit_criteria import ExitCriterion, exit_criterion
+from .files import write_file
 from .latent_processors import (
     LATENT_PROCESSORS,
     SCHEDULES,
@@ -154,9 +155,7 @@ class SamplerConfig:
         text = self.to_json_string()
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{CONFIG_NAME}.partial"
-        partial.write_text(text)
-        partial.replace(folder / CONFIG_NAME)
+        write_file(folder / CONFIG_NAME, text)
 
     @classmethod
     def from_pretrained(cls, save_directory: str | os.PathLike) -> "SamplerConfig":

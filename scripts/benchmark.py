@@ -64,8 +64,8 @@ def measure(model, prompts: Prompts, cases: dict[str, tuple[Callable, dict]], re
         cases: by name, what to do to a prompt, and the settings.
     """
     timings = {name: Timing() for name in cases}
-    for prepare, settings in cases.values():
-        run(model, prepare(prompts[0]), settings, 4)  # the first calls pay for lazy initialisation
+    for _, settings in cases.values():
+        run(model, prompts[0], settings, 4)  # the first calls pay for lazy initialisation
     for _ in tqdm(range(repeats), desc="timing"):
         for input_ids in tqdm(prompts, desc="prompts", leave=False):
             for name, (prepare, settings) in cases.items():
@@ -134,11 +134,16 @@ def main_tables(load_model: Callable, count: int, repeats: int, room: int, solve
     return tables
 
 
-def domain_prompts(name: str, tokenizer, count: int) -> Prompts:
-    """Prompts of a domain, [1, length] each."""
+def domain_prompts(name: str, tokenizer, count: int, seed: int = 2026, length: int = 128) -> Prompts:
+    """Prompts of a domain, [1, length] each.
+
+    Args:
+        seed: of problems.
+        length: tokens of source.
+    """
     if name == "Python source":
-        return source_prompts(tokenizer, count, length=128)
-    chosen = islice(problems(2026, held_out=True, kind="worked"), count)
+        return source_prompts(tokenizer, count, length)
+    chosen = islice(problems(seed, held_out=True, kind="worked"), count)
     return [tokenizer(p.prompt, return_tensors="pt").input_ids for p in chosen]
 
 

@@ -10,37 +10,27 @@ import json
 import platform
 from collections.abc import Iterator
 from datetime import date
-from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from benchmark import SOURCE_CHECKPOINT, domain_prompts
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_diffusion_forcing import bundled_checkpoint
-from hf_diffusion_forcing.evaluation.problems import problems
-from hf_diffusion_forcing.evaluation.python_source import source_prompts
 
 ROOT = Path(__file__).parent.parent
-CHECKPOINTS = {"problems": bundled_checkpoint(), "Python source": ROOT / "tests" / "fixtures" / "python-source"}
+CHECKPOINTS = {"problems": bundled_checkpoint(), "Python source": SOURCE_CHECKPOINT}
 CHOICES = {"greedy": {}, "sampled": {"do_sample": True, "top_k": 0}}
-
-
-def prompts(domain: str, tokenizer, count: int) -> list[torch.Tensor]:
-    """Prompts of a domain, int64 [1, length] each."""
-    if domain == "Python source":
-        return source_prompts(tokenizer, count, length=96)
-    chosen = islice(problems(2027, held_out=True, kind="worked"), count)
-    return [tokenizer(problem.prompt, return_tensors="pt").input_ids for problem in chosen]
 
 
 def rows(count: int, room: int) -> Iterator[dict]:
     """One row a domain, precision and way to choose tokens."""
     for domain, path in CHECKPOINTS.items():
         tokenizer = AutoTokenizer.from_pretrained(path)
-        asked = prompts(domain, tokenizer, count)
+        asked = domain_prompts(domain, tokenizer, count, seed=2027, length=96)
         for dtype in (torch.float32, torch.bfloat16):
             model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
             for choice, settings in CHOICES.items():

@@ -8,6 +8,7 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from hf_diffusion_forcing import RavenForCausalLM
+from hf_diffusion_forcing.evaluation.measure import equal_tokens
 
 
 class Clock(BaseStreamer):
@@ -167,8 +168,7 @@ def row(name: str, timing: Timing, texts: list[list[int]] | None, parts: dict[st
     whole = [(base.first + call.tokens * base.seconds_per_token) / call.total for base, call in pairs]
     equal = None
     if texts is not None:
-        both = zip(texts, (call.text for call in timing.calls), strict=True)
-        equal = sum(a == b for mine, theirs in both for a, b in zip(mine, theirs, strict=False)) / sum(map(len, texts))
+        equal = equal_tokens([call.text for call in timing.calls], texts) / sum(map(len, texts))
     return {
         "sampler": name,
         "tokens_per_second": timing.sum("tokens") / timing.sum("decoding"),

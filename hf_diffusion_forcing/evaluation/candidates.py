@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import re
 from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from ..configuration import sampler_config_class
 from ..presets import PRESET_SAMPLERS, preset
 from ..validation import nearest
-from .samplers import SPELLING, parse_value
+from .samplers import SPELLING, parse_value, spelled_settings
 
 SEARCH_SPACE: dict[str, dict[str, tuple]] = {
     "diffusion_forcing": {
@@ -70,8 +69,7 @@ def parse_space(texts: list[str]) -> dict[str, dict[str, list]]:
                 "'diffusion_forcing:inner_recurrence=[1,2],wavefront=[8,16]'."
             )
         settings = space.setdefault(match["sampler"], {})
-        for item in re.split(r",(?=\s*\w+=)", match["settings"]):
-            name, _, value = item.strip().partition("=")
+        for name, value in spelled_settings(match["settings"]):
             settings[name] = parse_value(text, value)
     check_space(space)
     return space

@@ -30,6 +30,7 @@ AnswerPattern = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(help="Samples decoded together.", min=1)]
 MaxNewTokens = Annotated[int, typer.Option(help="Most tokens of an output.", min=1)]
+Stop = Annotated[list[str] | None, typer.Option(help=r"A text that ends an output, as '\nQ:'.")]
 Seed = Annotated[int, typer.Option(help="Sample i is decoded with this seed plus i.")]
 Dtype = Annotated[str, typer.Option(help="Type of the weights; auto is as they were saved.")]
 DeviceMap = Annotated[
@@ -72,6 +73,11 @@ def chosen_task(
         raise fail(str(error)) from error
 
 
+def stop_strings(stop: list[str] | None) -> dict[str, list[str]]:
+    """Keywords of `generate()` from --stop."""
+    return {"stop_strings": [text.replace("\\n", "\n") for text in stop]} if stop else {}
+
+
 def load_on_device(model: str | None, dtype: str, device_map: str | None):
     """Model and tokenizer for one of maybe several processes, each of which has a device.
 
@@ -107,7 +113,7 @@ def evaluate(
     ] = ("autoregressive", "diffusion_forcing", "speculative_wavefront"),
     batch_size: BatchSize = 8,
     max_new_tokens: MaxNewTokens = 160,
-    stop: Annotated[list[str] | None, typer.Option(help=r"A text that ends an output, as '\nQ:'.")] = None,
+    stop: Stop = None,
     seed: Seed = 0,
     output: Annotated[
         Path | None, typer.Option(help="A folder for all results; the same command goes on with a run in it.")
@@ -130,10 +136,18 @@ def evaluate(
         raise fail(str(error)) from error
     task = chosen_task(dataset, config, split, count, prompt_template, reference_column, answer_pattern)
     network, tokenizer = load_on_device(model, dtype, device_map)
-    stops = {"stop_strings": [text.replace("\\n", "\n") for text in stop]} if stop else {}
     try:
         result = evaluate_samplers(
-            network, tokenizer, task, samplers, batch_size, max_new_tokens, seed, output, overwrite, **stops
+            network,
+            tokenizer,
+            task,
+            samplers,
+            batch_size,
+            max_new_tokens,
+            seed,
+            output,
+            overwrite,
+            **stop_strings(stop),
         )
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise fail(str(error)) from error

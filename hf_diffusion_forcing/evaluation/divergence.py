@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..files import whole_file, write_file
 from ..generation.mixin import WAVEFRONT_SAMPLERS
 from ..validation import check_integer
 from .evaluator import check_prompts, describe_machine, describe_model, resolve_sampler, run_batch, versions
-from .journal import write_file
-from .report import markdown_row
+from .report import markdown_table, provenance
 from .samplers import parse_sampler
-from .task import Task
+from .task import Task, batched
 
 KINDS = ("digit", "word", "punctuation", "whitespace", "end of text")
 CONTEXT, AFTER = 60, 14
@@ -170,13 +170,15 @@ class Comparison:
             [kind, str(seen), str(differ), f"one in {rate(seen, differ)}"]
             for kind, (seen, differ) in self.by_kind.items()
         ]
-        lines += table(["the baseline's token", "tokens until the texts part", "first to differ", "rate"], rows)
+        lines += markdown_table(
+            ["the baseline's token", "tokens until the texts part", "first to differ", "rate"], rows
+        )
         if self.divergences:
             rows = [
                 [margin_class(end), str(seen), str(differ), share(differ, seen)]
                 for end, (seen, differ) in self.by_margin.items()
             ]
-            lines += ["", *table(["margin at full depth (nats)", "tokens", "first to differ", "share"], rows)]
+            lines += ["", *markdown_table(["margin at full depth (nats)", "tokens", "first to differ", "share"], rows)]
             lines += ["", *self.measures()]
             ranks = Counter(divergence.rank for divergence in self.divergences)
             lines += [
@@ -200,12 +202,11 @@ class Comparison:
                 ]
                 for each in surest
             ]
-            lines += table(["sample", "token", "after", "baseline", "other", "margin", "exit value"], rows)
-        known = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
+            lines += markdown_table(["sample", "token", "after", "baseline", "other", "margin", "exit value"], rows)
         lines += [
             "",
             f"Made by `hf-diffusion-forcing diff` in {settings['model']['dtype']}, seed {settings['seed']}, on "
-            f"{settings['machine']}; {known}; {settings['date']}.",
+            f"{provenance(settings)}.",
         ]
         return "\n".join(lines) + "\n"
 
@@ -222,16 +223,14 @@ class Comparison:
             pairs = [cuts(self.values(name, differs)) for differs in (True, False)]
             if None not in pairs:
                 rows.append([title, *("{:.3g} ({:.3g} to {:.3g})".format(*pair) for pair in pairs)])
-        return table(["median (10 % to 90 %)", "at the token that differs", "at tokens that are equal"], rows)
+        return markdown_table(["median (10 % to 90 %)", "at the token that differs", "at tokens that are equal"], rows)
 
     def draw(self, path: str | os.PathLike) -> None:
         """A figure: margins of both sorts of tokens, and how many texts are still the same at each token."""
-        import matplotlib
+        from matplotlib.figure import Figure
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
-        figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.4))
+        figure = Figure(figsize=(10, 3.4))
+        left, right = figure.subplots(1, 2)
         for differs, label in ((False, "equal"), (True, "the first that differs")):
             if values := self.values("margin", differs):
                 shares = [(place + 1) / len(values) for place in range(len(values))]
@@ -245,15 +244,13 @@ class Comparison:
         right.set(xlabel="token of the output", ylabel="texts still the same", ylim=(0, count * 1.02))
         figure.tight_layout()
         figure.savefig(path, dpi=90, format="png")
-        pyplot.close(figure)
 
     def save(self, folder: str | os.PathLike, examples: int = 5) -> None:
         """Write `difference.md`, `difference.json` and `difference.png`, each as a whole."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / "difference.png.partial"
-        self.draw(partial)
-        partial.replace(folder / "difference.png")
+        with whole_file(folder / "difference.png") as partial:
+            self.draw(partial)
         write_file(folder / "difference.md", self.to_markdown(examples))
         write_file(folder / "difference.json", json.dumps(self.to_dict(), indent=1) + "\n")
 
@@ -294,7 +291,7 @@ def compare_samplers(
     if other["sampler"] in WAVEFRONT_SAMPLERS:
         other["return_trace"] = True
     divergences, tokens, right = [], [], []
-    batches = [task.samples[first : first + batch_size] for first in range(0, len(task.samples), batch_size)]
+    batches = batched(task.samples, batch_size)
     for samples in tqdm(batches, desc="batches", disable=not progress):
         theirs, mine = (run_batch(model, tokenizer, samples, kwargs, seed) for kwargs in (exact, other))
         for row, sample in enumerate(samples):
@@ -430,9 +427,3 @@ def code(text: str) -> str:
     """A text in a cell of a Markdown table."""
     text = text.replace("\n", "⏎").replace("`", "'")
     return f"` {text} `" if text else "(end)"
-
-
-def table(headings: list[str], rows: list[list[str]]) -> list[str]:
-    """The lines of a Markdown table."""
-    rule = "| --- |" + " ---: |" * (len(headings) - 1)
-    return [markdown_row(headings), rule, *map(markdown_row, rows)]

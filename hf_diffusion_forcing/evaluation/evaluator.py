@@ -21,7 +21,7 @@ from ..version import __version__
 from .journal import Journal
 from .report import Evaluation
 from .samplers import named_samplers, resolve_sampler
-from .task import Sample, Task
+from .task import Sample, Task, batched
 
 WARM_UP_TOKENS = 4
 
@@ -88,7 +88,7 @@ def evaluate_samplers(
         "generate": generate_kwargs,
         "versions": versions(),
     }
-    batches = [task.samples[first : first + batch_size] for first in range(0, len(task.samples), batch_size)]
+    batches = batched(task.samples, batch_size)
     journal = None if output is None else Journal(output, identity, overwrite)
     state.wait_for_everyone()
     if journal is not None and state.is_main_process:

@@ -10,8 +10,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .measure import equal_tokens
 from .metrics import wilson_interval
-from .task import Sample, Task
+from .task import Sample, Task, batched
 
 ETA = 3
 """One candidate in this many goes on to the next rung, which has this many times the samples."""
@@ -49,8 +50,7 @@ class Measurement:
         if task.is_judged:
             self.right += [task.is_right(s, text) for s, text in zip(samples, run["texts"], strict=True)]
             self.base_right += [task.is_right(s, text) for s, text in zip(samples, base["texts"], strict=True)]
-        pairs = zip(run["tokens"], base["tokens"], strict=True)
-        self.equal_tokens += sum(a == b for mine, theirs in pairs for a, b in zip(mine, theirs, strict=False))
+        self.equal_tokens += equal_tokens(run["tokens"], base["tokens"])
         count, base_count = (sum(map(len, each["tokens"])) for each in (run, base))
         self.base_tokens += base_count
         self.tokens += count
@@ -228,7 +228,7 @@ class Halving:
         alive, seen = list(self.trials), 0
         try:
             for rung, (count, samples) in enumerate(self.rungs):
-                for batch in self.batches(self.calibration.samples[seen:samples]):
+                for batch in batched(self.calibration.samples[seen:samples], self.batch_size):
                     self.check_time(reserve)
                     self.decode(self.calibration, batch, alive, "calibration")
                 following = self.rungs[rung + 1][0] if rung + 1 < len(self.rungs) else count
@@ -261,14 +261,11 @@ class Halving:
             OutOfTime: the deadline has come; the candidates are not confirmed.
         """
         measured = [Trial(trial.name, trial.kwargs) for trial in trials]
-        for batch in self.batches(task.samples):
+        for batch in batched(task.samples, self.batch_size):
             self.check_time()
             self.decode(task, batch, measured, "confirmation")
         for trial, whole in zip(trials, measured, strict=True):
             trial.confirmation = whole.confirmation
-
-    def batches(self, samples: tuple[Sample, ...]) -> list[tuple[Sample, ...]]:
-        return [samples[first : first + self.batch_size] for first in range(0, len(samples), self.batch_size)]
 
     def decode(self, task: Task, batch: tuple[Sample, ...], trials: list[Trial], stage: str) -> None:
         """A batch by the baseline and by every candidate, one after the other: all see the same machine."""

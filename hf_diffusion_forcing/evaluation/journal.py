@@ -8,15 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ..files import write_file
+
 RUN = "run.json"
 RESULTS = ("results.json", "results.csv", "results.md", "samples.jsonl")
-
-
-def write_file(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def check_writable(folder: str | os.PathLike) -> Path:

@@ -82,6 +82,12 @@ def emitted_loss(model, input_ids: torch.Tensor, text: list[int]) -> float:
     return model(ids, labels=labels, seeds=torch.zeros(1, dtype=torch.int64, device=ids.device)).loss.item()
 
 
+def equal_tokens(sequences: list[list[int]], others: list[list[int]]) -> int:
+    """How many tokens are equal to those at the same place of the other sequences."""
+    pairs = zip(sequences, others, strict=True)
+    return sum(a == b for mine, theirs in pairs for a, b in zip(mine, theirs, strict=False))
+
+
 @dataclass
 class Run:
     """What one sampler did over all prompts.
@@ -120,12 +126,7 @@ class Run:
 
     def equal_share(self, other: "Run") -> float:
         """Share of the other run's tokens that this one has at the same place."""
-        equal = sum(
-            a == b
-            for mine, theirs in zip(self.sequences, other.sequences, strict=True)
-            for a, b in zip(mine, theirs, strict=False)
-        )
-        return equal / max(other.tokens, 1)
+        return equal_tokens(self.sequences, other.sequences) / max(other.tokens, 1)
 
 
 def run_prompt(model, input_ids: torch.Tensor, run: Run, **generate_kwargs) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from statistics import NormalDist, fmean
 
+from .measure import equal_tokens
 from .task import find_answer, reference_answer, same_answer
 
 try:
@@ -85,10 +86,9 @@ class TokenAgreement(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[list[int]], references: list[list[int]]):
-        pairs = list(zip(predictions, references, strict=True))
-        equal = sum(a == b for mine, theirs in pairs for a, b in zip(mine, theirs, strict=False))
+        pairs = zip(predictions, references, strict=True)
         return {
-            "token_agreement": equal / max(sum(map(len, references)), 1),
+            "token_agreement": equal_tokens(predictions, references) / max(sum(map(len, references)), 1),
             "same": fmean(list(mine) == list(theirs) for mine, theirs in pairs),
         }
 

@@ -15,7 +15,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from .journal import write_file
+from ..files import write_file
 from .task import Task, find_answer
 
 COLUMNS = {
@@ -176,17 +176,14 @@ class Evaluation:
     def to_markdown(self) -> str:
         """The table, how it was measured, and the warnings."""
         headings, rows = self.cells()
-        lines = [f"# {self.title}", "", markdown_row([heading.replace("\n", " ") for heading in headings])]
-        lines.append("| --- |" + " ---: |" * (len(headings) - 1))
-        lines += map(markdown_row, rows)
+        lines = [f"# {self.title}", "", *markdown_table([heading.replace("\n", " ") for heading in headings], rows)]
         settings = self.settings
         processes = "one process" if settings["processes"] == 1 else f"{settings['processes']} processes"
-        known = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
         lines += [
             "",
             f"Batches of {settings['batch_size']}, at most {settings['max_new_tokens']} new tokens, seed "
             f"{settings['seed']}, {settings['model']['dtype']}, {processes}. Measured by "
-            f"`hf-diffusion-forcing evaluate` on {settings['machine']}; {known}; {settings['date']}.",
+            f"`hf-diffusion-forcing evaluate` on {provenance(settings)}.",
         ]
         lines += [f"\n**Note**: {warning}" for warning in self.warnings]
         return "\n".join(lines) + "\n"
@@ -208,6 +205,18 @@ class Evaluation:
         write_file(folder / "results.csv", self.to_csv())
         write_file(folder / "results.md", self.to_markdown())
         write_file(folder / "results.json", json.dumps(self.to_dict(), indent=1) + "\n")
+
+
+def provenance(settings: dict[str, Any]) -> str:
+    """Where, with which versions and when something was measured."""
+    known = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
+    return f"{settings['machine']}; {known}; {settings['date']}"
+
+
+def markdown_table(headings: list[str], rows: Iterable[list[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    rule = "| --- |" + " ---: |" * (len(headings) - 1)
+    return [markdown_row(headings), rule, *map(markdown_row, rows)]
 
 
 def markdown_row(cells: list[str]) -> str:

@@ -31,10 +31,7 @@ def parse_sampler(text: str) -> dict[str, Any]:
             "'diffusion_forcing:inner_recurrence=4,wavefront=32'."
         )
     kwargs: dict[str, Any] = {"sampler": match["sampler"]}
-    for item in re.split(r",(?=\s*\w+=)", match["settings"] or ""):
-        name, _, value = item.strip().partition("=")
-        if not name:
-            continue
+    for name, value in spelled_settings(match["settings"] or ""):
         name = "sampler_preset" if name == "preset" else name
         if name in kwargs:
             raise ValueError(f"{text!r} says {name} twice.")
@@ -44,6 +41,12 @@ def parse_sampler(text: str) -> dict[str, Any]:
     except (ValueError, TypeError) as error:
         raise type(error)(f"{text!r}: {error}") from error
     return kwargs
+
+
+def spelled_settings(text: str) -> list[tuple[str, str]]:
+    """Names and values of `setting=value,setting=value`, values as they are written."""
+    items = (item.strip().partition("=") for item in re.split(r",(?=\s*\w+=)", text))
+    return [(name, value) for name, _, value in items if name]
 
 
 def parse_value(text: str, value: str) -> Any:

@@ -206,6 +206,11 @@ class Task:
         }
 
 
+def batched(samples: tuple[Sample, ...], size: int) -> list[tuple[Sample, ...]]:
+    """Samples in batches of `size`, the last of which may be smaller."""
+    return [samples[first : first + size] for first in range(0, len(samples), size)]
+
+
 def compile_pattern(pattern: str) -> re.Pattern:
     """An answer pattern, compiled; ValueError where it is no regular expression or has no group."""
     try:

@@ -21,8 +21,10 @@ from .commands import (
     ReferenceColumn,
     Seed,
     Split,
+    Stop,
     chosen_task,
     load_on_device,
+    stop_strings,
 )
 
 
@@ -56,7 +58,7 @@ def tune(
     minutes: Annotated[float | None, typer.Option(help="About how long it may take.")] = None,
     batch_size: BatchSize = 1,
     max_new_tokens: MaxNewTokens = 160,
-    stop: Annotated[list[str] | None, typer.Option(help=r"A text that ends an output, as '\nQ:'.")] = None,
+    stop: Stop = None,
     seed: Seed = 0,
     save: Annotated[
         Path | None,
@@ -92,7 +94,6 @@ def tune(
         raise fail("tune times one process on one machine: start it without accelerate launch or torchrun.")
     task = chosen_task(dataset, config, split, count, prompt_template, reference_column, answer_pattern)
     network, tokenizer = load_on_device(model, dtype, device_map)
-    stops = {"stop_strings": [text.replace("\\n", "\n") for text in stop]} if stop else {}
     try:
         result = search_settings(
             network,
@@ -108,7 +109,7 @@ def tune(
             num_steps=num_steps,
             seed=seed,
             minutes=minutes,
-            **stops,
+            **stop_strings(stop),
         )
         if output is not None:
             result.write(output)

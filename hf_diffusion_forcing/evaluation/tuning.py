@@ -15,13 +15,14 @@ from typing import Any
 
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from ..files import whole_file, write_file
 from ..hub.staging import check_destination, staged
 from ..validation import check_integer, check_number
 from .candidates import SEARCH_SPACE, check_space, choose_candidates, preset_candidates, spelling
 from .evaluator import WARM_UP_TOKENS, check_prompts, describe_machine, describe_model, run_batch, versions
 from .halving import FEWEST_SAMPLES, Budget, Halving, Measurement, OutOfTime, Trial
-from .journal import check_writable, write_file
-from .report import markdown_row
+from .journal import check_writable
+from .report import markdown_table, provenance
 from .samplers import resolve_sampler
 from .task import Sample, Task
 
@@ -102,7 +103,6 @@ class TuningResult:
         if self.confirmed:
             lines += ["", *confirmation_table(self.confirmed, self.best)]
         halved = ", ".join(f"{count} with {samples}" for count, samples in settings["rungs"])
-        known = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
         lines += [
             "",
             f"Candidates by samples: {halved}, of {len(settings['calibration'])} calibration samples. The table is of "
@@ -111,7 +111,7 @@ class TuningResult:
             f"{settings['batch_size']}, at most {settings['max_new_tokens']} new tokens, "
             f"{settings['model']['dtype']}. Budget: {settings['max_accuracy_loss']:g} points of accuracy, at least "
             f"{settings['min_token_agreement']:.1%} equal tokens. Measured by `hf-diffusion-forcing tune` on "
-            f"{settings['machine']}; {known}; {settings['date']}; {settings['seconds']:.0f} seconds"
+            f"{provenance(settings)}; {settings['seconds']:.0f} seconds"
             f"{f', stopped by {self.stopped}' if self.stopped else ''}.",
         ]
         return "\n".join(lines) + "\n"
@@ -173,9 +173,8 @@ class TuningResult:
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / "trials.json", json.dumps(self.to_dict()) + "\n")
         write_file(folder / "tuning.md", self.to_markdown())
-        partial = folder / "pareto.png.partial"
-        self.figure().savefig(partial, format="png", dpi=90)
-        partial.replace(folder / "pareto.png")
+        with whole_file(folder / "pareto.png") as partial:
+            self.figure().savefig(partial, format="png", dpi=90)
 
     def save(self, folder: str | os.PathLike, model, tokenizer) -> None:
         """A checkpoint that decodes by these settings with no flag.
@@ -418,7 +417,7 @@ def split(task: Task, share: float, seed: int) -> tuple[Task, Task]:
 def confirmation_table(trials: list[Trial], best: Trial | None) -> list[str]:
     """Markdown of what was measured on the confirmation samples."""
     headings = ["settings", "speed", "tokens/s", "right", "points lost", "equal tokens", "core passes a token"]
-    lines = [markdown_row(headings), "| --- |" + " ---: |" * (len(headings) - 1)]
+    rows = []
     for trial in trials:
         m = trial.confirmation.to_dict()
         name = f"`{trial.name}`" + (f" (preset {trial.preset})" if trial.preset else "")
@@ -432,5 +431,5 @@ def confirmation_table(trials: list[Trial], best: Trial | None) -> list[str]:
             f"{m['token_agreement']:.1%}",
             f"{m['core_passes_per_token']:.2f}",
         ]
-        lines.append(markdown_row(cells))
-    return lines
+        rows.append(cells)
+    return markdown_table(headings, rows)

@@ -82,10 +82,6 @@ class DepthWave:
 
     # --- between two ticks, row by row ---
 
-    def end_row(self, row: int) -> None:
-        """Drop all of a row's positions."""
-        self.cut(row, 0)
-
     def drop_front(self, row: int) -> None:
         """The front is committed and done; the position after it is the front."""
         for values in (self.tokens, self.columns, self.proposals):

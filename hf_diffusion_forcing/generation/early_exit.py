@@ -35,6 +35,9 @@ class EarlyExitSampler(WavefrontSampler):
         drafts = [[] if token is None else [token] * self.next_width(row, front, 0) for row, (front, token) in rows]
         return Wavefront(fronts, drafts, device)
 
+    def end_row(self, wave: Wavefront, row: int) -> None:
+        wave.end_row(row)
+
     def choose(
         self, wave: Wavefront, logits: torch.Tensor, input_ids: torch.Tensor, positions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:

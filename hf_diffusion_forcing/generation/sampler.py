@@ -110,6 +110,10 @@ class WavefrontSampler(ABC):
     def tick(self, wave: Wave) -> None:
         """Refine the wave, commit what is final, and advance the rows."""
 
+    @abstractmethod
+    def end_row(self, wave: Wave, row: int) -> None:
+        """A row of the wave has ended, though its last commit did not say so: drop its positions."""
+
     @property
     def finals(self) -> list[int]:
         """Ids of each live row that are final."""
@@ -170,10 +174,6 @@ class WavefrontSampler(ABC):
             logits_to_keep=1,
             on_recurrence=on_recurrence,
         ).logits
-
-    def end_row(self, wave: Wave, row: int) -> None:
-        """A row of the wave has ended, though its last commit did not say so."""
-        wave.end_row(row)
 
     def check_batch(self, wave: Wave) -> None:
         """End the rows that the criteria of the whole batch end."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..files import write_file
 from ..validation import nearest
 
 MAX_BYTES = 256 * 2**20
@@ -213,10 +214,7 @@ class Trace:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write `to_dict()` as a JSON file."""
-        path = Path(path)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(json.dumps(self.to_dict(), allow_nan=False) + "\n")
-        partial.replace(path)
+        write_file(path, json.dumps(self.to_dict(), allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Trace:

@@ -15,6 +15,3 @@ class Wave(Protocol):
 
     def keep_rows(self, rows: list[int]) -> None:
         """Drop all rows but these."""
-
-    def end_row(self, row: int) -> None:
-        """Drop all of a row's positions."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from ..files import write_file
 from ..generation.trace import Trace
 from ..version import __version__
 
@@ -145,10 +146,7 @@ class Report:
     def save(self, path: str | os.PathLike) -> Path:
         """Write the page; ValueError or OSError as `check_writable` and `html`."""
         path = check_writable(path)
-        text = self.html()
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_file(path, self.html())
         return path
 
     # --- what the page shows ---
