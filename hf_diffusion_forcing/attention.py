@@ -35,8 +35,11 @@ def attention(
             hidden = F.pad(hidden, (end - part.shape[2], 0))[None, None]
             parts.append(attention(part, key[:, :, :end], value[:, :, :end], hidden))
         return torch.cat(parts, dim=2)
-    few = 1 < width <= FEW and batch == 1 and query.device.type == "cpu" and mask is not None
+    few = 1 < width <= FEW and query.device.type == "cpu" and mask is not None
     if few and not grouped and not torch.is_grad_enabled():
+        if batch > 1:
+            scores = (query * head_dim**-0.5 @ key.transpose(2, 3)).add_(mask)
+            return scores.softmax(-1) @ value
         scores = torch.baddbmm(mask[0], query[0], key[0].transpose(1, 2), alpha=head_dim**-0.5)
         return torch.bmm(scores.softmax(-1), value[0])[None]
     return F.scaled_dot_product_attention(query, key, value, mask, is_causal=is_causal, enable_gqa=grouped)

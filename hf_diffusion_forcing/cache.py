@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from transformers.cache_utils import Cache
 
 from .attention import CHUNK, attention
+from .unpadding import Unpadding
 
 
 @dataclass
@@ -17,11 +18,13 @@ class Placement:
 
     Attributes:
         positions: int64 [batch, width], absolute positions counted from each row's first real token; -1 is padding.
+            With an `unpadding` int64 [1, n], those of all rows.
         extent: every position is below this.
         start: the first position when all rows stand at start, start + 1, ..., else None.
         mask: bool [batch, 1, width, extent], True where a query sees a key; None when every key is seen, or with
             `is_causal`: then the positions are the last ones before `extent`, and see those up to their own.
         bias: the same as 0 and -inf in the dtype of the queries, made by the first layer that needs it.
+        unpadding: how the positions of ragged rows came to be one row, if they have.
         rotary: what the family's attention needs to rotate queries and keys, filled by the family.
         indices: slots of the columns as index tensors, made once each.
     """
@@ -31,6 +34,7 @@ class Placement:
     start: int | None
     mask: torch.Tensor | None
     is_causal: bool = False
+    unpadding: Unpadding = field(default_factory=Unpadding)
     rotary: Any = None
     bias: torch.Tensor | None = None
     indices: dict = field(default_factory=dict)
@@ -41,7 +45,7 @@ class Placement:
         if self.positions.device == torch.device(device):
             return self
         if device not in self.copies:
-            moved = {name: getattr(self, name) for name in ("positions", "mask", "rotary")}
+            moved = {name: getattr(self, name) for name in ("positions", "mask", "unpadding", "rotary")}
             moved = {name: None if tensor is None else tensor.to(device) for name, tensor in moved.items()}
             self.copies[device] = replace(self, **moved, bias=None, indices={}, copies={})
         return self.copies[device]
@@ -183,13 +187,21 @@ class RecurrentDepthCache(Cache):
             )
         return depth
 
-    def place(self, positions: torch.Tensor, start: int | None = None, extent: int | None = None) -> Placement:
+    def place(
+        self,
+        positions: torch.Tensor,
+        start: int | None = None,
+        extent: int | None = None,
+        unpadding: Unpadding | None = None,
+    ) -> Placement:
         """Say where the next passes stand; makes room, and the mask all layers share.
 
         Args:
             positions: int64 [batch, width], absolute; -1 is padding (stored nowhere, its output means nothing).
             start: first position, when every row of `positions` is start, start + 1, ... (spares the index writes).
             extent: a bound above every position, when known (spares a host sync on an accelerator).
+            unpadding: leaves the padding of ragged rows out: the passes get the placement's `positions` and tensors
+                unpadded likewise. For slots that are one number (`attend`).
         """
         if start is not None:
             extent = start + positions.shape[1]
@@ -202,7 +214,8 @@ class RecurrentDepthCache(Cache):
         if start is None or (width > 1 and not is_causal):
             queries = positions if start is None else positions[:1]
             mask = torch.arange(extent, device=positions.device) <= queries.clamp_min(0)[:, None, :, None]
-        self.placement = Placement(positions, extent, start, mask, is_causal)
+        unpadding = Unpadding() if unpadding is None else unpadding
+        self.placement = Placement(unpadding.unpad(positions), extent, start, mask, is_causal, unpadding)
         return self.placement
 
     def _reserve(self, extent: int) -> None:
@@ -249,6 +262,7 @@ class RecurrentDepthCache(Cache):
         """
         if self.keys[layer] is None:
             batch, heads, _, head_dim = key.shape
+            batch = self.placement.unpadding.batch or batch
             shape = (self.slots(layer), batch, heads, self.capacity + 1, head_dim)
             # Zeros, not empty: a masked NaN in unwritten memory would still poison 0 * NaN in attention.
             self.keys[layer], self.values[layer] = key.new_zeros(shape), value.new_zeros(shape)
@@ -258,21 +272,26 @@ class RecurrentDepthCache(Cache):
             return self._attend_by_column(layer, query, key, value, slot)
         placed = self.placement.to(query.device)
         keys, values = self.keys[layer][slot], self.values[layer][slot]
+        unpadding = placed.unpadding
         if placed.start is not None:
             keys[:, :, placed.start : placed.extent] = key
             values[:, :, placed.start : placed.extent] = value
         else:
-            # [batch, 1] and [batch, width] indices around the sliced heads: the result is [batch, width, heads, dim].
-            rows = torch.arange(key.shape[0], device=key.device)[:, None]
+            # [batch, 1] and [batch, width] indices (without padding [1, n] both) around the sliced heads: the result is
+            # [batch, width, heads, dim].
+            rows = (
+                torch.arange(len(keys), device=key.device)[:, None] if unpadding.rows is None else unpadding.rows[None]
+            )
             keys[rows, :, placed.positions] = key.transpose(1, 2)
             values[rows, :, placed.positions] = value.transpose(1, 2)
-        return attention(
-            query,
+        y = attention(
+            unpadding.pad(query.transpose(1, 2)).transpose(1, 2),
             keys[:, :, : placed.extent],
             values[:, :, : placed.extent],
             placed.mask_for(query),
             placed.is_causal,
         )
+        return unpadding.unpad(y.transpose(1, 2)).transpose(1, 2)
 
     def _attend_by_position(self, layer, query, key, value, depth):
         """`attend` for positions at different recurrences: every query reads its own slot (a copy per query)."""

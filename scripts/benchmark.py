@@ -46,6 +46,7 @@ SAMPLERS = {
     **{f"{sampler}, {name}": {"sampler_preset": name} for name, sampler in PRESET_SAMPLERS.items()},
 }
 FAST = {"sampler_preset": "fast"}
+AUTO = {"sampler": "diffusion_forcing", "wavefront": "auto", "adaptive_prefill": True}
 FULL_WAVE = {"sampler": "diffusion_forcing", "inner_recurrence": 1, "exit_threshold": 0.0}
 """No position converges before its budget; with headway the wave is wide from the first tick on."""
 SWEEPS = {
@@ -193,13 +194,17 @@ def batch_tables(wide, tokenizer, prompts: Prompts, repeats: int, room: int) -> 
     def batch(rows: int):
         return tokenizer.pad({"input_ids": [ids[0].tolist() for ids in prompts[:rows]]}, return_tensors="pt")
 
-    for name in (BASE, "diffusion_forcing, fast", "speculative_wavefront, lossless"):
+    names = (BASE, "diffusion_forcing, fast", "speculative_wavefront, lossless")
+    samplers = {name: SAMPLERS[name] for name in names} | {"diffusion_forcing, wavefront auto": AUTO}
+    for name, settings in samplers.items():
         timings = {f"{name}, batch {n}": Timing() for n in SWEEPS["batch"]}
+        for n in SWEEPS["batch"]:
+            wide.generate(**batch(n), **settings, max_new_tokens=1)  # for "auto" the first call measures the machine
         for _ in tqdm(range(repeats), desc=name):
             for n, timing in zip(SWEEPS["batch"], timings.values(), strict=True):
                 timing.rates.append(bandwidth(wide))
-                timing.bases.append(run_batch(wide, batch(1), SAMPLERS[name], room))
-                timing.calls.append(run_batch(wide, batch(n), SAMPLERS[name], room))
+                timing.bases.append(run_batch(wide, batch(1), settings, room))
+                timing.calls.append(run_batch(wide, batch(n), settings, room))
         tables[name] = table_of(wide, timings, None)
     return tables
 
@@ -270,7 +275,7 @@ def main(
         f"transformers {transformers.__version__}",
         "date": date.today().isoformat(),
         "dtype": dtype + (", packed weights" if pack else ""),
-        "prompts": count,
+        "prompts": max(SWEEPS["batch"]) if sweep == "batch" else count,
         "base_tokens": BASE_TOKENS,
         "repeats": repeats,
         "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,

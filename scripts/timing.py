@@ -78,16 +78,23 @@ def run(model, input_ids: torch.Tensor, settings: dict, max_new_tokens: int) -> 
 
 
 def run_batch(model, inputs: dict, settings: dict, max_new_tokens: int) -> Call:
-    """One call with a batch; all rows are made to go on to the end. The prompt's pass is timed by a call of its own."""
-    common = {"seed": 0, "eos_token_id": None, "return_dict_in_generate": True} | settings
+    """One call with a batch, whose rows end where they end. The prompt's pass is timed by a call of its own."""
+    common = {"seed": 0, "return_dict_in_generate": True} | settings
     seconds = []
     for room in (1, max_new_tokens):
         start = time.perf_counter()
         output = model.generate(**inputs, **common, max_new_tokens=room)
         seconds.append(time.perf_counter() - start)
-    rows = output.sequences[:, inputs["input_ids"].shape[1] :]
-    text = [*rows[0, :1].tolist(), *rows[:, 1:].flatten().tolist()]
-    return _call(model, output, settings, seconds[1], seconds[0], text, rows.shape[1] - 1)
+    rows = [_until_end(model, row) for row in output.sequences[:, inputs["input_ids"].shape[1] :].tolist()]
+    text = rows[0][:1] + [token for row in rows for token in row[1:]]
+    return _call(model, output, settings, seconds[1], seconds[0], text, max(map(len, rows)) - 1)
+
+
+def _until_end(model, ids: list[int]) -> list[int]:
+    """A row's ids up to the first that ends a text."""
+    ends = model.generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends])
+    return ids[: next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))]
 
 
 def _call(model, output, settings: dict, total: float, first: float, text: list[int], steps: int) -> Call:

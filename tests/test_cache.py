@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_diffusion_forcing import RecurrentDepthCache
+from hf_diffusion_forcing.unpadding import Unpadding
 
 
 def expected_bytes(model, batch, capacity, slots):
@@ -130,3 +131,20 @@ def test_bad_settings():
         one_layer(num_steps=0)
     with pytest.raises(ValueError, match="num_steps=2"):
         one_layer(num_steps=2, kv_sharing="none").slot(2)
+
+
+def test_ragged_rows_without_their_padding():
+    cells, places = torch.tensor([1, 2, 3, 4, 5]), torch.tensor([[0, 0, 1], [2, 3, 4]])
+    unpadding = Unpadding(cells, places)
+    positions = torch.tensor([[-1, 0, 1], [0, 1, 2]])
+    q, k, v = torch.randn(3, 2, 3, 4, 8).unbind()  # [batch, width, heads, head_dim]
+    whole, spared = one_layer(), one_layer()
+    whole.place(positions)
+    expected = whole.attend(0, *(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    placed = spared.place(positions, unpadding=unpadding)
+    assert placed.positions.tolist() == [[0, 1, 0, 1, 2]] and unpadding.rows.tolist() == [0, 0, 1, 1, 1]
+    y = spared.attend(0, *(unpadding.unpad(x).transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    torch.testing.assert_close(y, unpadding.unpad(expected))
+    torch.testing.assert_close(spared.keys[0][..., :-1, :], whole.keys[0][..., :-1, :])
+    assert unpadding.pad(placed.positions).tolist() == [[0, 0, 1], [0, 1, 2]]
+    assert Unpadding().pad(positions) is positions and Unpadding().unpad(positions) is positions

@@ -4,7 +4,14 @@ import pytest
 import torch
 from conftest import left_pad
 
-from hf_diffusion_forcing.generation.cost_model import WIDTHS, CostCurve, PromptDepth, choose_wave, cost_curve
+from hf_diffusion_forcing.generation.cost_model import (
+    WIDTHS,
+    CostCurve,
+    PromptDepth,
+    choose_wave,
+    cost_curve,
+    steady_wave,
+)
 
 FLAT = CostCurve(core=(1.0,) * 7, ends=(1.0,) * 7)
 """Streaming weights decides: a wide pass costs what a narrow one does."""
@@ -21,10 +28,18 @@ def test_interpolation():
 
 def test_flat_costs_ask_for_wide_waves_and_steep_ones_for_deep_ticks():
     assert choose_wave(FLAT, recurrences=8, budget=32) == (16, 1)
-    assert choose_wave(STEEP, recurrences=8, budget=32) == (4, 8)
+    assert choose_wave(STEEP, recurrences=8, budget=32) == (1, 4)
     assert choose_wave(STEEP, recurrences=8, budget=3)[1] == 2
-    assert choose_wave(STEEP, recurrences=8, budget=32, inner_recurrence=1) == (16, 1)
+    assert choose_wave(STEEP, recurrences=8, budget=32, inner_recurrence=1) == (1, 1)
+    assert choose_wave(FLAT, recurrences=8, budget=32, inner_recurrence=4) == (4, 4)
     assert choose_wave(FLAT, recurrences=1000, budget=2000)[0] == 128
+
+
+def test_a_steady_wave_keeps_its_bounds():
+    for stay in (1, 3, 8):
+        for wavefront in (1, 4, 64):
+            ticks, positions = steady_wave(stay, wavefront)
+            assert ticks >= max(1, stay / wavefront) and 1 <= positions <= min(wavefront, max(1, 1.2 * stay))
 
 
 def test_the_prompts_depth_is_the_last_recurrence_that_moved():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hf_diffusion_forcing.evaluation.problems import problems
-from hf_diffusion_forcing.generation.cost_model import choose_wave
+from hf_diffusion_forcing.generation.cost_model import choose_wave, steady_wave
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 from draw_theory import ROOT, approaches, bytes_read, roofline
@@ -40,6 +40,22 @@ def test_the_formulas_of_width():
             assert speedup == pytest.approx(ideal * min(1, balance * inner / needed))
     # The best tick is the one whose wave just fits.
     assert choose_wave(roofline(8, core, ends), recurrences=32, budget=num_steps)[1] == 4
+
+
+def test_ticks_a_token_are_those_of_the_sweep():
+    """The rounded corner between a wave's two bounds, against core passes a token of the recorded texts."""
+    text = " ".join((ROOT / "docs/theory.md").read_text().split())
+    record = json.loads((ROOT / "docs/benchmarks/speed_wavefront.json").read_text())
+    for domain in ("Problems", "Python source"):
+        (table,) = [table for table in record["tables"] if table["title"] == f"{domain}, the preset fast"]
+        passes = {row["sampler"]: row["core_passes_per_token"] for row in table["rows"]}
+        stay = passes["fast, wavefront 1"]
+        said = [f"{steady_wave(stay, n)[0]:.2f}" for n in (2, 4, 8)]
+        measured = [f"{passes[f'fast, wavefront {n}']:.2f}" for n in (2, 4, 8)]
+        assert (
+            f"{said[0]}, {said[1]} and {said[2]}" in text and f"{measured[0]}, {measured[1]} and {measured[2]}" in text
+        )
+        assert f"D is {stay:.1f}" in text
 
 
 def test_the_formulas_of_bytes():

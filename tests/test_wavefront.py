@@ -67,3 +67,12 @@ def test_states_are_carried_to_their_new_columns():
         assert carried[0].tolist() == [1.0, 2.0, 100.0]
         if len(fronts) > 1:
             assert carried[1, :2].tolist() == [2.0, 100.0]
+
+
+def test_padding_of_ragged_rows_is_left_out():
+    w = wave([5, 9, 3], [[10, 11], [20], []])
+    input_ids = w.tensors()[0]
+    assert w.unpadding.unpad(input_ids).tolist() == [[10, 11, 20]] and w.unpadding.rows.tolist() == [0, 0, 1]
+    w = wave([5, 9], [[10, 11], [20, 21]])
+    input_ids = w.tensors()[0]
+    assert w.unpadding.unpad(input_ids) is input_ids

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
-from math import ceil
 from threading import Lock
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 INNER_RECURRENCES = (1, 2, 4, 8)
 REPEATS = 5
-NARROWEST, WIDEST = 4, 128
+WAVEFRONTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,23 @@ class PromptDepth:
 
     @property
     def recurrences(self) -> float:
-        """What nine positions in ten needed."""
-        return float(self.needed.flatten().quantile(0.9))
+        """What half of the positions needed."""
+        return float(self.needed.flatten().float().median())
+
+
+def steady_wave(stay: float, wavefront: int) -> tuple[float, float]:
+    """Ticks a token, and positions in the wave, once a text is under way.
+
+    A tick commits `wavefront / stay` tokens at most, and one (`headway`) at most. Where these bounds meet it commits
+    less than either: the corner is rounded as texts of the trained checkpoints round it (docs/theory.md). Positions
+    that have converged wait for those on their left, so a wave with room holds somewhat more than `stay` of them.
+
+    Args:
+        stay: ticks a position needs, 1 or more.
+    """
+    ticks = (1 + (stay / wavefront) ** 3) ** (1 / 3)
+    positions = (wavefront**-3 + (1.2 * stay) ** -3) ** (-1 / 3)
+    return ticks, max(positions, 1.0)
 
 
 def choose_wave(
@@ -139,9 +153,8 @@ def choose_wave(
 ) -> tuple[int, int]:
     """The wavefront and inner recurrence that should cost the least time a token.
 
-    A position that needs d recurrences stands in the wave for d / r' ticks, and in the steady state a tick commits one
-    token: so d / r' positions are refined at a time, and a token costs a tick of that width. The wavefront leaves room
-    for twice as many.
+    A position that needs d recurrences needs d / r' ticks; see `steady_wave`. Room for more than twice as many
+    positions is used where a text does not converge, and speeds up nothing.
 
     Args:
         recurrences: d, how many a position needs.
@@ -149,8 +162,14 @@ def choose_wave(
         inner_recurrence: r', where it is not to be chosen.
     """
     candidates = [r for r in INNER_RECURRENCES if r <= budget] if inner_recurrence is None else [inner_recurrence]
-    best = min(candidates, key=lambda r: curve.seconds_per_tick(max(recurrences / r, 1), r))
-    return min(max(ceil(2 * recurrences / best), NARROWEST), WIDEST), best
+
+    def seconds(wave: tuple[int, int]) -> float:
+        wavefront, inner = wave
+        ticks, positions = steady_wave(max(recurrences / inner, 1), wavefront)
+        return ticks * curve.seconds_per_tick(positions, inner)
+
+    waves = [(w, r) for r in candidates for w in WAVEFRONTS if w <= 2 * max(recurrences / r, 1)]
+    return min(waves, key=seconds)
 
 
 class PromptAgreement:

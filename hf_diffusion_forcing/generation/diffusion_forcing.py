@@ -4,6 +4,7 @@ import torch
 
 from ..configuration import DiffusionForcingConfig
 from ..refinement import Refinement
+from ..unpadding import Unpadding
 from .cost_model import PromptDepth, choose_wave, cost_curve
 from .early_exit import EarlyExitSampler
 from .state_starts import StateStarts
@@ -51,7 +52,10 @@ class DiffusionForcing(EarlyExitSampler):
         """Refine the wave by `inner_recurrence` core passes, freeze its converged prefix, and move on."""
         model, config, cache, processors = self.model, self.config, self.cache, self.processors
         input_ids, positions, steps, fresh = wave.tensors()
-        cache.place(positions, start=wave.start, extent=wave.extent)
+        # Only attention needs the rows: everything else is spared their padding. (Where every position has a depth of
+        # its own, attention knows of no unpadding.)
+        unpadding = wave.unpadding if cache.kv_sharing == "last" else Unpadding()
+        placed = cache.place(positions, start=wave.start, extent=wave.extent, unpadding=unpadding).positions
         refinement = Refinement(
             positions=positions,
             input_ids=input_ids,
@@ -63,7 +67,8 @@ class DiffusionForcing(EarlyExitSampler):
             model=model,
             memory=wave.recall(),
         )
-        e = processors.process_embedding(model.embed(input_ids, positions, cache), refinement)
+        e = model.embed(unpadding.unpad(input_ids), placed, cache)
+        e = processors.process_embedding(unpadding.pad(e), refinement)
 
         start = self.starts.take(wave, e, positions, self.seeds)
         carried = wave.states
@@ -72,11 +77,14 @@ class DiffusionForcing(EarlyExitSampler):
         state = processors.process_state(state, refinement)
         # With shared keys and values every recurrence writes the same slot; without, each position has its own depth.
         depth = 0 if cache.kv_sharing == "last" else steps
+        state, e = unpadding.unpad(state), unpadding.unpad(e)
         for inner in range(self.inner_recurrence):
-            state = model.recur(state, e, positions, cache, depth + inner)
+            state = model.recur(state, e, placed, cache, depth + inner)
+        state = unpadding.pad(state)
         refinement.before = refinement.before.to(state.device)  # the core may stand on another device
         wave.states = refinement.states = processors.process_refined(state, refinement)
-        refinement.logits = logits = model.decode(wave.states, positions, cache)
+        logits = model.decode(unpadding.unpad(wave.states), placed, cache)
+        refinement.logits = logits = unpadding.pad(logits)
         refinement.predictions, scores = self.choose(wave, logits, input_ids, positions)
         chosen = refinement.predictions
         sound = wave.states.isfinite().all(-1) & logits[..., 0].isfinite()

@@ -183,7 +183,7 @@ class WavefrontSampler(ABC):
     def let_rows_leave(self, wave: Wave) -> None:
         """Go on with the live rows alone, once enough have ended to pay for copying the cache of the others."""
         staying = [row for row, tokens in enumerate(wave.tokens) if tokens]
-        if not staying or 8 * (len(wave.tokens) - len(staying)) < len(wave.tokens):
+        if not staying or 4 * (len(wave.tokens) - len(staying)) < len(wave.tokens):
             return
         wave.keep_rows(staying)
         self.live = [self.live[row] for row in staying]

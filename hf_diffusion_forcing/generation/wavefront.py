@@ -2,6 +2,8 @@
 
 import torch
 
+from ..unpadding import Unpadding
+
 
 class Wavefront:
     """Where each row's wave stands, its input tokens, its latent states and how often they were refined.
@@ -15,6 +17,7 @@ class Wavefront:
         steps: per row, recurrences of each position since its input token last changed.
         states: [batch, width, channels], or None before the first tick.
         memory: what hooks keep from tick to tick, [batch, last width, ...] each.
+        unpadding: of the grid that `tensors()` gave.
     """
 
     def __init__(self, fronts: list[int], tokens: list[list[int]], device: torch.device):
@@ -27,6 +30,7 @@ class Wavefront:
         # Which column of the last tick each column was, or -1 for a position that is new.
         self.origins = [[-1] * len(row) for row in tokens]
         self.moved_from: torch.Tensor | None = None
+        self.unpadding = Unpadding()
 
     @property
     def width(self) -> int:
@@ -51,17 +55,25 @@ class Wavefront:
         """input_ids, positions (-1 past a row's width), step counts and fresh, [batch, width] each.
 
         The last is bool, the others int64. All travel to the device together, and the origins for `recall` and `carry`
-        with them: a copy in the middle of a tick would wait for the device.
+        and the unpadding with them: a copy in the middle of a tick would wait for the device.
         """
         spans = zip(self.fronts, self.tokens, strict=True)
+        widths, columns = [len(row) for row in self.tokens], self.width
+        count, places = sum(widths), iter(range(sum(widths)))
+        cells = [row * columns + column for row, width in enumerate(widths) for column in range(width)]
+        cells += [0] * (columns * len(widths) - count)
         grids = (
             self._grid(self.tokens, 0),
             self._grid([list(range(front, front + len(row))) for front, row in spans], -1),
             self._grid(self.steps, 0),
             self._grid([[origin < 0 for origin in row] for row in self.origins], 0),
             self._grid(self.origins, -1),
+            self._grid([[next(places) for _ in range(width)] for width in widths], 0),
+            [cells[row * columns : (row + 1) * columns] for row in range(len(widths))],
         )
-        input_ids, positions, steps, fresh, self.moved_from = torch.tensor(grids, device=self.device).unbind()
+        tensors = torch.tensor(grids, device=self.device).unbind()
+        input_ids, positions, steps, fresh, self.moved_from, places, cells = tensors
+        self.unpadding = Unpadding(cells.flatten()[:count], places) if count < cells.numel() else Unpadding()
         return input_ids, positions, steps, fresh.bool()
 
     @property

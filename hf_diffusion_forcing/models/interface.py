@@ -13,6 +13,8 @@ class RecurrentDepthInterface(metaclass=ABCMeta):
     `positions` is int64 [batch, width]: absolute positions counted from each row's first real token, -1 for padding.
     `cache` is a `RecurrentDepthCache`, or a `NoCache` to attend among the given positions only. A caller that makes
     several passes over the same positions calls `cache.place(positions)` once and passes the same tensor to each verb.
+    Where rows are ragged it may leave their padding out (`place(unpadding=...)`): every tensor is then [1, n, ...], the
+    positions of all rows, and the cache, through which attention goes, knows which row each is of.
     """
 
     has_injected_embedding: bool = True
