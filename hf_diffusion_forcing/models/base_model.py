@@ -36,6 +36,8 @@ class RecurrentDepthModel(UnrolledModel):
     def __init__(self, config):
         super().__init__(config)
         self.inverse_frequencies = inverse_frequencies(config)
+        # By device: a list would be copied there for every placement, and a buffer would be cast with the weights.
+        self._frequencies: dict[torch.device, torch.Tensor] = {}
 
     def placed(self, positions: torch.Tensor, cache: RecurrentDepthCache | NoCache) -> Placement:
         """The placement of `positions`, with the rotation of its queries and keys; made once per positions tensor."""
@@ -43,7 +45,10 @@ class RecurrentDepthModel(UnrolledModel):
         if placed is None or placed.positions is not positions:
             placed = cache.place(positions)
         if placed.rotary is None:
-            placed.rotary = rotations(positions, self.inverse_frequencies)
+            device = positions.device
+            if device not in self._frequencies:
+                self._frequencies[device] = torch.tensor(self.inverse_frequencies, device=device)
+            placed.rotary = rotations(positions, self._frequencies[device])
         return placed
 
     def read_out(

@@ -29,13 +29,14 @@ def inverse_frequencies(config: PreTrainedConfig) -> list[float]:
         return (1.0 / parameters["rope_theta"] ** pairs).tolist()
 
 
-def rotations(positions: torch.Tensor, frequencies: list[float]) -> torch.Tensor:
+def rotations(positions: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
     """What queries and keys are turned by: complex64 [batch, width, 1, head_dim / 2].
 
     Args:
         positions: int64 [batch, width]; -1 (padding) is turned as 0.
+        frequencies: float32 [head_dim / 2], radians per position.
     """
-    angles = positions.clamp_min(0)[..., None].float() * torch.tensor(frequencies, device=positions.device)
+    angles = positions.clamp_min(0)[..., None].float() * frequencies
     return torch.polar(torch.ones_like(angles), angles)[:, :, None]
 
 
