@@ -198,8 +198,8 @@ def batch_tables(wide, tokenizer, prompts: Prompts, repeats: int, room: int) -> 
     samplers = {name: SAMPLERS[name] for name in names} | {"diffusion_forcing, wavefront auto": AUTO}
     for name, settings in samplers.items():
         timings = {f"{name}, batch {n}": Timing() for n in SWEEPS["batch"]}
-        for n in SWEEPS["batch"]:
-            wide.generate(**batch(n), **settings, max_new_tokens=1)  # for "auto" the first call measures the machine
+        for n in SWEEPS["batch"] if settings is AUTO else ():
+            run_batch(wide, batch(n), settings, 1)  # measures the machine
         for _ in tqdm(range(repeats), desc=name):
             for n, timing in zip(SWEEPS["batch"], timings.values(), strict=True):
                 timing.rates.append(bandwidth(wide))
