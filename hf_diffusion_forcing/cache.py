@@ -50,6 +50,13 @@ class Placement:
             self.copies[device] = replace(self, **moved, bias=None, indices={}, copies={})
         return self.copies[device]
 
+    @property
+    def rows(self) -> torch.Tensor:
+        """Which row each position is of: int64 [batch, 1], or [1, n] without padding."""
+        if self.unpadding.rows is not None:
+            return self.unpadding.rows[None]
+        return torch.arange(len(self.positions), device=self.positions.device)[:, None]
+
     def mask_for(self, query: torch.Tensor) -> torch.Tensor | None:
         """The mask in the form attention adds to its scores; a bool mask would be converted anew in every layer."""
         if self.mask is not None and (self.bias is None or self.bias.dtype != query.dtype):
@@ -277,13 +284,9 @@ class RecurrentDepthCache(Cache):
             keys[:, :, placed.start : placed.extent] = key
             values[:, :, placed.start : placed.extent] = value
         else:
-            # [batch, 1] and [batch, width] indices (without padding [1, n] both) around the sliced heads: the result is
-            # [batch, width, heads, dim].
-            rows = (
-                torch.arange(len(keys), device=key.device)[:, None] if unpadding.rows is None else unpadding.rows[None]
-            )
-            keys[rows, :, placed.positions] = key.transpose(1, 2)
-            values[rows, :, placed.positions] = value.transpose(1, 2)
+            # Two indices around the sliced heads: the result is [batch, width, heads, dim].
+            keys[placed.rows, :, placed.positions] = key.transpose(1, 2)
+            values[placed.rows, :, placed.positions] = value.transpose(1, 2)
         y = attention(
             unpadding.pad(query.transpose(1, 2)).transpose(1, 2),
             keys[:, :, : placed.extent],
@@ -377,10 +380,8 @@ class RecurrentDepthCache(Cache):
         for layer in range(self.num_prelude_layers, self.num_prelude_layers + self.num_core_layers):
             for stored in (self.keys[layer], self.values[layer]):
                 placed = self.placement.to(stored.device)
-                rows = torch.arange(stored.shape[1], device=stored.device)[:, None]
-                stored[num_steps:, rows, :, placed.positions] = stored[num_steps - 1, rows, :, placed.positions][
-                    :, :, None
-                ]
+                last = stored[num_steps - 1, placed.rows, :, placed.positions]
+                stored[num_steps:, placed.rows, :, placed.positions] = last[:, :, None]
 
     @property
     def batch_size(self) -> int:

@@ -23,6 +23,12 @@ class Unpadding:
         self.batch = None if places is None else len(places)
         self.rows = None if cells is None else cells.div(places.shape[1], rounding_mode="floor")
 
+    @classmethod
+    def of(cls, kept: torch.Tensor) -> "Unpadding":
+        """That of the cells which are True in bool [batch, width]; waits for the device."""
+        flat = kept.flatten()
+        return cls(flat.nonzero()[:, 0], (flat.cumsum(0) - 1).clamp_min(0).view(kept.shape))
+
     def unpad(self, x: torch.Tensor) -> torch.Tensor:
         """[batch, width, ...] -> [1, n, ...]."""
         return x if self.cells is None else x.flatten(0, 1).index_select(0, self.cells.to(x.device))[None]

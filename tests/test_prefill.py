@@ -131,3 +131,24 @@ def test_law_3_for_prompts_in_chunks(tiny, sampler, kv_sharing):
     for row, prompt in enumerate(prompts):
         alone = tiny.generate(torch.tensor([prompt]), **settings, seed=1 + row)
         assert together[row] == new_tokens(alone, len(prompt))[0]
+
+
+@pytest.mark.parametrize("kv_sharing", ["last", "none", 3])
+def test_ragged_prompts_that_stop_apart_keep_what_they_would_alone(bundled, kv_sharing):
+    """What has stopped and what is padding is left out of a pass: keys and values are those of the row alone."""
+    model, tokenizer = bundled
+    chosen = islice(problems(25, held_out=True), 4)
+    prompts = [tokenizer(problem.prompt).input_ids for problem in chosen]
+    settings = ADAPTIVE | {"kv_sharing": kv_sharing, "max_new_tokens": 1, "return_dict_in_generate": True}
+    together = model.generate(**left_pad(prompts, tokenizer.pad_token_id), **settings, seed=[1, 2, 3, 4])
+    passes = []
+    for row, prompt in enumerate(prompts):
+        alone = model.generate(torch.tensor([prompt]), **settings, seed=1 + row)
+        passes.append(alone.stats.prefill_core_passes)
+        cache, own = together.past_key_values, alone.past_key_values
+        for tensors, theirs in ((cache.keys, own.keys), (cache.values, own.values)):
+            for mine, single in zip(tensors, theirs, strict=True):
+                span = slice(0, len(prompt))
+                torch.testing.assert_close(mine[:, row, :, span], single[:, 0, :, span], atol=1e-4, rtol=1e-4)
+    assert len(set(map(len, prompts))) > 1 and (kv_sharing == 3 or len(set(passes)) > 1)
+    assert together.stats.prefill_core_passes == max(passes)

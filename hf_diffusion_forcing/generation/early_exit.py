@@ -7,6 +7,7 @@ import torch
 from ..cache import absolute_positions
 from ..configuration import EarlyExitConfig
 from ..refinement import Refinement
+from ..unpadding import Unpadding
 from .sampler import WavefrontSampler
 from .trace import WaveTick, as_bits, from_bits
 from .wavefront import Wavefront
@@ -64,9 +65,13 @@ class EarlyExitSampler(WavefrontSampler):
         s = model.initialize_state(e, positions, self.seeds, self.config.state_scale)
         done, settled, alike, memory = 0, positions < 0, start is not None, {}
         for step in range(steps):
-            here = positions[:, done:].masked_fill(settled[:, done:], -1)
-            cache.place(here, start=start + done if alike else None, extent=extent)
-            refined = model.recur(s[:, done:], e[:, done:], here, cache, step)
+            here = positions[:, done:].masked_fill(settled[:, done:].to(positions.device), -1)
+            # Rows converge, and are padded, each as far as it may be: what has stopped is left out.
+            unpadding = Unpadding() if alike else Unpadding.of(~settled[:, done:])
+            start_here = start + done if alike else None
+            placed = cache.place(here, start=start_here, extent=extent, unpadding=unpadding).positions
+            state, embedding = unpadding.unpad(s[:, done:]), unpadding.unpad(e[:, done:])
+            refined = unpadding.pad(model.recur(state, embedding, placed, cache, step))
             s = s.to(refined.device)  # the core may stand on another device
             before, s = s, s.clone()
             settled = settled.to(refined.device)
@@ -87,7 +92,7 @@ class EarlyExitSampler(WavefrontSampler):
                 states=s[:, done:],
             )
             if self.criterion.needs_logits:
-                refinement.logits = model.decode(s[:, done:], here, cache)
+                refinement.logits = unpadding.pad(model.decode(unpadding.unpad(s[:, done:]), placed, cache))
                 refinement.predictions = refinement.logits.argmax(-1)
             still = settled[:, done:] | self.converged(refinement)
             still = still.long().cumprod(-1).bool()
