@@ -96,6 +96,8 @@ def page(record: dict, image: str) -> str:
     ]
     for each in record["tables"]:
         about = f"{each['parameters'] / 1e6:.0f}M parameters; linear layers read {each['bandwidth'] / 1e9:.1f} GB/s."
+        if "repeats" in each:
+            about += f" Repeats: {each['repeats']}."
         lines += ["", f"## {each['title']}", "", about, "", table(each["rows"])]
     return "\n".join(lines) + "\n"
 
