@@ -270,9 +270,11 @@ def main(
     for each in tables:
         each.pop("texts", None)
     options = f"--factor {factor} --dtype {dtype}{'' if pack else ' --no-pack'}"
+    options += f" --sweep {sweep}" if sweep != "none" else f" --solved-of {solved_of}"
+    options += f" --count {count} --repeats {repeats} --max-new-tokens {max_new_tokens}"
     record = {
         "title": "Speed" + (f" over {sweep}" if sweep != "none" else ""),
-        "command": f"scripts/benchmark.py {options}" + (f" --sweep {sweep}" if sweep != "none" else ""),
+        "command": f"scripts/benchmark.py {options}",
         "machine": f"{platform.machine()} CPU, {threads} threads, torch {torch.__version__}, "
         f"transformers {transformers.__version__}",
         "date": date.today().isoformat(),
