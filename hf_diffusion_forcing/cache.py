@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -50,9 +51,9 @@ class Placement:
             self.copies[device] = replace(self, **moved, bias=None, indices={}, copies={})
         return self.copies[device]
 
-    @property
+    @cached_property
     def rows(self) -> torch.Tensor:
-        """Which row each position is of: int64 [batch, 1], or [1, n] without padding."""
+        """Which row each position is of: int64 [batch, 1], or [1, n] without padding; made once, as the mask is."""
         if self.unpadding.rows is not None:
             return self.unpadding.rows[None]
         return torch.arange(len(self.positions), device=self.positions.device)[:, None]
@@ -302,7 +303,7 @@ class RecurrentDepthCache(Cache):
         slots = self.slots(layer)
         slot = depth.clamp_max(slots - 1) if self.kv_sharing == "none" else depth % slots
         batch, heads, width, head_dim = query.shape
-        rows = torch.arange(batch, device=key.device)[:, None]
+        rows = placed.rows
         numbers = torch.arange(slots, device=key.device)[:, None, None]
         written = (numbers == slot) | ((depth < slots) & (numbers > slot))
         read = []
@@ -329,7 +330,7 @@ class RecurrentDepthCache(Cache):
                 if isinstance(slots, range)
                 else torch.tensor(slots, device=key.device)
             )
-        rows = torch.arange(batch, device=key.device)[:, None]
+        rows = placed.rows
         for stored, new in ((self.keys[layer], key), (self.values[layer], value)):
             stored[placed.indices[slots], rows, :, placed.positions] = new.transpose(1, 2)
         keys, values = self.keys[layer][..., : placed.extent, :], self.values[layer][..., : placed.extent, :]

@@ -24,10 +24,12 @@ class Unpadding:
         self.rows = None if cells is None else cells.div(places.shape[1], rounding_mode="floor")
 
     @classmethod
-    def of(cls, kept: torch.Tensor) -> "Unpadding":
-        """That of the cells which are True in bool [batch, width]; waits for the device."""
+    def of(cls, kept: torch.Tensor, count: int) -> "Unpadding":
+        """That of the `count` cells which are True in bool [batch, width]."""
         flat = kept.flatten()
-        return cls(flat.nonzero()[:, 0], (flat.cumsum(0) - 1).clamp_min(0).view(kept.shape))
+        # Sorted to the front in their order: nonzero() would wait for the device to say how many there are.
+        cells = flat.logical_not().byte().argsort(stable=True)[:count]
+        return cls(cells, (flat.cumsum(0) - 1).clamp_min(0).view(kept.shape))
 
     def unpad(self, x: torch.Tensor) -> torch.Tensor:
         """[batch, width, ...] -> [1, n, ...]."""

@@ -71,8 +71,9 @@ def test_states_are_carried_to_their_new_columns():
 
 def test_padding_of_ragged_rows_is_left_out():
     w = wave([5, 9, 3], [[10, 11], [20], []])
-    input_ids = w.tensors()[0]
-    assert w.unpadding.unpad(input_ids).tolist() == [[10, 11, 20]] and w.unpadding.rows.tolist() == [0, 0, 1]
+    input_ids, positions, *_ = w.tensors()
+    unpadding = w.unpadding(positions)
+    assert unpadding.unpad(input_ids).tolist() == [[10, 11, 20]] and unpadding.rows.tolist() == [0, 0, 1]
     w = wave([5, 9], [[10, 11], [20, 21]])
-    input_ids = w.tensors()[0]
-    assert w.unpadding.unpad(input_ids) is input_ids
+    input_ids, positions, *_ = w.tensors()
+    assert w.unpadding(positions).unpad(input_ids) is input_ids

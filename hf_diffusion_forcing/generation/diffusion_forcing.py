@@ -54,7 +54,7 @@ class DiffusionForcing(EarlyExitSampler):
         input_ids, positions, steps, fresh = wave.tensors()
         # Only attention needs the rows: everything else is spared their padding. (Where every position has a depth of
         # its own, attention knows of no unpadding.)
-        unpadding = wave.unpadding if cache.kv_sharing == "last" else Unpadding()
+        unpadding = wave.unpadding(positions) if cache.kv_sharing == "last" else Unpadding()
         placed = cache.place(positions, start=wave.start, extent=wave.extent, unpadding=unpadding).positions
         refinement = Refinement(
             positions=positions,

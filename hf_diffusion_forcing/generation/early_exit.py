@@ -67,7 +67,8 @@ class EarlyExitSampler(WavefrontSampler):
         for step in range(steps):
             here = positions[:, done:].masked_fill(settled[:, done:].to(positions.device), -1)
             # Rows converge, and are padded, each as far as it may be: what has stopped is left out.
-            unpadding = Unpadding() if alike else Unpadding.of(~settled[:, done:])
+            going_on = ~settled[:, done:]
+            unpadding = Unpadding() if alike else Unpadding.of(going_on, int(going_on.sum()))
             start_here = start + done if alike else None
             placed = cache.place(here, start=start_here, extent=extent, unpadding=unpadding).positions
             state, embedding = unpadding.unpad(s[:, done:]), unpadding.unpad(e[:, done:])

@@ -17,7 +17,6 @@ class Wavefront:
         steps: per row, recurrences of each position since its input token last changed.
         states: [batch, width, channels], or None before the first tick.
         memory: what hooks keep from tick to tick, [batch, last width, ...] each.
-        unpadding: of the grid that `tensors()` gave.
     """
 
     def __init__(self, fronts: list[int], tokens: list[list[int]], device: torch.device):
@@ -30,7 +29,6 @@ class Wavefront:
         # Which column of the last tick each column was, or -1 for a position that is new.
         self.origins = [[-1] * len(row) for row in tokens]
         self.moved_from: torch.Tensor | None = None
-        self.unpadding = Unpadding()
 
     @property
     def width(self) -> int:
@@ -55,26 +53,23 @@ class Wavefront:
         """input_ids, positions (-1 past a row's width), step counts and fresh, [batch, width] each.
 
         The last is bool, the others int64. All travel to the device together, and the origins for `recall` and `carry`
-        and the unpadding with them: a copy in the middle of a tick would wait for the device.
+        with them: a copy in the middle of a tick would wait for the device.
         """
         spans = zip(self.fronts, self.tokens, strict=True)
-        widths, columns = [len(row) for row in self.tokens], self.width
-        count, places = sum(widths), iter(range(sum(widths)))
-        cells = [row * columns + column for row, width in enumerate(widths) for column in range(width)]
-        cells += [0] * (columns * len(widths) - count)
         grids = (
             self._grid(self.tokens, 0),
             self._grid([list(range(front, front + len(row))) for front, row in spans], -1),
             self._grid(self.steps, 0),
             self._grid([[origin < 0 for origin in row] for row in self.origins], 0),
             self._grid(self.origins, -1),
-            self._grid([[next(places) for _ in range(width)] for width in widths], 0),
-            [cells[row * columns : (row + 1) * columns] for row in range(len(widths))],
         )
-        tensors = torch.tensor(grids, device=self.device).unbind()
-        input_ids, positions, steps, fresh, self.moved_from, places, cells = tensors
-        self.unpadding = Unpadding(cells.flatten()[:count], places) if count < cells.numel() else Unpadding()
+        input_ids, positions, steps, fresh, self.moved_from = torch.tensor(grids, device=self.device).unbind()
         return input_ids, positions, steps, fresh.bool()
+
+    def unpadding(self, positions: torch.Tensor) -> Unpadding:
+        """Of the grid that `tensors()` gave, whose positions these are."""
+        count = sum(map(len, self.tokens))
+        return Unpadding() if count == positions.numel() else Unpadding.of(positions >= 0, count)
 
     @property
     def first_fresh(self) -> int:
