@@ -3,16 +3,12 @@
 Importing this package registers its model families with the Auto classes, so their checkpoints load with native code.
 """
 
-from .cache import RecurrentDepthCache
+from .cache.recurrent_depth_cache import RecurrentDepthCache
 from .checkpoints import bundled_checkpoint
-from .configuration import (
-    AdaptiveConfig,
-    AutoregressiveConfig,
-    DiffusionForcingConfig,
-    SamplerConfig,
-    SpeculativeWavefrontConfig,
-)
-from .exit_criteria import (
+from .generation.mixin import RecurrentDepthGenerationMixin
+from .generation.output import DiffusionForcingOutput, SamplerStats
+from .generation.trace import TokenTrace, Trace, WaveTick
+from .hooks.exit_criteria import (
     EXIT_CRITERIA,
     ArgmaxStabilityCriterion,
     CosineCriterion,
@@ -29,10 +25,7 @@ from .exit_criteria import (
     exit_criterion,
     register_exit_criterion,
 )
-from .generation.mixin import RecurrentDepthGenerationMixin
-from .generation.output import DiffusionForcingOutput, SamplerStats
-from .generation.trace import TokenTrace, Trace, WaveTick
-from .latent_processors import (
+from .hooks.latent_processors import (
     LATENT_PROCESSORS,
     AndersonAcceleration,
     ContinuousCompute,
@@ -44,6 +37,7 @@ from .latent_processors import (
     latent_processor,
     register_latent_processor,
 )
+from .hooks.refinement import Refinement
 from .models import (
     OuroConfig,
     OuroForCausalLM,
@@ -59,7 +53,13 @@ from .models import (
     enable_recurrent_depth,
 )
 from .packing import pack_linear_weights, unpack_linear_weights
-from .refinement import Refinement
+from .settings.sampler_configs import (
+    AdaptiveConfig,
+    AutoregressiveConfig,
+    DiffusionForcingConfig,
+    SamplerConfig,
+    SpeculativeWavefrontConfig,
+)
 from .version import __version__
 
 __all__ = [

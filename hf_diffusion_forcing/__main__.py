@@ -1,5 +1,5 @@
 """`python -m hf_diffusion_forcing` is the command `hf-diffusion-forcing`."""
 
-from .cli import app
+from .command_line.app import app
 
 app(prog_name="hf-diffusion-forcing")

@@ -32,7 +32,7 @@ from hf_diffusion_forcing.evaluation.measure import accuracy, emitted_loss, solv
 from hf_diffusion_forcing.evaluation.problems import KINDS, problems
 from hf_diffusion_forcing.evaluation.python_source import source_prompts
 from hf_diffusion_forcing.generation.cost_model import cost_curve
-from hf_diffusion_forcing.presets import PRESET_SAMPLERS
+from hf_diffusion_forcing.settings.presets import PRESET_SAMPLERS
 
 ROOT = Path(__file__).parent.parent
 SOURCE_CHECKPOINT = ROOT / "tests" / "fixtures" / "python-source"

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_diffusion_forcing  # noqa: F401 (registers the families)
-from hf_diffusion_forcing.console import fail
+from hf_diffusion_forcing.command_line.console import fail
 from hf_diffusion_forcing.hub.staging import staged
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

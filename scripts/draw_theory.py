@@ -28,8 +28,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_diffusion_forcing import RavenConfig, RavenForCausalLM, bundled_checkpoint
 from hf_diffusion_forcing.evaluation.measure import accuracy, solve
 from hf_diffusion_forcing.evaluation.problems import problems
-from hf_diffusion_forcing.exit_criteria import latent_difference
 from hf_diffusion_forcing.generation.cost_model import WIDTHS, CostCurve
+from hf_diffusion_forcing.hooks.exit_criteria import latent_difference
 from hf_diffusion_forcing.randomness import row_seeds
 
 ROOT = Path(__file__).resolve().parents[1]

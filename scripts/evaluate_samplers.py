@@ -5,7 +5,7 @@ accelerate launch --num_processes 2 scripts/evaluate_samplers.py --dataset worke
 
 import typer
 
-from hf_diffusion_forcing.evaluation.commands import evaluate
+from hf_diffusion_forcing.command_line.evaluate import evaluate
 
 if __name__ == "__main__":
     typer.run(evaluate)

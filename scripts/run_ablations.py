@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_diffusion_forcing import bundled_checkpoint
 from hf_diffusion_forcing.evaluation.measure import Run, accuracy, compare, run_prompt, solve
 from hf_diffusion_forcing.evaluation.problems import KINDS, problems
-from hf_diffusion_forcing.presets import PRESET_SAMPLERS
+from hf_diffusion_forcing.settings.presets import PRESET_SAMPLERS
 
 ROOT = Path(__file__).parent.parent
 SEED = 2026

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_diffusion_forcing import RecurrentDepthCache
-from hf_diffusion_forcing.unpadding import Unpadding
+from hf_diffusion_forcing.cache.unpadding import Unpadding
 
 
 def expected_bytes(model, batch, capacity, slots):

@@ -9,7 +9,7 @@ from conftest import HUGINN_MINI
 from transformers import GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
-from hf_diffusion_forcing.cli import app
+from hf_diffusion_forcing.command_line.app import app
 
 PROMPT = "Q: Start at 3 + 2. Last digit?\nA:"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from hf_diffusion_forcing.cli import app
+from hf_diffusion_forcing.command_line.app import app
 from hf_diffusion_forcing.evaluation.divergence import (
     KINDS,
     certainty,
@@ -21,8 +21,8 @@ from hf_diffusion_forcing.evaluation.divergence import (
     token_kind,
 )
 from hf_diffusion_forcing.evaluation.evaluator import resolve_sampler, run_batch
-from hf_diffusion_forcing.evaluation.samplers import parse_sampler
 from hf_diffusion_forcing.evaluation.task import Task
+from hf_diffusion_forcing.settings.spelling import parse_sampler
 
 CHECKPOINT = FIXTURES / "python-source"
 BASELINE = "autoregressive:num_steps=8"

@@ -25,7 +25,7 @@ from hf_diffusion_forcing import (
     DiffusionForcingConfig,
     SpeculativeWavefrontConfig,
 )
-from hf_diffusion_forcing.presets import PRESET_SAMPLERS, PRESETS
+from hf_diffusion_forcing.settings.presets import PRESET_SAMPLERS, PRESETS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

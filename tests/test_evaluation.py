@@ -15,12 +15,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import hf_diffusion_forcing.evaluation
-from hf_diffusion_forcing.cli import app
+from hf_diffusion_forcing.command_line.app import app
 from hf_diffusion_forcing.evaluation.evaluator import evaluate_samplers
 from hf_diffusion_forcing.evaluation.journal import Journal
 from hf_diffusion_forcing.evaluation.metrics import EditDistance, ExactAnswer, TokenAgreement, wilson_interval
-from hf_diffusion_forcing.evaluation.samplers import parse_sampler
 from hf_diffusion_forcing.evaluation.task import Sample, Task
+from hf_diffusion_forcing.settings.spelling import parse_sampler
 
 SAMPLERS = ["autoregressive:num_steps=4", "diffusion_forcing:preset=fast", "speculative_wavefront:num_steps=4"]
 ARGUMENTS = {"batch_size": 2, "max_new_tokens": 8, "progress": False}
@@ -231,9 +231,8 @@ def test_an_output_ends_at_a_stop(model):
 
 def test_the_extra_is_asked_for_by_name(monkeypatch, model, mental):
     """And the package itself does without it."""
-    lean = (
-        "import sys; sys.modules.update(datasets=None, evaluate=None, rapidfuzz=None); import hf_diffusion_forcing.cli"
-    )
+    lean = "import sys; sys.modules.update(datasets=None, evaluate=None, rapidfuzz=None)"
+        "; import hf_diffusion_forcing.command_line.app"
     assert subprocess.run([sys.executable, "-c", lean], capture_output=True, timeout=120).returncode == 0
     monkeypatch.setitem(sys.modules, "rapidfuzz.distance", None)
     monkeypatch.delitem(sys.modules, "hf_diffusion_forcing.evaluation.metrics")

@@ -16,7 +16,7 @@ from hf_diffusion_forcing import (
     LatentDifferenceCriterion,
     LatentProcessor,
 )
-from hf_diffusion_forcing.presets import PRESETS
+from hf_diffusion_forcing.settings.presets import PRESETS
 
 PROMPT = torch.tensor([[3, 1, 4, 1, 5]])
 # The gate is a model's own: test_families.py has models with one.

@@ -31,7 +31,7 @@ from hf_diffusion_forcing import AdaptiveConfig, bundled_checkpoint
 from hf_diffusion_forcing.hub import export_checkpoint, files_to_push
 from hf_diffusion_forcing.hub.source_card import MARKER
 from hf_diffusion_forcing.hub.staging import staged
-from hf_diffusion_forcing.presets import PRESET_SAMPLERS, PRESETS
+from hf_diffusion_forcing.settings.presets import PRESET_SAMPLERS, PRESETS
 
 TEXT = "Q: Start at 3 + 2 * 4. Last digit?\nA:"
 SHORT = {"num_steps": 8, "seed": 0, "max_new_tokens": 12}

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from hf_diffusion_forcing import bundled_checkpoint
-from hf_diffusion_forcing.cli import app
+from hf_diffusion_forcing.command_line.app import app
 from hf_diffusion_forcing.evaluation.problems import problems
 
 ROOT = Path(__file__).parent.parent

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_diffusion_forcing.cache import NoCache
+from hf_diffusion_forcing.cache.recurrent_depth_cache import NoCache
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from hf_diffusion_forcing import Trace
-from hf_diffusion_forcing.cli import app
+from hf_diffusion_forcing.command_line.app import app
 from hf_diffusion_forcing.evaluation.problems import problems
 from hf_diffusion_forcing.visualization import commands
 from hf_diffusion_forcing.visualization.report import Report, json_for_script, pieces

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from hf_diffusion_forcing import RavenForCausalLM, bundled_checkpoint
-from hf_diffusion_forcing.cli import app
+from hf_diffusion_forcing.command_line.app import app
 from hf_diffusion_forcing.evaluation.problems import problems
-from hf_diffusion_forcing.serve import choose_sampler
+from hf_diffusion_forcing.serving.server import choose_sampler
 
 HASTY = {"wavefront": 8, "inner_recurrence": 1, "exit_threshold": 1e6, "seed": 0}
 """One recurrence a token: no other way of decoding says quite the same."""
@@ -204,7 +204,7 @@ def test_what_cannot_be_served(arguments, message):
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "openai"])
 def test_without_the_extra(package, monkeypatch):
-    monkeypatch.delitem(sys.modules, "hf_diffusion_forcing.serve")
+    monkeypatch.delitem(sys.modules, "hf_diffusion_forcing.serving.server")
     monkeypatch.setitem(sys.modules, package, None)
     result = CliRunner().invoke(app, ["serve"])
     assert result.exit_code == 2

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from hf_diffusion_forcing import DiffusionForcingConfig, bundled_checkpoint
-from hf_diffusion_forcing.cli import app
+from hf_diffusion_forcing.command_line.app import app
 from hf_diffusion_forcing.evaluation.candidates import (
     SEARCH_SPACE,
     check_space,
@@ -19,10 +19,10 @@ from hf_diffusion_forcing.evaluation.candidates import (
     spelling,
 )
 from hf_diffusion_forcing.evaluation.halving import Budget, Halving, Measurement, Trial, plan_rungs
-from hf_diffusion_forcing.evaluation.samplers import parse_sampler
 from hf_diffusion_forcing.evaluation.task import Sample, Task
 from hf_diffusion_forcing.evaluation.tuning import trials_for, tune
 from hf_diffusion_forcing.generation.output import DiffusionForcingOutput
+from hf_diffusion_forcing.settings.spelling import parse_sampler
 
 BASELINE = {"sampler": "autoregressive"}
 FORCING = {"sampler": "diffusion_forcing"}

@@ -172,7 +172,7 @@ def test_principal_components_find_the_plane_that_states_lie_in():
 
 def test_matplotlib_is_imported_when_it_is_needed():
     code = (
-        "import sys, hf_diffusion_forcing, hf_diffusion_forcing.cli, hf_diffusion_forcing.visualization as v;"
+        "import sys, hf_diffusion_forcing.command_line.app, hf_diffusion_forcing.visualization as v;"
         "assert 'matplotlib' not in sys.modules;"
         "v.plot_wavefront; assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
     )

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
-from ..configuration import sampler_config_class
-from ..presets import PRESET_SAMPLERS, preset
-from ..validation import nearest
-from .samplers import SPELLING, parse_value, spelled_settings
+from ..settings.presets import PRESET_SAMPLERS, preset
+from ..settings.sampler_configs import sampler_config_class
+from ..settings.spelling import SPELLING, parse_value, spelled_settings
+from ..settings.validation import nearest
 
 SEARCH_SPACE: dict[str, dict[str, tuple]] = {
     "diffusion_forcing": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..validation import nearest
+from ..settings.validation import nearest
 
 try:
     from datasets import Dataset, DatasetDict, get_dataset_split_names, load_dataset, load_from_disk

@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from ..files import whole_file, write_file
 from ..generation.mixin import WAVEFRONT_SAMPLERS
-from ..validation import check_integer
+from ..settings.spelling import parse_sampler
+from ..settings.validation import check_integer
 from .evaluator import check_prompts, describe_machine, describe_model, resolve_sampler, run_batch, versions
 from .report import markdown_table, provenance
-from .samplers import parse_sampler
 from .task import Task, batched
 
 KINDS = ("digit", "word", "punctuation", "whitespace", "end of text")

@@ -16,11 +16,11 @@ from accelerate.utils import gather_object, parse_flag_from_env
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from ..validation import check_integer
+from ..settings.spelling import named_samplers, resolve_sampler
+from ..settings.validation import check_integer
 from ..version import __version__
 from .journal import Journal
 from .report import Evaluation
-from .samplers import named_samplers, resolve_sampler
 from .task import Sample, Task, batched
 
 WARM_UP_TOKENS = 4

@@ -9,10 +9,10 @@ from unittest.mock import patch
 import torch
 from tqdm import tqdm
 
-from ..cache import NoCache
-from ..exit_criteria import latent_difference
+from ..cache.recurrent_depth_cache import NoCache
 from ..generation.diffusion_forcing import DiffusionForcing
 from ..generation.mixin import WAVEFRONT_SAMPLERS
+from ..hooks.exit_criteria import latent_difference
 from ..randomness import row_seeds
 from .problems import Problem
 

@@ -12,7 +12,7 @@ from decimal import Decimal, InvalidOperation
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ..validation import check_integer, nearest
+from ..settings.validation import check_integer, nearest
 from .problems import problems
 from .python_source import source_starts
 

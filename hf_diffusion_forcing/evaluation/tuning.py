@@ -17,13 +17,13 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..files import whole_file, write_file
 from ..hub.staging import check_destination, staged
-from ..validation import check_integer, check_number
+from ..settings.spelling import resolve_sampler
+from ..settings.validation import check_integer, check_number
 from .candidates import SEARCH_SPACE, check_space, choose_candidates, preset_candidates, spelling
 from .evaluator import WARM_UP_TOKENS, check_prompts, describe_machine, describe_model, run_batch, versions
 from .halving import FEWEST_SAMPLES, Budget, Halving, Measurement, OutOfTime, Trial
 from .journal import check_writable
 from .report import markdown_table, provenance
-from .samplers import resolve_sampler
 from .task import Sample, Task
 
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from ..configuration import AdaptiveConfig
-from ..refinement import Refinement
+from ..hooks.refinement import Refinement
+from ..settings.sampler_configs import AdaptiveConfig
 from .early_exit import EarlyExitSampler
 from .wavefront import Wavefront
 

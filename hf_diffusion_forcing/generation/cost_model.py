@@ -11,11 +11,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ..exit_criteria import latent_difference
+from ..hooks.exit_criteria import latent_difference
 from ..packing import PackedLinear
 
 if TYPE_CHECKING:
-    from ..cache import RecurrentDepthCache
+    from ..cache.recurrent_depth_cache import RecurrentDepthCache
     from ..models.interface import RecurrentDepthInterface
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)

@@ -2,9 +2,9 @@
 
 import torch
 
-from ..configuration import DiffusionForcingConfig
-from ..refinement import Refinement
-from ..unpadding import Unpadding
+from ..cache.unpadding import Unpadding
+from ..hooks.refinement import Refinement
+from ..settings.sampler_configs import DiffusionForcingConfig
 from .cost_model import PromptDepth, choose_wave, cost_curve
 from .early_exit import EarlyExitSampler
 from .state_starts import StateStarts

@@ -4,10 +4,10 @@ from abc import abstractmethod
 
 import torch
 
-from ..cache import absolute_positions
-from ..configuration import EarlyExitConfig
-from ..refinement import Refinement
-from ..unpadding import Unpadding
+from ..cache.recurrent_depth_cache import absolute_positions
+from ..cache.unpadding import Unpadding
+from ..hooks.refinement import Refinement
+from ..settings.sampler_configs import EarlyExitConfig
 from .sampler import WavefrontSampler
 from .trace import WaveTick, as_bits, from_bits
 from .wavefront import Wavefront

@@ -14,11 +14,17 @@ from transformers import (
 )
 from transformers.generation import GenerationMode
 
-from ..cache import RecurrentDepthCache
-from ..configuration import SAMPLER_CONFIGS, AutoregressiveConfig, SamplerConfig, merged, sampler_config_class
-from ..presets import preset, preset_sampler
+from ..cache.recurrent_depth_cache import RecurrentDepthCache
 from ..randomness import row_seeds
-from ..validation import nearest
+from ..settings.presets import preset, preset_sampler
+from ..settings.sampler_configs import (
+    SAMPLER_CONFIGS,
+    AutoregressiveConfig,
+    SamplerConfig,
+    merged,
+    sampler_config_class,
+)
+from ..settings.validation import nearest
 from .adaptive import Adaptive
 from .choice import KeyedGumbelProcessor
 from .diffusion_forcing import DiffusionForcing

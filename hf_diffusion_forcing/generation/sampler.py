@@ -10,9 +10,9 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from ..cache import RecurrentDepthCache
-from ..configuration import SamplerConfig
+from ..cache.recurrent_depth_cache import RecurrentDepthCache
 from ..randomness import row_seeds
+from ..settings.sampler_configs import SamplerConfig
 from .choice import TokenChoice
 from .committed import CommittedTokens
 from .cost_model import PromptAgreement, PromptDepth

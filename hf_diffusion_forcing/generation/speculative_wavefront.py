@@ -5,7 +5,7 @@ The pipeline over (position x depth) is that of LoopSpec (arXiv 2609.17184) and 
 
 import torch
 
-from ..configuration import SpeculativeWavefrontConfig
+from ..settings.sampler_configs import SpeculativeWavefrontConfig
 from .cost_model import PromptAgreement, choose_draft_depth, cost_curve
 from .depth_wave import DepthWave
 from .sampler import WavefrontSampler

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..files import write_file
-from ..validation import nearest
+from ..settings.validation import nearest
 
 MAX_BYTES = 256 * 2**20
 """Of host memory a trace may take; what happens after that is counted and not kept."""

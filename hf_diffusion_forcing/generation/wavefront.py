@@ -2,7 +2,7 @@
 
 import torch
 
-from ..unpadding import Unpadding
+from ..cache.unpadding import Unpadding
 
 
 class Wavefront:

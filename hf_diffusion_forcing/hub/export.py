@@ -10,9 +10,9 @@ from typing import Any
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedTokenizerBase
 
-from ..configuration import sampler_config_class
 from ..generation.mixin import RecurrentDepthGenerationMixin
-from ..presets import preset_sampler
+from ..settings.presets import preset_sampler
+from ..settings.sampler_configs import sampler_config_class
 from ..version import __version__
 from .model_card import model_card
 from .source_card import SourceCard

@@ -3,7 +3,7 @@
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
-from ..presets import PRESET_SAMPLERS, PRESETS
+from ..settings.presets import PRESET_SAMPLERS, PRESETS
 from .source_card import MARKER, SourceCard
 
 TAGS = ["custom_generate", "recurrent-depth", "diffusion-forcing"]

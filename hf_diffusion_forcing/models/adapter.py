@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from transformers import PreTrainedModel
 
-from ..cache import RecurrentDepthCache
+from ..cache.recurrent_depth_cache import RecurrentDepthCache
 from ..generation.mixin import RecurrentDepthGenerationMixin
 from .causal_lm import RecurrentDepthForCausalLM
 from .interface import RecurrentDepthInterface

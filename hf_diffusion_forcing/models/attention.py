@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..cache import NoCache, Placement, RecurrentDepthCache
+from ..cache.recurrent_depth_cache import NoCache, Placement, RecurrentDepthCache
 
 
 def rotary_attention(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from ..cache import NoCache, Placement, RecurrentDepthCache
+from ..cache.recurrent_depth_cache import NoCache, Placement, RecurrentDepthCache
 from .rotary import inverse_frequencies, rotations
 from .unrolled import UnrolledModel
 

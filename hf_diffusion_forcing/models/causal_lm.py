@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ..cache import RecurrentDepthCache
+from ..cache.recurrent_depth_cache import RecurrentDepthCache
 from .interface import RecurrentDepthInterface
 from .unrolled import UnrolledModel
 

@@ -4,7 +4,7 @@ from abc import ABCMeta, abstractmethod
 
 import torch
 
-from ..cache import NoCache, RecurrentDepthCache
+from ..cache.recurrent_depth_cache import NoCache, RecurrentDepthCache
 
 
 class RecurrentDepthInterface(metaclass=ABCMeta):

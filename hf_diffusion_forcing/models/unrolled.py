@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..cache import NoCache, RecurrentDepthCache, absolute_positions
+from ..cache.recurrent_depth_cache import NoCache, RecurrentDepthCache, absolute_positions
 from ..randomness import row_seeds
 
 PASSED_BY_OTHERS = ("num_items_in_batch", "tokenizer", "assistant_tokenizer")

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ...cache import NoCache, Placement, RecurrentDepthCache
+from ...cache.recurrent_depth_cache import NoCache, Placement, RecurrentDepthCache
 from ..attention import rotary_attention
 from ..rotary import rotate_halves
 from .configuration_huginn_raven import RavenConfig

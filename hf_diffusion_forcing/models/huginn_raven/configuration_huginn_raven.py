@@ -5,7 +5,7 @@ import math
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from ...validation import nearest
+from ...settings.validation import nearest
 from ..rotary import check_rope_type
 from ..sizes import check_heads, check_positive, check_sizes
 from .layout import LAYOUTS

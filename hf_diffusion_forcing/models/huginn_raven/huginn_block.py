@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ...cache import NoCache, Placement, RecurrentDepthCache
+from ...cache.recurrent_depth_cache import NoCache, Placement, RecurrentDepthCache
 from ..norm import RMSNorm
 from ..rotary import rotate_pairs
 from .attention import RavenAttention

@@ -3,7 +3,7 @@
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ...cache import NoCache, Placement, RecurrentDepthCache
+from ...cache.recurrent_depth_cache import NoCache, Placement, RecurrentDepthCache
 from ..norm import RMSNorm
 from .attention import RavenAttention
 from .configuration_huginn_raven import RavenConfig

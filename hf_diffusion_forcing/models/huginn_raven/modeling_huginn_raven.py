@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from ...cache import RecurrentDepthCache
+from ...cache.recurrent_depth_cache import RecurrentDepthCache
 from ...generation.mixin import RecurrentDepthGenerationMixin
 from ...randomness import STATE, keyed_truncated_normal
 from ..base_model import RecurrentDepthModel

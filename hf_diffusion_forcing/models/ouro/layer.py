@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ...cache import NoCache, Placement, RecurrentDepthCache
+from ...cache.recurrent_depth_cache import NoCache, Placement, RecurrentDepthCache
 from ..attention import rotary_attention
 from ..norm import RMSNorm
 from ..rotary import rotate_halves

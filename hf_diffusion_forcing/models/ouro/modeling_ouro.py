@@ -3,7 +3,7 @@
 from torch import nn
 from transformers import PreTrainedModel
 
-from ...cache import RecurrentDepthCache
+from ...cache.recurrent_depth_cache import RecurrentDepthCache
 from ...generation.mixin import RecurrentDepthGenerationMixin
 from ..base_model import RecurrentDepthModel
 from ..causal_lm import HeadedForCausalLM

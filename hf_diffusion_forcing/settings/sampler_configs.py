@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .exit_criteria import ExitCriterion, exit_criterion
-from .files import write_file
-from .latent_processors import (
+from ..files import write_file
+from ..hooks.exit_criteria import ExitCriterion, exit_criterion
+from ..hooks.latent_processors import (
     LATENT_PROCESSORS,
     SCHEDULES,
     ContinuousCompute,
@@ -19,9 +19,9 @@ from .latent_processors import (
     StateNoise,
     latent_processor,
 )
+from ..version import __version__
 from .presets import preset
 from .validation import check_flag, check_integer, check_number, nearest
-from .version import __version__
 
 CONFIG_NAME = "sampler_config.json"
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from transformers import GenerationConfig
 
-from ..configuration import sampler_config_class
+from .sampler_configs import sampler_config_class
 
 SPELLING = re.compile(r"(?P<sampler>\w+)(:(?P<settings>\w+=.*))?", re.DOTALL)
 

@@ -30,7 +30,7 @@ def load(name: str | None, **kwargs):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from . import RecurrentDepthGenerationMixin, bundled_checkpoint
+    from .. import RecurrentDepthGenerationMixin, bundled_checkpoint
 
     logging.disable_progress_bar()
     path = name or bundled_checkpoint()

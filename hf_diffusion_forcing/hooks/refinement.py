@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from .models.interface import RecurrentDepthInterface
+    from ..models.interface import RecurrentDepthInterface
 
 
 @dataclass(kw_only=True, eq=False)

@@ -10,8 +10,8 @@ from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .configuration import merged, sampler_config_class
-from .presets import preset, preset_sampler
+from ..settings.presets import preset, preset_sampler
+from ..settings.sampler_configs import merged, sampler_config_class
 
 try:
     import openai  # noqa: F401  (transformers' handlers answer with its types)

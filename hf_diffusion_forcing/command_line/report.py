@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..console import ModelArgument, fail, load
-from ..options import (
+from .console import ModelArgument, fail, load
+from .options import (
     DEMO_SEED,
     DraftDepth,
     ExitCriterion,
@@ -50,10 +50,10 @@ def report(
 
     from ..evaluation.measure import Run, compare
     from ..evaluation.problems import problems
-    from .report import Report, check_writable
+    from ..visualization.report import Report, check_writable
 
     try:
-        from . import figures  # noqa: F401  (what is missing is said before the model runs)
+        from ..visualization import figures  # noqa: F401  (what is missing is said before the model runs)
 
         html = check_writable(html)
     except (ImportError, ValueError, OSError) as error:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..console import ModelArgument, fail, load
+from .console import ModelArgument, fail, load
 
 Dataset = Annotated[
     str,
@@ -52,7 +52,7 @@ def chosen_task(
     Raises:
         typer.Exit: an option is wrong; the reason is printed.
     """
-    from .task import BUNDLED, Task
+    from ..evaluation.task import BUNDLED, Task
 
     shape = {
         "--config": config,
@@ -84,7 +84,7 @@ def load_on_device(model: str | None, dtype: str, device_map: str | None):
     Raises:
         typer.Exit: the checkpoint cannot be loaded, or the device map is for one process.
     """
-    from .evaluator import process_state
+    from ..evaluation.evaluator import process_state
 
     state = process_state()
     if device_map is not None and state.num_processes > 1:
@@ -124,9 +124,9 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Decode a dataset with several samplers: accuracy, speed, work and agreement of each."""
-    from .evaluator import evaluate_samplers, process_state
-    from .journal import check_writable
-    from .samplers import named_samplers
+    from ..evaluation.evaluator import evaluate_samplers, process_state
+    from ..evaluation.journal import check_writable
+    from ..settings.spelling import named_samplers
 
     try:
         samplers = named_samplers(list(sampler))
@@ -187,9 +187,9 @@ def diff(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the report.")] = False,
 ) -> None:
     """Where two samplers' texts part: at which tokens, how sure the model was, and whether answers survive."""
-    from .divergence import compare_samplers
-    from .journal import check_writable
-    from .samplers import parse_sampler
+    from ..evaluation.divergence import compare_samplers
+    from ..evaluation.journal import check_writable
+    from ..settings.spelling import parse_sampler
 
     try:
         for text in (baseline, sampler):

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from .randomness import fold_in
+from ..randomness import fold_in
+from ..settings.registry import Registry
+from ..settings.validation import check_number, nearest
 from .refinement import Refinement
-from .registry import Registry
-from .validation import check_number, nearest
 
 
 class LatentProcessor:

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..console import ModelArgument, fail
-from .commands import (
+from .console import ModelArgument, fail
+from .evaluate import (
     AnswerPattern,
     BatchSize,
     Config,
@@ -77,11 +77,11 @@ def tune(
     from .. import bundled_checkpoint
 
     try:
-        from .candidates import parse_space
-        from .evaluator import process_state
-        from .journal import check_writable
-        from .tuning import check_save
-        from .tuning import tune as search_settings
+        from ..evaluation.candidates import parse_space
+        from ..evaluation.evaluator import process_state
+        from ..evaluation.journal import check_writable
+        from ..evaluation.tuning import check_save
+        from ..evaluation.tuning import tune as search_settings
 
         space = None if search is None else parse_space(search)
         if save is not None:

@@ -5,7 +5,7 @@ from unittest.mock import patch
 
 import typer
 
-from ..console import fail
+from .console import fail
 
 
 def lm_eval(context: typer.Context) -> None:

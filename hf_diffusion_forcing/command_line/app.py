@@ -9,11 +9,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ..settings.presets import preset_sampler
 from .console import ModelArgument, fail, load
-from .evaluation.commands import diff, evaluate
-from .evaluation.harness import lm_eval
-from .evaluation.tune_command import tune
-from .hub.commands import export, push
+from .evaluate import diff, evaluate
+from .hub import export, push
+from .lm_eval import lm_eval
 from .options import (
     DEMO_SEED,
     DraftDepth,
@@ -26,8 +26,8 @@ from .options import (
     Wavefront,
     given,
 )
-from .presets import preset_sampler
-from .visualization.commands import report
+from .report import report
+from .tune import tune
 
 app = typer.Typer(add_completion=False, help="Decode recurrent-depth language models by diffusion forcing.")
 
@@ -85,8 +85,8 @@ def main(context: typer.Context) -> None:
 
 def demo(shown: int = 2, compared: int = 6) -> None:
     """The main job in under a minute: `shown` problems live, then `compared` problems timed with every sampler."""
-    from .evaluation.measure import Run, compare
-    from .evaluation.problems import problems
+    from ..evaluation.measure import Run, compare
+    from ..evaluation.problems import problems
 
     console = Console()
     began = time.perf_counter()
@@ -200,9 +200,9 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Time the parallel samplers against autoregression on the same prompts (held-out problems by default)."""
-    from .evaluation.measure import Run
-    from .evaluation.measure import compare as compare_runs
-    from .evaluation.problems import problems
+    from ..evaluation.measure import Run
+    from ..evaluation.measure import compare as compare_runs
+    from ..evaluation.problems import problems
 
     console = Console()
     network, tokenizer = load(model)
@@ -270,8 +270,8 @@ def serve(
 ) -> None:
     """Answer OpenAI clients: chat completions, completions and responses, streamed or not."""
     try:
-        from .serve import choose_sampler
-        from .serve import serve as answer
+        from ..serving.server import choose_sampler
+        from ..serving.server import serve as answer
     except ImportError as error:
         raise fail(str(error)) from error
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..console import fail, load
+from .console import fail, load
 
 
 def export(
@@ -21,8 +21,8 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
 ) -> None:
     """Write a folder that decodes by diffusion forcing wherever it is loaded, ready to push."""
-    from .export import export_checkpoint
-    from .staging import check_destination
+    from ..hub.export import export_checkpoint
+    from ..hub.staging import check_destination
 
     try:
         check_destination(out, overwrite)  # before the weights are loaded
@@ -42,7 +42,7 @@ def push(
     """Upload a folder to the Hugging Face Hub."""
     from huggingface_hub.utils import validate_repo_id
 
-    from .push import push_folder
+    from ..hub.push import push_folder
 
     console = Console()
     try:
@@ -62,7 +62,7 @@ def push(
 
 def list_files(console: Console, folder: Path) -> None:
     """Print the files of a checkpoint's folder with their sizes, and the sum."""
-    from .push import files_to_push
+    from ..hub.push import files_to_push
 
     sizes = files_to_push(folder)
     for name, size in {**sizes, f"{len(sizes)} files in {folder}": sum(sizes.values())}.items():

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from ..settings.registry import Registry
+from ..settings.validation import check_integer, check_number
 from .refinement import Refinement
-from .registry import Registry
-from .validation import check_integer, check_number
 
 if TYPE_CHECKING:
-    from .models.interface import RecurrentDepthInterface
+    from ..models.interface import RecurrentDepthInterface
 
 
 def latent_difference(state: torch.Tensor, before: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""Exit criteria and latent processors, and what they see of a tick."""

@@ -1,0 +1,1 @@
+"""What a call may say: settings of samplers, presets."""
