@@ -1,5 +1,8 @@
 """Keys and values of a recurrent-depth model, and where the positions of a pass stand in them."""
 
-from .recurrent_depth_cache import NoCache, Placement, RecurrentDepthCache
+from .grid import Grid
+from .no_cache import NoCache
+from .placement import Placement, Slots, absolute_positions
+from .recurrent_depth_cache import RecurrentDepthCache
 
-__all__ = ["NoCache", "Placement", "RecurrentDepthCache"]
+__all__ = ["Grid", "NoCache", "Placement", "RecurrentDepthCache", "Slots", "absolute_positions"]

@@ -1,124 +1,28 @@
 """Keys and values of a recurrent-depth model, addressed by absolute position."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers.cache_utils import Cache
 
 from .attention import CHUNK, attention
-from .unpadding import Unpadding
+from .grid import Grid
+from .placement import Placement, Slots
 
-
-@dataclass
-class Placement:
-    """Where the positions of one model pass stand: made once per pass, read by every layer.
-
-    Attributes:
-        positions: int64 [batch, width], absolute positions counted from each row's first real token; -1 is padding.
-            With an `unpadding` int64 [1, n], those of all rows.
-        extent: every position is below this.
-        start: the first position when all rows stand at start, start + 1, ..., else None.
-        mask: bool [batch, 1, width, extent], True where a query sees a key; None when every key is seen, or with
-            `is_causal`: then the positions are the last ones before `extent`, and see those up to their own.
-        bias: the same as 0 and -inf in the dtype of the queries, made by the first layer that needs it.
-        unpadding: how the positions of ragged rows came to be one row, if they have.
-        rotary: what the family's attention needs to rotate queries and keys, filled by the family.
-        indices: slots of the columns as index tensors, made once each.
-    """
-
-    positions: torch.Tensor
-    extent: int
-    start: int | None
-    mask: torch.Tensor | None
-    is_causal: bool = False
-    unpadding: Unpadding = field(default_factory=Unpadding)
-    rotary: Any = None
-    bias: torch.Tensor | None = None
-    indices: dict = field(default_factory=dict)
-    copies: dict = field(default_factory=dict)
-
-    def to(self, device: torch.device, **kwargs) -> "Placement":
-        """This placement on another device (accelerate asks for it where layers stand on several), made once each."""
-        if self.positions.device == torch.device(device):
-            return self
-        if device not in self.copies:
-            moved = {name: getattr(self, name) for name in ("positions", "mask", "unpadding", "rotary")}
-            moved = {name: None if tensor is None else tensor.to(device) for name, tensor in moved.items()}
-            self.copies[device] = replace(self, **moved, bias=None, indices={}, copies={})
-        return self.copies[device]
-
-    @cached_property
-    def rows(self) -> torch.Tensor:
-        """Which row each position is of: int64 [batch, 1], or [1, n] without padding; made once, as the mask is."""
-        if self.unpadding.rows is not None:
-            return self.unpadding.rows[None]
-        return torch.arange(len(self.positions), device=self.positions.device)[:, None]
-
-    def mask_for(self, query: torch.Tensor) -> torch.Tensor | None:
-        """The mask in the form attention adds to its scores; a bool mask would be converted anew in every layer."""
-        if self.mask is not None and (self.bias is None or self.bias.dtype != query.dtype):
-            self.bias = query.new_zeros(self.mask.shape).masked_fill_(~self.mask, float("-inf"))
-        return self.bias
-
-
-def absolute_positions(
-    attention_mask: torch.Tensor | None, seen: int, shape: tuple[int, int], device: torch.device
-) -> tuple[torch.Tensor, int | None]:
-    """Positions of the columns after the first `seen`, counted from each row's first real token.
-
-    Args:
-        attention_mask: [batch, seen + width], or None when there is no padding.
-        shape: batch and width.
-
-    Returns:
-        int64 [batch, width] with -1 for padding, and the first of them where all rows are alike (else None).
-    """
-    batch, width = shape
-    if attention_mask is None:
-        return torch.arange(seen, seen + width, device=device).expand(batch, width), seen
-    mask = attention_mask.to(device)
-    return (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, -1)[:, -width:], None
-
-
-class NoCache:
-    """Attention among the positions of one call only: training, and `forward(use_cache=False)`."""
-
-    placement: Placement | None = None
-
-    def place(self, positions: torch.Tensor, start: int | None = None, extent: int | None = None) -> Placement:
-        """Make the placement of a pass (see `RecurrentDepthCache.place`)."""
-        if start is not None:
-            self.placement = Placement(positions, positions.shape[1], start, None, is_causal=True)
-        else:
-            query = positions.clamp_min(0)[:, None, :, None]
-            key = positions[:, None, None, :]
-            self.placement = Placement(positions, positions.shape[1], None, (key <= query) & (key >= 0))
-        return self.placement
-
-    def slot(self, depth: int) -> int:
-        """Nothing is kept from one recurrence to the next."""
-        return 0
-
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, slot: int = 0
-    ) -> torch.Tensor:
-        """Attention of the placed positions to each other, [batch, heads, width, head_dim]."""
-        placed = self.placement.to(query.device)
-        return attention(query, key, value, placed.mask_for(query), placed.is_causal)
+STEP = 64
+"""Positions that memory grows by at least."""
 
 
 class RecurrentDepthCache(Cache):
     """Preallocated keys and values of the prelude, core and coda layers.
 
-    A layer's keys are one tensor [slots, batch, heads, capacity + 1, head_dim], written at absolute positions counted
+    A layer's keys are one tensor [slots, seats, heads, capacity + 1, head_dim], written at absolute positions counted
     from each row's first real token: padding is never stored (the last place of `capacity + 1` takes it and is never
-    read). Dropping tokens moves a number; nothing is copied. Memory, in bytes, is
+    read). A row of the text sits in a seat. Dropping tokens moves a number; nothing is copied. The capacity grows by
+    half when a text outgrows it, and only what has been written is copied. Memory, in bytes, is
 
-        2 x batch x heads x (capacity + 1) x head_dim x itemsize x (prelude + slots x core + readouts x coda)
+        2 x seats x heads x (capacity + 1) x head_dim x itemsize x (prelude + slots x core + readouts x coda)
 
     with slots = 1 for `kv_sharing="last"`, slots = num_steps for `"none"` and slots = n for `kv_sharing=n`; readouts is
     1, and 2 after a sampler has started a timeline of drafts (`start_readout`).
@@ -129,7 +33,11 @@ class RecurrentDepthCache(Cache):
         kv_sharing: "last" (one entry per layer and position, overwritten by later recurrences; section 4.1 of arXiv
             2510.14961), "none" (one entry per recurrence, the model's native semantics) or n, a budget of n entries:
             recurrence k (from 0) writes and reads entry k modulo n (section 6.2 of arXiv 2502.05171). 1 is "last".
-        capacity: positions to allocate at first; grows by doubling when a longer sequence comes.
+        capacity: positions to allocate at first.
+
+    Attributes:
+        columns: columns of `input_ids` the cache holds, left padding included.
+        seats: rows there is room for.
 
     Raises:
         ValueError: `kv_sharing` is none of these, or `num_steps` < 1.
@@ -155,9 +63,10 @@ class RecurrentDepthCache(Cache):
         self.num_steps = num_steps
         self.kv_sharing = "last" if kv_sharing == 1 else kv_sharing
         self.capacity = capacity
+        self.filled = 0
+        """No position at or above this has been written."""
         self.columns = 0
-        self.placement: Placement | None = None
-        self._whole: tuple[list, list, list[int]] | None = None
+        self.seats = 0
         self.keys: list[torch.Tensor | None] = [None] * self.num_layers
         self.values: list[torch.Tensor | None] = [None] * self.num_layers
 
@@ -175,19 +84,22 @@ class RecurrentDepthCache(Cache):
         """Entries per position of a core layer."""
         return {"last": 1, "none": self.num_steps}.get(self.kv_sharing, self.kv_sharing)
 
-    def slot(self, depth: int | range | torch.Tensor) -> int | range | torch.Tensor:
+    def slot(self, depth: int | torch.Tensor | Slots) -> int | torch.Tensor | Slots:
         """The slot of the core layers that recurrence `depth` (0-based) writes and reads.
 
-        `depth` may be int64 [batch, width], one recurrence per position; it is then returned as it is, for `attend`.
-        So is a range, one recurrence per column (`kv_sharing="none"` only).
+        Args:
+            depth: of all positions, or of each: int64 [1, n], or `Slots` (`kv_sharing="none"` only).
+
+        Raises:
+            ValueError: a recurrence past the last slot of a cache without sharing.
         """
         if self.kv_sharing == "last":
             return 0
         if isinstance(depth, torch.Tensor):
-            return depth
+            return depth  # `attend` folds it into the slots there are
         if self.kv_sharing != "none":
             return depth % self.kv_sharing
-        deepest = depth[-1] if isinstance(depth, range) else depth
+        deepest = max(depth.host) if isinstance(depth, Slots) else depth
         if deepest >= self.num_steps:
             raise ValueError(
                 f"recurrence {deepest} does not fit a cache made for num_steps={self.num_steps} and kv_sharing='none': "
@@ -195,48 +107,87 @@ class RecurrentDepthCache(Cache):
             )
         return depth
 
-    def place(
-        self,
-        positions: torch.Tensor,
-        start: int | None = None,
-        extent: int | None = None,
-        unpadding: Unpadding | None = None,
-    ) -> Placement:
-        """Say where the next passes stand; makes room, and the mask all layers share.
+    # --- where a pass stands ---
+
+    def place(self, positions: torch.Tensor, start: int | None = None, extent: int | None = None) -> Placement:
+        """The placement of a pass over a grid of rows; the rows sit in the first seats, in order.
 
         Args:
             positions: int64 [batch, width], absolute; -1 is padding (stored nowhere, its output means nothing).
-            start: first position, when every row of `positions` is start, start + 1, ... (spares the index writes).
-            extent: a bound above every position, when known (spares a host sync on an accelerator).
-            unpadding: leaves the padding of ragged rows out: the passes get the placement's `positions` and tensors
-                unpadded likewise. For slots that are one number (`attend`).
+            start: first position, when every row of `positions` is start, start + 1, ...
+            extent: a bound above every position, when known (spares a wait on an accelerator).
         """
         if start is not None:
             extent = start + positions.shape[1]
         elif extent is None:
             extent = int(positions.max()) + 1
-        self._reserve(extent)
+        rows = torch.arange(len(positions), device=positions.device)[:, None]
+        return self._placement(positions, positions, extent, range(len(positions)), rows, start)
+
+    def place_rows(
+        self,
+        positions: torch.Tensor,
+        rows: torch.Tensor,
+        widths: Sequence[int],
+        extent: int,
+        start: int | None = None,
+        first_seat: int = 0,
+        depth: int | torch.Tensor | Slots = 0,
+    ) -> Placement:
+        """The placement of a pass over the positions of several rows, end to end.
+
+        Args:
+            positions: int64 [1, n], absolute. A row's positions need not be in order, nor neighbours.
+            rows: int64 [1, n], the row of each, counted from 0.
+            widths: positions of each row.
+            extent: a bound above every position.
+            start: first position, when every row's positions are start, start + 1, ... up to `extent`.
+            first_seat: the rows sit in this seat and those after it, in order.
+            depth: recurrences the positions have had; see `Placement`.
+        """
+        grid = Grid(widths, positions.device)
+        seats = range(first_seat, first_seat + len(widths))
+        return self._placement(positions, grid.pad(positions), extent, seats, rows, start, depth, grid)
+
+    def _placement(
+        self,
+        positions: torch.Tensor,
+        queries: torch.Tensor,
+        extent: int,
+        seats: range,
+        rows: torch.Tensor,
+        start: int | None,
+        depth: int | torch.Tensor | Slots = 0,
+        grid: Grid | None = None,
+    ) -> Placement:
+        self._reserve(extent, seats.stop)
         self._leave_inference_mode()
-        width, mask = positions.shape[1], None
+        width, mask = queries.shape[1], None
         is_causal = start is not None and width > 1 and (start == 0 or width > CHUNK)
         if start is None or (width > 1 and not is_causal):
-            queries = positions if start is None else positions[:1]
-            mask = torch.arange(extent, device=positions.device) <= queries.clamp_min(0)[:, None, :, None]
-        unpadding = Unpadding() if unpadding is None else unpadding
-        self.placement = Placement(unpadding.unpad(positions), extent, start, mask, is_causal, unpadding)
-        return self.placement
+            seen_by = queries if start is None else queries[:1]
+            mask = torch.arange(extent, device=positions.device) <= seen_by.clamp_min(0)[:, None, :, None]
+        return Placement(self, positions, extent, seats, rows, depth, start, mask, is_causal, grid)
 
-    def _reserve(self, extent: int) -> None:
-        if extent <= self.capacity:
-            return
-        capacity = max(extent, 2 * self.capacity)
-        for tensors in (self.keys, self.values):
-            for layer, old in enumerate(tensors):
-                if old is not None:
-                    new = old.new_zeros(*old.shape[:3], capacity + 1, old.shape[4])
-                    new[:, :, :, : self.capacity] = old[:, :, :, : self.capacity]
-                    tensors[layer] = new
-        self.capacity = capacity
+    # --- memory ---
+
+    def _reserve(self, extent: int, seats: int) -> None:
+        """Make room for positions below `extent` in so many seats; copies what has been written."""
+        capacity = self.capacity
+        if extent > capacity:
+            # By half, so that a text is copied a few times in all and memory follows it.
+            capacity = max(extent, capacity + capacity // 2)
+            capacity += -capacity % STEP
+        if capacity > self.capacity or seats > self.seats:
+            seats = max(seats, self.seats)
+            for tensors in (self.keys, self.values):
+                for layer, old in enumerate(tensors):
+                    if old is not None:
+                        new = old.new_zeros(old.shape[0], seats, old.shape[2], capacity + 1, old.shape[4])
+                        new[:, : old.shape[1], :, : self.filled] = old[:, :, :, : self.filled]
+                        tensors[layer] = new
+            self.capacity, self.seats = capacity, seats
+        self.filled = max(self.filled, extent)
 
     def _leave_inference_mode(self) -> None:
         """Outside `torch.inference_mode()` what was made inside cannot be written to: go on with a copy."""
@@ -246,113 +197,83 @@ class RecurrentDepthCache(Cache):
         for tensors in (self.keys, self.values):
             tensors[:] = [None if t is None else t.clone() for t in tensors]
 
+    # --- what layers do ---
+
     def attend(
         self,
         layer: int,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        slot: int | Sequence[int] | torch.Tensor = 0,
+        at: Placement,
+        slot: int | torch.Tensor | Slots = 0,
     ) -> torch.Tensor:
-        """Store the keys and values of the placed positions, then attend to all that stands before each.
+        """Store the keys and values of a pass, then attend to all that stands before each position.
 
         Args:
             layer: 0-based over prelude, core, coda.
-            query: [batch, heads, width, head_dim].
-            key, value: [batch, kv_heads, width, head_dim].
-            slot: which entry of the layer, see `slot()`. A tensor [batch, width] gives every position its recurrence;
-                before the slots are full it writes all later ones too, so a deeper query sees the last recurrence
-                there has been. Without sharing, recurrences past the last slot stay in it. A range or tuple gives
-                every column its slot, the same in all rows, and writes no other.
+            query: [batch, heads, width, head_dim], or [1, heads, n, head_dim] where rows stand end to end.
+            key, value: the same with `kv_heads`.
+            at: of the pass.
+            slot: which entry of the layer, see `slot()`. A tensor [1, n] gives every position its recurrence; before
+                the slots are full it writes all later ones too, so a deeper query sees the last recurrence there has
+                been, and recurrences past the last slot stay in it. `Slots` gives every position its slot and writes
+                no other.
 
         Returns:
-            [batch, heads, width, head_dim].
+            Shaped as `query`.
         """
+        at = at.to(query.device)
         if self.keys[layer] is None:
-            batch, heads, _, head_dim = key.shape
-            batch = self.placement.unpadding.batch or batch
-            shape = (self.slots(layer), batch, heads, self.capacity + 1, head_dim)
             # Zeros, not empty: a masked NaN in unwritten memory would still poison 0 * NaN in attention.
+            shape = (self.slots(layer), self.seats, key.shape[1], self.capacity + 1, key.shape[3])
             self.keys[layer], self.values[layer] = key.new_zeros(shape), value.new_zeros(shape)
+        keys, values = (stored[layer][:, at.seats.start : at.seats.stop] for stored in (self.keys, self.values))
         if isinstance(slot, torch.Tensor):
-            return self._attend_by_position(layer, query, key, value, slot)
-        if not isinstance(slot, int):
-            return self._attend_by_column(layer, query, key, value, slot)
-        placed = self.placement.to(query.device)
-        keys, values = self.keys[layer][slot], self.values[layer][slot]
-        unpadding = placed.unpadding
-        if placed.start is not None:
-            keys[:, :, placed.start : placed.extent] = key
-            values[:, :, placed.start : placed.extent] = value
+            return self._attend_by_depth(keys, values, query, key, value, at, slot.to(query.device))
+        if isinstance(slot, Slots):
+            return self._attend_by_run(keys, values, query, key, value, at, slot)
+        keys, values = keys[slot], values[slot]
+        if at.start is not None:
+            keys[:, :, at.start : at.extent] = at.pad(key)
+            values[:, :, at.start : at.extent] = at.pad(value)
         else:
             # Two indices around the sliced heads: the result is [batch, width, heads, dim].
-            keys[placed.rows, :, placed.positions] = key.transpose(1, 2)
-            values[placed.rows, :, placed.positions] = value.transpose(1, 2)
-        y = attention(
-            unpadding.pad(query.transpose(1, 2)).transpose(1, 2),
-            keys[:, :, : placed.extent],
-            values[:, :, : placed.extent],
-            placed.mask_for(query),
-            placed.is_causal,
-        )
-        return unpadding.unpad(y.transpose(1, 2)).transpose(1, 2)
+            keys[at.rows, :, at.positions] = key.transpose(1, 2)
+            values[at.rows, :, at.positions] = value.transpose(1, 2)
+        keys, values = keys[:, :, : at.extent], values[:, :, : at.extent]
+        return at.unpad(attention(at.pad(query), keys, values, at.bias(query), at.is_causal))
 
-    def _attend_by_position(self, layer, query, key, value, depth):
+    def _attend_by_depth(self, keys, values, query, key, value, at: Placement, depth: torch.Tensor):
         """`attend` for positions at different recurrences: every query reads its own slot (a copy per query)."""
-        placed, depth = self.placement.to(query.device), depth.to(query.device)
-        slots = self.slots(layer)
+        slots = keys.shape[0]
         slot = depth.clamp_max(slots - 1) if self.kv_sharing == "none" else depth % slots
-        batch, heads, width, head_dim = query.shape
-        rows = placed.rows
+        _, heads, width, head_dim = query.shape
         numbers = torch.arange(slots, device=key.device)[:, None, None]
         written = (numbers == slot) | ((depth < slots) & (numbers > slot))
         read = []
-        for stored, new in ((self.keys[layer], key), (self.values[layer], value)):
-            old = stored[:, rows, :, placed.positions]  # [batch, width, slots, heads, head_dim]
-            stored[:, rows, :, placed.positions] = torch.where(
+        for stored, new in ((keys, key), (values, value)):
+            old = stored[:, at.rows, :, at.positions]  # [1, n, slots, heads, head_dim]
+            stored[:, at.rows, :, at.positions] = torch.where(
                 written.permute(1, 2, 0)[..., None, None], new.transpose(1, 2)[:, :, None], old
             )
-            read.append(stored[slot, rows, :, : placed.extent].flatten(0, 1))
-        key_positions = torch.arange(placed.extent, device=key.device)
-        mask = (key_positions <= placed.positions.clamp_min(0)[..., None]).flatten(0, 1)[:, None, None]
-        query = query.transpose(1, 2).reshape(batch * width, heads, 1, head_dim)
+            read.append(stored[slot, at.rows, :, : at.extent].flatten(0, 1))
+        key_positions = torch.arange(at.extent, device=key.device)
+        mask = (key_positions <= at.positions.clamp_min(0)[..., None]).flatten(0, 1)[:, None, None]
+        query = query.transpose(1, 2).reshape(width, heads, 1, head_dim)
         y = F.scaled_dot_product_attention(query, *read, mask, enable_gqa=heads != key.shape[1])
-        return y.reshape(batch, width, heads, head_dim).transpose(1, 2)
+        return y.reshape(1, width, heads, head_dim).transpose(1, 2)
 
-    def _attend_by_column(self, layer, query, key, value, slots: Sequence[int]):
-        """`attend` for columns that stand at different recurrences or readouts."""
-        placed = self.placement.to(query.device)
-        batch, _, width, _ = query.shape
-        if slots not in placed.indices:
-            # An arange is made on the device; a list would be copied there, which waits for it.
-            placed.indices[slots] = (
-                torch.arange(slots.start, slots.stop, slots.step, device=key.device)
-                if isinstance(slots, range)
-                else torch.tensor(slots, device=key.device)
-            )
-        rows = placed.rows
-        for stored, new in ((self.keys[layer], key), (self.values[layer], value)):
-            stored[placed.indices[slots], rows, :, placed.positions] = new.transpose(1, 2)
-        keys, values = self.keys[layer][..., : placed.extent, :], self.values[layer][..., : placed.extent, :]
-        mask = placed.mask_for(query)
-        if isinstance(slots, range) and batch <= width:
-            # Columns stand a fixed number of recurrences apart: one strided view of a row holds what all of them see.
-            view = slice(slots.start, slots[-1] + 1, slots.step)
-            read = [
-                attention(
-                    query[row].transpose(0, 1)[:, :, None],
-                    keys[view, row],
-                    values[view, row],
-                    mask[row].transpose(0, 1)[:, :, None],
-                )
-                for row in range(batch)
-            ]
-            return torch.stack([row[:, :, 0].transpose(0, 1) for row in read])
-        read = [
-            attention(query[:, :, column : column + 1], keys[slot], values[slot], mask[:, :, column : column + 1])
-            for column, slot in enumerate(slots)
-        ]
-        return torch.cat(read, dim=2)
+    def _attend_by_run(self, keys, values, query, key, value, at: Placement, slots: Slots):
+        """`attend` for positions at slots known on the host: a view of the row for each run of them, no copy."""
+        where = slots.device.to(key.device)
+        for stored, new in ((keys, key), (values, value)):
+            stored[where, at.rows[0], :, at.positions[0]] = new[0].transpose(0, 1)
+        queries, bias, read = query[0].transpose(0, 1)[:, :, None], at.bias_of_positions(query), []
+        for run in at.runs(slots.host):
+            seen = (run.view(stored[:, run.row, :, : at.extent]) for stored in (keys, values))
+            read.append(attention(queries[run.cells], *seen, bias[run.cells]))
+        return torch.cat(read)[:, :, 0].transpose(0, 1)[None]
 
     def start_readout(self, readout: int, source: int) -> None:
         """Give the coda layers a timeline of keys and values, with what stands in another one; a copy of its bytes."""
@@ -365,24 +286,36 @@ class RecurrentDepthCache(Cache):
                 else:
                     stored[readout] = stored[source]
 
-    def scrub(self, row: int) -> None:
-        """Zeros for what is not finite in a row: behind a mask it would still spread, as 0 x NaN."""
+    def scrub(self, seat: int) -> None:
+        """Zeros for what is not finite in a seat: behind a mask it would still spread, as 0 x NaN."""
         for stored in (*self.keys, *self.values):
             if stored is not None:
-                stored[:, row].nan_to_num_(0.0, 0.0, 0.0)
+                stored[:, seat].nan_to_num_(0.0, 0.0, 0.0)
 
-    def settle(self, num_steps: int) -> None:
-        """After `num_steps` recurrences of the placed positions: deeper slots get the last recurrence there has been.
+    def settle(self, at: Placement, num_steps: int) -> None:
+        """After `num_steps` recurrences of a pass: deeper slots get the last recurrence there has been.
 
-        A later position may be refined more often than this one was; it then sees this one's last entry.
+        A later position may be refined more often than these were; it then sees their last entry.
         """
         if num_steps >= self.core_slots:
             return
         for layer in range(self.num_prelude_layers, self.num_prelude_layers + self.num_core_layers):
-            for stored in (self.keys[layer], self.values[layer]):
-                placed = self.placement.to(stored.device)
-                last = stored[num_steps - 1, placed.rows, :, placed.positions]
-                stored[num_steps:, placed.rows, :, placed.positions] = last[:, :, None]
+            for tensors in (self.keys, self.values):
+                stored = tensors[layer][:, at.seats.start : at.seats.stop]
+                there = at.to(stored.device)
+                last = stored[num_steps - 1, there.rows, :, there.positions]
+                stored[num_steps:, there.rows, :, there.positions] = last[:, :, None]
+
+    # --- seats ---
+
+    def swap_seats(self, first: int, second: int) -> None:
+        """Exchange what two seats hold; copies what has been written in them."""
+        for stored in (*self.keys, *self.values):
+            if stored is not None:
+                written = stored[:, :, :, : self.filled]
+                kept = written[:, first].clone()
+                written[:, first] = written[:, second]
+                written[:, second] = kept
 
     @property
     def batch_size(self) -> int:
@@ -408,6 +341,19 @@ class RecurrentDepthCache(Cache):
     def is_compileable(self) -> bool:
         return False
 
+    @property
+    def is_croppable(self) -> bool:
+        return True
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """Of each layer False.
+
+        transformers takes a cache without its own layer objects for linear throughout, and would pass the whole text
+        again where only the new ids are meant.
+        """
+        return [False] * self.num_layers
+
     def crop(self, length: int) -> None:
         """Forget the last columns: -n forgets n, 0 none, a positive number keeps that many. Copies nothing."""
         self.columns = min(self.columns, length) if length > 0 else max(self.columns + length, 0)
@@ -419,33 +365,7 @@ class RecurrentDepthCache(Cache):
         """Keep the rows `indices` (int64 [rows])."""
         for tensors in (self.keys, self.values):
             tensors[:] = [None if t is None else t.index_select(1, indices.to(t.device)) for t in tensors]
-
-    def keep_rows(self, rows: list[int]) -> None:
-        """Work on some rows of the batch alone, in this order; `restore_rows()` brings all of them back.
-
-        Args:
-            rows: numbers of rows in the whole batch, whatever is kept now.
-        """
-        self.restore_rows()
-        self._whole = (self.keys[:], self.values[:], rows)
-        self.batch_select_indices(torch.tensor(rows))
-
-    def restore_rows(self) -> None:
-        """All rows again, those of `keep_rows()` with what was written since."""
-        if self._whole is None:
-            return
-        keys, values, rows = self._whole
-        self._whole = None
-        for tensors, whole in ((self.keys, keys), (self.values, values)):
-            for layer, part in enumerate(tensors):
-                if part is None:
-                    continue
-                full = whole[layer]
-                if full.shape[3] < part.shape[3]:
-                    full = full.new_zeros(*full.shape[:3], *part.shape[3:])
-                    full[:, :, :, : whole[layer].shape[3] - 1] = whole[layer][:, :, :, :-1]
-                full[:, rows] = part
-                tensors[layer] = full
+        self.seats = len(indices)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Rows as beam search picked them."""
@@ -455,6 +375,7 @@ class RecurrentDepthCache(Cache):
         """Each row `repeats` times."""
         for tensors in (self.keys, self.values):
             tensors[:] = [None if t is None else t.repeat_interleave(repeats, dim=1) for t in tensors]
+        self.seats *= repeats
 
     def __len__(self) -> int:
         return self.num_layers

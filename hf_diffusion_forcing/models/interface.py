@@ -4,17 +4,16 @@ from abc import ABCMeta, abstractmethod
 
 import torch
 
-from ..cache.recurrent_depth_cache import NoCache, RecurrentDepthCache
+from ..cache import Placement, RecurrentDepthCache, Slots
 
 
 class RecurrentDepthInterface(metaclass=ABCMeta):
     """The verbs of a recurrent-depth language model: logits = decode(recur(... initialize_state(embed(ids)))).
 
-    `positions` is int64 [batch, width]: absolute positions counted from each row's first real token, -1 for padding.
-    `cache` is a `RecurrentDepthCache`, or a `NoCache` to attend among the given positions only. A caller that makes
-    several passes over the same positions calls `cache.place(positions)` once and passes the same tensor to each verb.
-    Where rows are ragged it may leave their padding out (`place(unpadding=...)`): every tensor is then [1, n, ...], the
-    positions of all rows, and the cache, through which attention goes, knows which row each is of.
+    `at` is the `Placement` of the pass, made by `cache.place()` or `cache.place_rows()` and handed from verb to verb:
+    tensors are [batch, width, ...], or [1, n, ...] where the positions of several rows stand end to end. Attention goes
+    through `at.attend(layer, query, key, value, slot)`, with layers counted over prelude, core and coda, and `slot`
+    from `at.slot(depth)` in the core, `readout` in the coda, 0 in the prelude.
     """
 
     has_injected_embedding: bool = True
@@ -27,7 +26,7 @@ class RecurrentDepthInterface(metaclass=ABCMeta):
     """Whether there is an `exit_gate`; the criterion of that name needs it."""
 
     @abstractmethod
-    def embed(self, input_ids: torch.Tensor, positions: torch.Tensor, cache: RecurrentDepthCache | NoCache):
+    def embed(self, input_ids: torch.Tensor, at: Placement) -> torch.Tensor:
         """The prelude: token ids int64 [batch, width] -> injected embedding e [batch, width, channels]."""
 
     @abstractmethod
@@ -36,38 +35,35 @@ class RecurrentDepthInterface(metaclass=ABCMeta):
     ) -> torch.Tensor:
         """s0 [batch, width, channels], from position-keyed noise; `scale` 0.0 gives zeros.
 
-        `seeds` is int64 [batch], or [batch, width] where positions have seeds of their own.
+        The only verb that attends to nothing: it takes the positions alone, and may be called before a pass is placed.
+
+        Args:
+            positions: int64 [batch, width].
+            seeds: int64 [batch], or [batch, width] where positions have seeds of their own.
         """
 
     @abstractmethod
-    def recur(
-        self,
-        s: torch.Tensor,
-        e: torch.Tensor,
-        positions: torch.Tensor,
-        cache: RecurrentDepthCache | NoCache,
-        depth: int | range | torch.Tensor,
-    ) -> torch.Tensor:
-        """One pass of the core, recurrence `depth` (0-based): s [batch, width, channels] -> s, same shape.
+    def recur(self, s: torch.Tensor, e: torch.Tensor, at: Placement, depth: int) -> torch.Tensor:
+        """One pass of the core: s [batch, width, channels] -> s, same shape.
 
-        `depth` may be int64 [batch, width], one recurrence per position, or a range, one per column;
-        `cache.slot(depth)` takes any.
+        Args:
+            depth: which recurrence of this pass, 0-based; `at.depth` counts those before it.
         """
 
     @abstractmethod
     def decode(
         self,
         s: torch.Tensor,
-        positions: torch.Tensor,
-        cache: RecurrentDepthCache | NoCache,
-        readout: int | tuple[int, ...] = 0,
+        at: Placement,
+        readout: int | Slots = 0,
         logits_to_keep: int | torch.Tensor = 0,
     ) -> torch.Tensor:
         """Coda and head: logits [batch, kept, vocabulary].
 
-        `readout` names the coda timeline (0 is the only one of a plain cache), or one for each column.
-        `logits_to_keep` keeps the last n columns (0: all), or the columns of an index tensor: the coda's keys and
-        values are written for all anyway.
+        Args:
+            readout: the coda timeline (0 is the only one of a plain cache), or one for each position.
+            logits_to_keep: the last n columns (0: all), or the columns of an index tensor: the coda's keys and values
+                are written for all anyway.
         """
 
     def exit_gate(self, s: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,36 @@
+"""Attention without a cache."""
+
+import torch
+
+from .attention import attention
+from .placement import Placement
+
+
+class NoCache:
+    """Attention among the positions of one call only: training, and `forward(use_cache=False)`."""
+
+    columns = 0
+
+    def place(self, positions: torch.Tensor, start: int | None = None, extent: int | None = None) -> Placement:
+        """The placement of a pass (see `RecurrentDepthCache.place`)."""
+        batch, width = positions.shape
+        rows = torch.arange(batch, device=positions.device)[:, None]
+        if start is not None:
+            return Placement(self, positions, width, range(batch), rows, start=start, is_causal=True)
+        query = positions.clamp_min(0)[:, None, :, None]
+        key = positions[:, None, None, :]
+        return Placement(self, positions, width, range(batch), rows, mask=(key <= query) & (key >= 0))
+
+    def slot(self, depth: int) -> int:
+        """Nothing is kept from one recurrence to the next."""
+        return 0
+
+    def settle(self, at: Placement, num_steps: int) -> None:
+        """Nothing is kept."""
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, at: Placement, slot: int = 0
+    ) -> torch.Tensor:
+        """Attention of the positions to each other, [batch, heads, width, head_dim]."""
+        at = at.to(query.device)
+        return attention(query, key, value, at.bias(query), at.is_causal)

@@ -1,0 +1,200 @@
+"""Where the positions of one pass stand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+
+from .grid import Grid
+
+
+@dataclass(frozen=True)
+class Slots:
+    """A slot for each position of a pass, known on the host and on the device.
+
+    Attributes:
+        host: n numbers.
+        device: the same, int64 [n].
+    """
+
+    host: tuple[int, ...]
+    device: torch.Tensor
+
+    def __add__(self, depth: int) -> Slots:
+        return Slots(tuple(slot + depth for slot in self.host), self.device + depth) if depth else self
+
+
+class PlacingCache(Protocol):
+    """What a placement asks of the cache that made it."""
+
+    def slot(self, depth: Any) -> Any: ...
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, at: Placement, slot: Any
+    ) -> torch.Tensor: ...
+
+
+@dataclass(eq=False)
+class Placement:
+    """Where the positions of one model pass stand. A cache makes it once; the verbs hand it on to every layer.
+
+    A pass works either on a grid [batch, width], or on the positions of several rows end to end, [1, n].
+
+    Attributes:
+        cache: that made the placement, and through which the positions attend.
+        positions: int64 [batch, width] or [1, n], absolute positions counted from each row's first real token; -1 is
+            padding, whose output means nothing.
+        extent: every position is below this.
+        seats: the seats of the cache the rows sit in, in order.
+        rows: int64 [batch, 1] or [1, n], which of the seats each position belongs to, counted from the first of them.
+        depth: recurrences the positions have had before this pass: a number, int64 [1, n], or `Slots`.
+        start: the first position when every row stands at start, start + 1, ..., else None.
+        mask: bool [rows, 1, width, extent], True where a query sees a key; None when every key is seen, or with
+            `is_causal`: then the positions are the last ones before `extent` and see those up to their own.
+        grid: of positions that stand end to end; None for a grid pass.
+        rotary: what the family's attention rotates queries and keys by; the family fills it in.
+    """
+
+    cache: PlacingCache
+    positions: torch.Tensor
+    extent: int
+    seats: range
+    rows: torch.Tensor
+    depth: int | torch.Tensor | Slots = 0
+    start: int | None = None
+    mask: torch.Tensor | None = None
+    is_causal: bool = False
+    grid: Grid | None = None
+    rotary: Any = None
+    _bias: torch.Tensor | None = None
+    _position_bias: torch.Tensor | None = None
+    _runs: dict[tuple[int, ...], list[Run]] = field(default_factory=dict)
+    _copies: dict[torch.device, Placement] = field(default_factory=dict)
+
+    def slot(self, depth: int) -> Any:
+        """The slot of the core layers that the positions' recurrence number `depth` of this pass writes and reads."""
+        return self.cache.slot(self.depth + depth)
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, slot: Any = 0
+    ) -> torch.Tensor:
+        """Store keys and values of the positions, and attend to all that stands before each.
+
+        Args:
+            layer: 0-based over prelude, core and coda.
+            query: [batch, heads, width, head_dim], or [1, heads, n, head_dim].
+            key, value: the same with `kv_heads`.
+            slot: from `slot(depth)` in the core, the readout in the coda, 0 in the prelude.
+
+        Returns:
+            Shaped as `query`.
+        """
+        return self.cache.attend(layer, query, key, value, self, slot)
+
+    def pad(self, x: torch.Tensor) -> torch.Tensor:
+        """Heads [1, heads, n, head_dim] as attention wants them, [rows, heads, width, head_dim]."""
+        if self.grid is None or self.grid.rows == 1:
+            return x
+        return self.grid.pad(x.transpose(1, 2)).transpose(1, 2)
+
+    def unpad(self, x: torch.Tensor) -> torch.Tensor:
+        """`pad` undone."""
+        if self.grid is None or self.grid.rows == 1:
+            return x
+        return self.grid.unpad(x.transpose(1, 2)).transpose(1, 2)
+
+    def bias(self, query: torch.Tensor) -> torch.Tensor | None:
+        """The mask as 0 and -inf in the query's dtype, which attention adds to its scores; made once."""
+        if self.mask is not None and (self._bias is None or self._bias.dtype != query.dtype):
+            self._bias = query.new_zeros(self.mask.shape).masked_fill_(~self.mask, float("-inf"))
+        return self._bias
+
+    def bias_of_positions(self, query: torch.Tensor) -> torch.Tensor:
+        """`bias` of each position on its own, [n, 1, 1, extent], of a pass over rows end to end; made once."""
+        if self._position_bias is None or self._position_bias.dtype != query.dtype:
+            self._position_bias = self.grid.unpad(self.bias(query)[:, 0])[0][:, None, None]
+        return self._position_bias
+
+    def runs(self, slots: tuple[int, ...]) -> list[Run]:
+        """The runs of positions whose slots are evenly spaced; see `Run`. Made once for each tuple."""
+        if slots not in self._runs:
+            self._runs[slots] = _runs(slots, self.widths)
+        return self._runs[slots]
+
+    @property
+    def widths(self) -> list[int]:
+        """Positions of each row, of a pass over rows end to end."""
+        return self.grid.widths
+
+    def to(self, device: torch.device, **kwargs: Any) -> Placement:
+        """This placement on another device, made once each (accelerate asks for it where layers are spread out)."""
+        device = torch.device(device)
+        if self.positions.device == device:
+            return self
+        if device not in self._copies:
+            tensors = {name: getattr(self, name) for name in ("positions", "rows", "mask", "rotary")}
+            moved = {name: None if tensor is None else tensor.to(device) for name, tensor in tensors.items()}
+            self._copies[device] = replace(self, **moved, _bias=None, _position_bias=None, _runs={}, _copies={})
+        return self._copies[device]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring positions of one row whose slots are evenly spaced: one strided view of the row holds them all.
+
+    Attributes:
+        row: which of the pass's rows.
+        cells: where the positions stand among the pass's n.
+        first, step: the slots are first, first + step, ...; step is 0 or more.
+    """
+
+    row: int
+    cells: slice
+    first: int
+    step: int
+
+    def view(self, stored: torch.Tensor) -> torch.Tensor:
+        """Of a row's entries [slots, ...] those of the run, [positions, ...], without a copy."""
+        count = self.cells.stop - self.cells.start
+        if self.step == 0:
+            return stored[self.first].expand(count, *stored.shape[1:])
+        return stored[self.first : self.first + self.step * (count - 1) + 1 : self.step]
+
+
+def _runs(slots: tuple[int, ...], widths: list[int]) -> list[Run]:
+    runs, begin = [], 0
+    for row, width in enumerate(widths):
+        end, first = begin + width, begin
+        while first < end:
+            last = first + 1
+            step = slots[last] - slots[first] if last < end else 0
+            if step < 0:
+                step = 0
+            else:
+                while last < end and slots[last] - slots[last - 1] == step:
+                    last += 1
+            runs.append(Run(row, slice(first, last), slots[first], step))
+            first = last
+        begin = end
+    return runs
+
+
+def absolute_positions(
+    attention_mask: torch.Tensor | None, seen: int, shape: tuple[int, int], device: torch.device
+) -> tuple[torch.Tensor, int | None]:
+    """Positions of the columns after the first `seen`, counted from each row's first real token.
+
+    Args:
+        attention_mask: [batch, seen + width], or None when there is no padding.
+        shape: batch and width.
+
+    Returns:
+        int64 [batch, width] with -1 for padding, and the first of them where all rows are alike (else None).
+    """
+    batch, width = shape
+    if attention_mask is None:
+        return torch.arange(seen, seen + width, device=device).expand(batch, width), seen
+    mask = attention_mask.to(device)
+    return (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, -1)[:, -width:], None
