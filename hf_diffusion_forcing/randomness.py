@@ -58,8 +58,9 @@ def row_seeds(seed: int | list[int] | None, batch: int, device: torch.device | s
 
 
 def fold_in(seeds: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
-    """New seeds int64 [batch, width] from seeds [batch] and one number a position [batch, width]."""
-    return _mix(seeds[:, None] * _GOLDEN + data * _POSITION)
+    """New seeds int64 [batch, width] from seeds [batch] or [batch, width] and one number a position [batch, width]."""
+    seeds = seeds[:, None] if seeds.ndim == 1 else seeds
+    return _mix(seeds * _GOLDEN + data * _POSITION)
 
 
 def keyed_uniform(seeds: torch.Tensor, positions: torch.Tensor, purpose: int, channels: int) -> torch.Tensor:

@@ -2,12 +2,16 @@
 
 import torch
 
-from ..hooks.refinement import Refinement
+from ..cache import Placement
 from ..settings.sampler_configs import AdaptiveConfig
 from .early_exit import EarlyExitSampler
-from .wavefront import Wavefront
+from .row import Position, Row
+from .sampler import register_sampler
+from .state_starts import StateStarts
+from .wave import Wave
 
 
+@register_sampler
 class Adaptive(EarlyExitSampler):
     """`sampler="adaptive"`: a tick is one recurrence of every row's front position.
 
@@ -15,78 +19,71 @@ class Adaptive(EarlyExitSampler):
     (or in every tick, for a criterion that reads logits).
     """
 
+    config_class = AdaptiveConfig
     config: AdaptiveConfig
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.positions: torch.Tensor | None = None
+        self.starts = StateStarts(self.model, self.config.state_scale)
+        self.at: Placement | None = None
+        """Where the fronts stand; made anew when one of them has moved."""
 
-    def next_width(self, row: int, front: int, kept: int) -> int:
-        """One position, while the length limit has room for what it predicts."""
-        return min(1, self.last_position(row) - front + 1)
+    def begin(self, row: Row) -> None:
+        row.wave = [Position(row.ids[-1])]
+        self.at = None
 
-    def tick(self, wave: Wavefront) -> None:
-        """One recurrence; commit the tokens of the rows whose position has converged or is at its budget."""
+    def end(self, row: Row) -> None:
+        super().end(row)
+        self.at = None
+
+    def tick(self, rows: list[Row]) -> None:
         model, cache, budget = self.model, self.cache, self.config.num_steps
-        fresh = wave.first_fresh < wave.width
-        input_ids, positions, steps, new = wave.tensors()
-        if self.positions is None or len(self.positions) != len(wave.tokens):
-            # The same tensor until a row exits: its placement is made once.
-            self.positions = positions
-            cache.place(positions, start=wave.start, extent=wave.extent)
-        positions, memory = self.positions, wave.recall()
-        e = model.embed(input_ids, positions, cache) if fresh else memory["sampler.embedding"]
-        start = model.initialize_state(e, positions, self.seeds, self.config.state_scale) if fresh else e[:, 1:]
-        refinement = Refinement(
-            positions=positions,
-            input_ids=input_ids,
-            fresh=new,
-            steps=steps,
-            recurrences=1,
-            budget=budget,
-            seeds=self.seeds,
-            model=model,
-            memory=memory,
-        )
-        refinement.before = wave.carry(wave.states, start)
-        depth = 0 if cache.kv_sharing == "last" else refinement.steps
-        wave.states = refinement.states = model.recur(refinement.before, e, positions, cache, depth)
-        refinement.before = refinement.before.to(wave.states.device)  # the core may stand on another device
-        if self.criterion.needs_logits:
-            self._read_out(wave, refinement)
-        exhausted = refinement.steps.to(e.device) + 1 >= budget
-        exits = self.converged(refinement).to(e.device) | exhausted
-        if bits := self.exit_bits(refinement):
-            exits = torch.stack((exits.long(), bits[0].to(e.device)))
-            exits, *bits = exits.tolist()
-        else:
-            exits = exits.tolist()
-        exits = [exit and bool(tokens) for (exit,), tokens in zip(exits, wave.tokens, strict=True)]
-        if any(exits) and refinement.predictions is None:
-            self._read_out(wave, refinement)
+        wave = Wave(rows, self.tools.device)
+        if self.at is None:
+            self.at = cache.place_rows(wave.positions, wave.seats, wave.widths, wave.extent, wave.start)
+        at = self.at
+        at.depth = 0 if cache.kv_sharing == "last" else wave.steps
+        refinement = self.refinement(wave, 1, budget)
+
+        # 1. The prelude, when there are new tokens. 2. States go on, new ones start.
+        e = model.embed(wave.ids, at) if wave.new else refinement.recall("sampler.embedding")
         refinement.remember("sampler.embedding", e)
-        wave.memory = refinement.remembered
+        refinement.before = wave.carry(self.states, self.starts.take(wave, e))
 
-        predictions = [None] * len(exits)
+        # 3. One recurrence.
+        self.states = refinement.states = model.recur(refinement.before, e, at, 0)
+        refinement.before = refinement.before.to(self.states.device)  # the core may stand on another device
+
+        # 4. and 5. Which rows exit, and what they predict.
+        scores = self._read_out(wave, at, refinement) if self.criterion.needs_logits else None
+        exits = self.has_converged(refinement) | (wave.steps.to(self.states.device) + 1 >= budget)
+        facts = [exits, *self.exit_bits(refinement)]
+        exits, *bits = torch.stack([fact[0].to(exits.device, torch.long) for fact in facts]).tolist()
+        predictions = [None] * len(rows)
         if any(exits):
-            chosen, self.positions = refinement.predictions[:, 0].tolist(), None
-            predictions = [token if exit else None for token, exit in zip(chosen, exits, strict=True)]
-        observed = self.observe_wave(wave, 1, [[token] for token in predictions], bits)
-        self.stats.ticks += 1
-        self.stats.core_passes += 1
-        self.stats.positions_refined += sum(map(len, wave.tokens))
-        for row, token in enumerate(predictions):
-            if token is not None:
-                ended = self.committed.commit(self.live[row], token, refinement.logits[row, 0], self.scores[row, 0])
-                wave.advance(row, 1, [token], 0 if ended else self.next_width(row, wave.fronts[row] + 1, 0), 1)
-            elif wave.tokens[row]:
-                wave.advance(row, 0, [], 1, 1)
-        self.record(observed)
+            scores = self._read_out(wave, at, refinement) if scores is None else scores
+            chosen = refinement.predictions[0].tolist()
+            predictions = [token if leaves else None for token, leaves in zip(chosen, exits, strict=True)]
+        self.observe(wave, self.states, 1, wave.split(predictions), list(map(wave.split, bits)))
+        self.count(wave, 1)
+        self.memory = refinement.remembered
+        wave.settle()
 
-    def _read_out(self, wave: Wavefront, refinement: Refinement) -> None:
-        """Logits and predictions of the states as they are; the coda's keys and values of a row that goes on are
-        written again when it exits."""
-        refinement.logits = self.model.decode(refinement.states, refinement.positions, self.cache)
-        refinement.predictions, self.scores = self.choose(
-            wave, refinement.logits, refinement.input_ids, refinement.positions
-        )
+        # 6. and 7. They are committed, and the next position is the front.
+        for seat, (row, token) in enumerate(zip(rows, predictions, strict=True)):
+            if token is None:
+                row.wave[0].steps += 1
+                continue
+            self.at = None
+            if not self.commit(row, token, refinement.logits[0, seat], scores[0, seat]):
+                row.wave = [Position(token)]
+        self.record()
+
+    def _read_out(self, wave: Wave, at: Placement, refinement) -> torch.Tensor:
+        """Logits and predictions of the states as they are; returns the scores they were chosen by.
+
+        The coda's keys and values of a row that goes on are written again when it exits.
+        """
+        refinement.logits = self.model.decode(refinement.states, at)
+        refinement.predictions, scores = self.choose(wave, refinement.logits)
+        return scores

@@ -1,6 +1,6 @@
 """From the logits of a wave to its next tokens: processors, each position with its own prefix, then the choice."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import groupby
 
 import torch
@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from ..randomness import keyed_gumbel
+from .row import Row
 
 PREFIX_FREE = (
     TemperatureLogitsWarper,
@@ -75,7 +76,7 @@ class TokenChoice:
         processors: in order.
         room: ids a row may grow to.
         pad_token_id: fills up rows that are shorter than the prefix.
-        seeds: int64 [batch] to sample with keyed Gumbel noise; None for greedy.
+        is_sampling: whether keyed Gumbel noise is added; else the choice is greedy.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class TokenChoice:
         processors: LogitsProcessorList,
         room: int,
         pad_token_id: int | None,
-        seeds: torch.Tensor | None,
+        is_sampling: bool,
     ):
         self.final_lengths: dict[int, int] = {}
         self.vocabulary = 0
@@ -97,13 +98,12 @@ class TokenChoice:
         self.groups = [
             (prefix_free, list(group)) for prefix_free, group in groupby(processors, lambda p: type(p) in PREFIX_FREE)
         ]
-        self.seeds = seeds
+        self.is_sampling = is_sampling
         self.device = input_ids.device
         self.ids: torch.Tensor | None = None
         if not all(prefix_free for prefix_free, _ in self.groups):
-            # One place more than there is room: the columns past a row's wave are written there.
             batch, length = input_ids.shape
-            self.ids = input_ids.new_full((batch, room + 1), 0 if pad_token_id is None else pad_token_id)
+            self.ids = input_ids.new_full((batch, room), 0 if pad_token_id is None else pad_token_id)
             self.ids[:, :length] = input_ids
 
     def _tolerant(self, allowed_tokens: Callable) -> Callable:
@@ -120,80 +120,59 @@ class TokenChoice:
 
         return tolerant
 
-    def process(
-        self,
-        logits: torch.Tensor,
-        tokens: torch.Tensor,
-        lengths: list[Sequence[int]],
-        finals: list[int],
-        rows: list[int],
-    ) -> torch.Tensor:
-        """Processed scores, float32 [live rows, width, vocabulary], on the processors' device.
-
-        Args:
-            logits: [live rows, width, vocabulary].
-            tokens: int64 [live rows, width], the ids at the wave's positions.
-            lengths: per live row, the lengths of its positions' prefixes, their own ids included; 0, or nothing at
-                the end, for columns the row has no position in.
-            finals: per live row, how many of its ids are final.
-            rows: the live rows' numbers in the batch.
-        """
-        scores = logits.to(self.device, torch.float32)
-        self.vocabulary = scores.shape[-1]
-        if self.ids is not None:
-            self.final_lengths = dict(zip(rows, finals, strict=True))
-            self._write(tokens, lengths, rows)
-        for prefix_free, group in self.groups:
-            if prefix_free:
-                flat = scores.flatten(0, 1)
-                unread = self.ids if self.ids is not None else flat.new_empty((len(flat), 0), dtype=torch.int64)
-                for processor in group:
-                    flat = processor(unread, flat)
-                scores = flat.view_as(scores)
-            else:
-                scores = self._process_by_prefix(group, scores, lengths, rows)
-        return scores
-
-    def _write(self, tokens: torch.Tensor, lengths: list[Sequence[int]], rows: list[int]) -> None:
-        """Put the wave's ids where they stand. What is committed has stood in the wave first."""
-        # Length 0 points at -1, the place nobody reads.
-        columns = [[n - 1 for n in each] + [-1] * (tokens.shape[1] - len(each)) for each in lengths]
-        index = torch.tensor(rows, device=self.device)[:, None], torch.tensor(columns, device=self.device)
-        self.ids[index] = tokens.to(self.device)
-
-    def _process_by_prefix(self, group, scores, lengths: list[Sequence[int]], rows: list[int]) -> torch.Tensor:
-        batch = len(self.ids)
-        processed = scores.clone()
-        for length in sorted({n for each in lengths for n in each if n}):
-            members = [(live, each.index(length)) for live, each in enumerate(lengths) if length in each]
-            live, columns = (torch.tensor(index, device=self.device) for index in zip(*members, strict=True))
-            numbers = torch.tensor([rows[live] for live, _ in members], device=self.device)
-            step = scores.new_zeros(batch, scores.shape[-1])
-            step[numbers] = scores[live, columns]
-            for processor in group:
-                step = processor(self.ids[:, :length], step)
-            processed[live, columns] = step[numbers].float()
-        return processed
-
     def __call__(
         self,
         logits: torch.Tensor,
         tokens: torch.Tensor,
         positions: torch.Tensor,
-        lengths: list[Sequence[int]],
-        finals: list[int],
-        rows: list[int],
+        seeds: torch.Tensor,
+        rows: list[Row],
+        lengths: list[int],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The token each position predicts, int64 [live rows, width], and the scores it was chosen by.
+        """The token each position predicts, int64 [1, n], and the scores it was chosen by, [1, n, vocabulary].
 
         Args:
-            positions: int64 [live rows, width], absolute, on the model's device. The others are `process()`'s.
+            logits: [1, n, vocabulary].
+            tokens, positions, seeds: int64 [1, n], the ids at the positions, where they stand, and their rows' seeds.
+            rows: the row of each position.
+            lengths: of each position's prefix among its row's ids, its own id included.
         """
-        scores = self.process(logits, tokens, lengths, finals, rows) if self.groups else logits
+        scores = self.process(logits, tokens, rows, lengths) if self.groups else logits
         drawn = scores.to(positions.device)
-        if self.seeds is not None:
-            seeds = (
-                self.seeds[torch.tensor(rows, device=self.seeds.device)] if len(rows) < len(self.seeds) else self.seeds
-            )
+        if self.is_sampling:
             drawn = drawn.float() + keyed_gumbel(seeds, positions + 1, drawn.shape[-1])
         return drawn.argmax(-1), scores
+
+    def process(self, logits: torch.Tensor, tokens: torch.Tensor, rows: list[Row], lengths: list[int]) -> torch.Tensor:
+        """Processed scores, float32 [1, n, vocabulary], on the processors' device; the arguments are a call's."""
+        scores = logits.to(self.device, torch.float32)[0]
+        self.vocabulary = scores.shape[-1]
+        numbers = [row.number for row in rows]
+        if self.ids is not None:
+            self.final_lengths = {row.number: len(row.ids) for row in rows}
+            # The wave's ids where they stand. What is committed has stood in the wave first.
+            ends = torch.tensor(lengths, device=self.device) - 1
+            self.ids[torch.tensor(numbers, device=self.device), ends] = tokens[0].to(self.device)
+        for prefix_free, group in self.groups:
+            if prefix_free:
+                unread = self.ids if self.ids is not None else scores.new_empty((len(scores), 0), dtype=torch.int64)
+                for processor in group:
+                    scores = processor(unread, scores)
+            else:
+                scores = self._process_by_prefix(group, scores, numbers, lengths)
+        return scores[None]
+
+    def _process_by_prefix(
+        self, group: list[LogitsProcessor], scores: torch.Tensor, numbers: list[int], lengths: list[int]
+    ) -> torch.Tensor:
+        processed = scores.clone()
+        for length in sorted(set(lengths)):
+            cells = [cell for cell, each in enumerate(lengths) if each == length]
+            members = torch.tensor([numbers[cell] for cell in cells], device=self.device)
+            where = torch.tensor(cells, device=self.device)
+            step = scores.new_zeros(len(self.ids), scores.shape[-1])
+            step[members] = scores[where]
+            for processor in group:
+                step = processor(self.ids[:, :length], step)
+            processed[where] = step[members].float()
+        return processed

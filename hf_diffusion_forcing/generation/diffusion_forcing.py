@@ -2,128 +2,128 @@
 
 import torch
 
-from ..cache.unpadding import Unpadding
-from ..hooks.refinement import Refinement
 from ..settings.sampler_configs import DiffusionForcingConfig
-from .cost_model import PromptDepth, choose_wave, cost_curve
+from .cost_curve import cost_curve
 from .early_exit import EarlyExitSampler
+from .freezing import frozen_prefix
+from .row import Position, Row
+from .sampler import register_sampler
 from .state_starts import StateStarts
-from .wavefront import Wavefront
+from .wave import Wave
+from .wave_choice import PromptDepth, choose_wave
 
 
+@register_sampler
 class DiffusionForcing(EarlyExitSampler):
     """`sampler="diffusion_forcing"`: ticks of `inner_recurrence` core passes over the wave."""
 
+    config_class = DiffusionForcingConfig
+    needs_injected_embedding = True
     config: DiffusionForcingConfig
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.processors = self.config.processors()
         self.starts = StateStarts(self.model, self.config.state_scale)
-        self.narrows = True
-        if self.trace is not None:
-            self.trace.budget = self.config.max_steps
-        # While the prompt is read an automatic wave is as wide as its first tick.
-        automatic = self.config.wavefront == "auto"
-        self.wavefront = self.config.headway if automatic else self.config.wavefront
-        self.inner_recurrence = self.config.inner_recurrence
+        self.can_narrow = True
+        """Whether a draft that is not finite may still be the cause of what is not."""
+        self.wavefront, self.inner_recurrence = self.config.wavefront, self.config.inner_recurrence
+        if self.recorder is not None:
+            self.recorder.trace.budget = self.config.max_steps
 
-    def next_width(self, row: int, front: int, kept: int) -> int:
-        """`headway` more than the row keeps, within `wavefront` and the length limit."""
-        return min(self.wavefront, kept + self.config.headway, self.last_position(row) - front + 1)
-
-    def prefill(self) -> Wavefront:
-        """The prompt's pass; for `wavefront="auto"` it also shows how many recurrences the text needs."""
-        config = self.config
-        if config.wavefront == "auto":
-            shortest = self.committed.prompt_length - max(self.padding) + self.offset
-            depth = PromptDepth(columns=min(64, shortest))
-            wave = super().prefill(depth)
-            curve = cost_curve(self.model, len(self.live), self.input_ids.device)
+    def read(self, rows, first_seat):
+        """The prompts; for `wavefront="auto"` they also show how many recurrences the text needs."""
+        watcher = PromptDepth() if self.wavefront == "auto" else None
+        first = super().read(rows, first_seat, watcher)
+        if watcher is not None:
+            curve = cost_curve(self.model, len(rows), self.tools.device)
             self.wavefront, self.inner_recurrence = choose_wave(
-                curve, depth.recurrences, config.max_steps, config.inner_recurrence
+                curve, watcher.recurrences, self.config.max_steps, self.config.inner_recurrence
             )
-        else:
-            wave = super().prefill()
         self.stats.wavefront, self.stats.inner_recurrence = self.wavefront, self.inner_recurrence
-        return wave
+        return first
 
-    def tick(self, wave: Wavefront) -> None:
-        """Refine the wave by `inner_recurrence` core passes, freeze its converged prefix, and move on."""
-        model, config, cache, processors = self.model, self.config, self.cache, self.processors
-        input_ids, positions, steps, fresh = wave.tensors()
-        # Only attention needs the rows: everything else is spared their padding. (Where every position has a depth of
-        # its own, attention knows of no unpadding.)
-        unpadding = wave.unpadding(positions) if cache.kv_sharing == "last" else Unpadding()
-        placed = cache.place(positions, start=wave.start, extent=wave.extent, unpadding=unpadding).positions
-        refinement = Refinement(
-            positions=positions,
-            input_ids=input_ids,
-            fresh=fresh,
-            steps=steps,
-            recurrences=self.inner_recurrence,
-            budget=config.max_steps,
-            seeds=self.seeds,
-            model=model,
-            memory=wave.recall(),
-        )
-        e = model.embed(unpadding.unpad(input_ids), placed, cache)
-        e = processors.process_embedding(unpadding.pad(e), refinement)
+    def begin(self, row: Row) -> None:
+        """The first wave: the first token, and drafts that repeat it."""
+        row.wave = [Position(row.ids[-1]) for _ in range(self._width(row, 0))]
 
-        start = self.starts.take(wave, e, positions, self.seeds)
-        carried = wave.states
-        state = processors.process_start(wave.carry(carried, start), refinement)
-        refinement.before = refinement.states = state
-        state = processors.process_state(state, refinement)
+    def _width(self, row: Row, kept: int) -> int:
+        """Positions of the row's next wave: `headway` more than it keeps, within `wavefront` and the length limit."""
+        return min(self.wavefront, kept + self.config.headway, row.room)
+
+    def tick(self, rows: list[Row]) -> None:
+        model, cache, config, hooks = self.model, self.cache, self.config, self.processors
+        wave = Wave(rows, self.tools.device)
         # With shared keys and values every recurrence writes the same slot; without, each position has its own depth.
-        depth = 0 if cache.kv_sharing == "last" else steps
-        state, e = unpadding.unpad(state), unpadding.unpad(e)
+        depth = 0 if cache.kv_sharing == "last" else wave.steps
+        at = cache.place_rows(wave.positions, wave.seats, wave.widths, wave.extent, wave.start, depth=depth)
+        refinement = self.refinement(wave, self.inner_recurrence, config.max_steps)
+
+        # 1. The prelude reads the drafts; momentum mixes in the embeddings of a tick ago.
+        e = hooks.process_embedding(model.embed(wave.ids, at), refinement)
+
+        # 2. States go on from where they were, new ones start from noise; noise may be mixed into all.
+        state = wave.carry(self.states, self.starts.take(wave, e))
+        refinement.before = refinement.states = state = hooks.process_start(state, refinement)
+        state = hooks.process_state(state, refinement)
+
+        # 3. The core, r' times.
         for inner in range(self.inner_recurrence):
-            state = model.recur(state, e, placed, cache, depth + inner)
-        state = unpadding.pad(state)
+            state = model.recur(state, e, at, inner)
         refinement.before = refinement.before.to(state.device)  # the core may stand on another device
-        wave.states = refinement.states = processors.process_refined(state, refinement)
-        logits = model.decode(unpadding.unpad(wave.states), placed, cache)
-        refinement.logits = logits = unpadding.pad(logits)
-        refinement.predictions, scores = self.choose(wave, logits, input_ids, positions)
-        chosen = refinement.predictions
-        sound = wave.states.isfinite().all(-1) & logits[..., 0].isfinite()
-        facts = (chosen, self.converged(refinement), sound, *self.exit_bits(refinement))
-        # The tick's only wait for the device: what was predicted, what has converged, and whether all is well.
-        facts = torch.stack([fact.to(chosen.device, torch.long) for fact in facts]).tolist()
-        predictions, converged, sound, *bits = facts
-        observed = self.observe_wave(wave, self.inner_recurrence, predictions, bits)
+        refinement.states = state = hooks.process_refined(state, refinement)
 
-        self.stats.ticks += 1
-        self.stats.core_passes += self.inner_recurrence
-        self.stats.positions_refined += self.inner_recurrence * sum(map(len, wave.tokens))
-        if self.narrows and not all(all(flags[1 : len(row)]) for flags, row in zip(sound, wave.tokens, strict=True)):
-            # A draft has overflowed, and 0 * NaN in attention carries that to the positions on its left.
-            wave.narrow(carried)
-            self.record(observed, abandoned=True)
-            return self.tick(wave)
-        # Alone the front is as finite as the model is. If it is not, narrowing is no help.
-        self.narrows &= wave.width > 1 or all(flags[0] for flags, row in zip(sound, wave.tokens, strict=True) if row)
-        wave.memory = refinement.remembered
-        for row, tokens in enumerate(wave.tokens):
-            if tokens:
-                self._freeze(wave, row, predictions[row][: len(tokens)], converged[row], logits[row], scores[row])
-        self.record(observed)
+        # 4. What every position predicts now.
+        refinement.logits = logits = model.decode(state, at)
+        refinement.predictions, scores = self.choose(wave, logits)
 
-    def _freeze(self, wave: Wavefront, row: int, predictions: list[int], converged: list[int], logits, scores) -> None:
-        """Commit the predictions of a row's longest converged prefix, and advance the row's wave."""
-        config = self.config
-        tokens, steps = wave.tokens[row], wave.steps[row]
-        frozen, ended = 0, False
-        while frozen < len(tokens) and not ended:
-            # A position whose own input was a wrong draft has converged to the wrong thing.
-            if frozen > 0 and tokens[frozen] != predictions[frozen - 1]:
-                break
-            # No tick may take the front position past its budget.
-            exhausted = steps[frozen] + 2 * self.inner_recurrence > config.max_steps
-            if not (converged[frozen] or exhausted):
-                break
-            ended = self.committed.commit(self.live[row], predictions[frozen], logits[frozen], scores[frozen])
-            frozen += 1
-        width = 0 if ended else self.next_width(row, wave.fronts[row] + frozen, len(tokens) - frozen)
-        wave.advance(row, frozen, predictions, width, self.inner_recurrence)
+        # 5. Which positions have converged. This is the tick's only wait for the device.
+        is_finite = state.isfinite().all(-1) & logits[..., 0].isfinite()
+        facts = (refinement.predictions, self.has_converged(refinement), is_finite, *self.exit_bits(refinement))
+        facts = [fact[0].to(refinement.predictions.device, torch.long) for fact in facts]
+        predictions, converged, is_finite, *bits = map(wave.split, torch.stack(facts).tolist())
+        self.observe(wave, state, self.inner_recurrence, predictions, bits)
+        self.count(wave, self.inner_recurrence)
+        if self._has_narrowed(rows, is_finite):
+            return
+        self.states, self.memory = state, refinement.remembered
+        wave.settle()
+
+        # 6. and 7. The longest converged prefix is committed, and the wave moves on.
+        logits, scores = logits[0].split(wave.widths), scores[0].split(wave.widths)
+        for seat, row in enumerate(rows):
+            self._freeze(row, predictions[seat], converged[seat], logits[seat], scores[seat])
+        self.record()
+
+    def _freeze(self, row: Row, predictions: list[int], converged: list[int], logits, scores) -> None:
+        """Commit the predictions of the row's frozen prefix, each against every stop, and move the wave on."""
+        wave = row.wave
+        frozen = frozen_prefix(
+            [position.token for position in wave],
+            predictions,
+            converged,
+            [position.steps for position in wave],
+            self.inner_recurrence,
+            self.config.max_steps,
+        )
+        for place in range(frozen):
+            if self.commit(row, predictions[place], logits[place], scores[place]):
+                return
+        row.advance(frozen, predictions, self._width(row, len(wave) - frozen), self.inner_recurrence)
+
+    def _has_narrowed(self, rows: list[Row], is_finite: list[list[int]]) -> bool:
+        """Whether a draft has overflowed, so that the tick does not count and is made again with the fronts alone.
+
+        0 * NaN in attention carries such a draft to the positions on its left. A front that is not finite when it
+        stands alone says that the model is not: narrowing is no help then.
+        """
+        if not self.can_narrow:
+            return False
+        if not all(all(flags[1:]) for flags in is_finite):
+            for row in rows:
+                row.wave = row.wave[:1]
+            self.record(abandoned=True)
+            return True
+        is_alone = all(len(row.wave) == 1 for row in rows)
+        self.can_narrow = not is_alone or all(flags[0] for flags in is_finite)
+        return False

@@ -25,17 +25,14 @@ from ..settings.sampler_configs import (
     sampler_config_class,
 )
 from ..settings.validation import nearest
-from .adaptive import Adaptive
+from .adaptive import Adaptive  # noqa: F401
+from .batch import Batch
 from .choice import KeyedGumbelProcessor
-from .diffusion_forcing import DiffusionForcing
-from .sampler import WavefrontSampler
-from .speculative_wavefront import SpeculativeWavefront
+from .diffusion_forcing import DiffusionForcing  # noqa: F401
+from .sampler import SAMPLERS
+from .speculative_wavefront import SpeculativeWavefront  # noqa: F401
 
-WAVEFRONT_SAMPLERS: dict[str, type[WavefrontSampler]] = {
-    "adaptive": Adaptive,
-    "diffusion_forcing": DiffusionForcing,
-    "speculative_wavefront": SpeculativeWavefront,
-}
+WAVEFRONT_SAMPLERS = SAMPLERS
 """Samplers with a loop of their own; `"autoregressive"` is transformers' loop."""
 
 SAMPLER_KEYWORDS = {name for config in SAMPLER_CONFIGS.values() for name in config.fields()}
@@ -243,7 +240,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         cache = model_kwargs.get("past_key_values")
         if cache is None:
             if generation_config.use_cache is not False:
-                model_kwargs["past_key_values"] = self.new_cache(steps, settings.kv_sharing, max_cache_length + 1)
+                model_kwargs["past_key_values"] = self.new_cache(steps, settings.kv_sharing)
             return
         if not isinstance(cache, RecurrentDepthCache):
             raise TypeError(
@@ -334,8 +331,10 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                     f"SynthID watermarking is not supported with sampler={sampler!r}: it keeps a state from token to "
                     "token, which drafts would spoil. Use sampler='autoregressive'."
                 )
-            return WAVEFRONT_SAMPLERS[sampler](
+            pad = generation_config._pad_token_tensor
+            return Batch(
                 self,
+                WAVEFRONT_SAMPLERS[sampler],
                 input_ids,
                 logits_processor,
                 stopping_criteria,
@@ -345,6 +344,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                 attention_mask,
                 cache,
                 columns,
+                None if pad is None else int(pad),
                 generation_config._return_trace,
             ).run()
         batch, length = input_ids.shape

@@ -3,19 +3,25 @@
 The pipeline over (position x depth) is that of LoopSpec (arXiv 2609.17184) and Wavefront Decoding (arXiv 2609.23033).
 """
 
+from __future__ import annotations
+
 import torch
 
+from ..cache import Placement, Slots
 from ..settings.sampler_configs import SpeculativeWavefrontConfig
-from .cost_model import PromptAgreement, choose_draft_depth, cost_curve
-from .depth_wave import DepthWave
-from .sampler import WavefrontSampler
-from .trace import WaveTick
+from .cost_curve import cost_curve
+from .draft_choice import PromptAgreement, choose_draft_depth
+from .prompt import PromptReader
+from .row import Position, Row
+from .sampler import TickingSampler, register_sampler
+from .wave import Wave
 
 TRUTH, DRAFT = 0, 1
 """The two timelines of the coda's keys and values: of full-depth readouts, and of the latest shallower ones."""
 
 
-class SpeculativeWavefront(WavefrontSampler):
+@register_sampler
+class SpeculativeWavefront(TickingSampler):
     """`sampler="speculative_wavefront"`: a tick takes every position of the wave `draft_depth` recurrences deeper.
 
     A position that has had `draft_depth` recurrences drafts the next token, which enters behind it. One that has had
@@ -25,165 +31,178 @@ class SpeculativeWavefront(WavefrontSampler):
     later positions at recurrence d alone, as in autoregression, so no committed token depends on how drafts fared.
     """
 
+    config_class = SpeculativeWavefrontConfig
+    is_lossless = True
     config: SpeculativeWavefrontConfig
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.draft_depth = self.config.draft_depth
         self.second_depth = self.config.second_depth(self.draft_depth)
-        self.sound = True
+        self.is_finite = True
         """Whether every state so far was finite."""
-        self.observed: dict[int, WaveTick] = {}
-        """What the running tick did, by row of the wave; empty without a trace."""
+        self.rows: list[Row] = []
+        """Those of the running tick, in the order of their seats."""
+        self.states: torch.Tensor | None = None
+        self.embeddings: torch.Tensor | None = None
+        """[1, n, channels] both, of the last tick's wave."""
 
-    def prefill(self) -> DepthWave:
-        """The prompt's pass; for `draft_depth="auto"` it also shows how often shallow readouts agree with the last."""
-        config = self.config
-        if config.draft_depth == "auto":
-            shortest = self.committed.prompt_length - max(self.padding) + self.offset
-            agreement = PromptAgreement(
-                self.model, self.cache, config.draft_depths, config.num_steps, min(64, shortest)
-            )
-            wave = super().prefill(agreement)
-            curve = cost_curve(self.model, len(self.live), self.input_ids.device)
-            self.draft_depth = choose_draft_depth(curve, agreement.shares, config.num_steps)
+    def read(self, rows, first_seat):
+        """The prompts; for `draft_depth="auto"` they also show how often shallow readouts agree with the last."""
+        config, tools = self.config, self.tools
+        is_auto = self.draft_depth == "auto"
+        watcher = PromptAgreement(self.model, config.draft_depths, config.num_steps) if is_auto else None
+        reader = PromptReader(self.model, self.cache, config, self.stats, tools.device, tools.chunk)
+        logits = reader.read(rows, first_seat, watcher)
+        if watcher is not None:
+            curve = cost_curve(self.model, len(rows), tools.device)
+            self.draft_depth = choose_draft_depth(curve, watcher.shares, config.num_steps)
             self.second_depth = config.second_depth(self.draft_depth)
-        else:
-            wave = super().prefill()
         self.cache.start_readout(DRAFT, TRUTH)
         self.stats.draft_depth = self.draft_depth
-        self.stats.waves = sum(map(bool, wave.tokens))
-        return wave
+        return self.first_tokens(rows, logits)
 
-    def begin(self, fronts: list[int], tokens: list[int | None], device: torch.device) -> DepthWave:
-        rows = enumerate(zip(fronts, tokens, strict=True))
-        begun = [[token] if token is not None and self.has_room(row, front) else [] for row, (front, token) in rows]
-        return DepthWave(fronts, begun, device)
+    def begin(self, row: Row) -> None:
+        row.wave = [Position(row.ids[-1])]
+        self.stats.waves += 1
 
-    def tick(self, wave: DepthWave) -> None:
-        """Every position `draft_depth` recurrences deeper; then drafts, second proposals and truths are read out."""
-        model, cache, config, depth = self.model, self.cache, self.config, self.draft_depth
-        span = wave.span
-        ids, positions = wave.grid(span)
-        read = [column for column in self._readouts if column in span]
-        # Before there is work on the device, which this copy would wait for.
-        columns = torch.tensor([column - span.start for column in read], device=positions.device, dtype=torch.long)
-        one_row = len(wave.tokens) == 1
-        s = e = None
-        if span.start == 0:
-            entering = positions[:, :1]
-            cache.place(entering, start=wave.extent - 1 if one_row else None, extent=wave.extent)
-            e = model.embed(ids[:, :1], entering, cache)
-            s = model.initialize_state(e, entering, self.seeds, self.config.state_scale)
-        cache.place(positions, extent=wave.extent)
-        states, embeddings = wave.carry(span, s, e)
-        first, last = depth * span.start, depth * span.stop
+    def end(self, row: Row) -> None:
+        self._drop(row, 0)
+
+    def tick(self, rows: list[Row]) -> None:
+        model, depth, last = self.model, self.draft_depth, self.config.num_steps
+        self.rows = rows
+        # The newest first: the slots of neighbours rise by one stride then, and a view of the cache holds them all.
+        wave = Wave(rows, self.tools.device, [list(enumerate(row.wave))[::-1] for row in rows])
+        positions = [position for members in wave.members for _, position in members]
+        readouts = {depth, self.second_depth or depth, last}
+        read = [index for index, position in enumerate(positions) if position.steps + depth in readouts]
+
+        # 1. Positions that enter go through the prelude. 2. They start from noise; the others go on.
+        entering, state, e = wave.new, None, None
+        if entering:
+            # The newest position of a row that is alone stands right before the extent.
+            there = self._place(wave, entering, wave.extent - 1 if len(wave.rows) == len(entering) == 1 else None)
+            e = model.embed(wave.take(wave.ids, entering), there)
+            state = model.initialize_state(e, there.positions, wave.take(wave.seeds, entering), self.config.state_scale)
+        state, e = wave.carry(self.states, state), wave.carry(self.embeddings, e)
+
+        # 3. The core, each position at its own depth.
+        at = self._place(wave, None)
         for inner in range(depth):
-            states = model.recur(states, embeddings, positions, cache, range(first + inner, last, depth))
-        wave.states, wave.embeddings, wave.held = states, embeddings, span
+            state = model.recur(state, e, at, inner)
+        self.states, self.embeddings = state, e
+        wave.settle()
 
-        readouts = tuple(TRUTH if depth * (column + 1) == self.config.num_steps else DRAFT for column in read)
-        predictions, logits, scores = [[] for _ in wave.tokens], None, None
+        # 4. What the positions that are due say. 5. The one wait for the device: that, and whether all is finite.
+        said, logits, scores = {}, None, None
         if read:
-            where = positions[:, columns]
-            cache.place(where, extent=wave.extent)
-            logits = model.decode(states[:, columns.to(states.device)], where, cache, readouts)
-            chosen, scores = self.choice(
-                logits, ids[:, columns], where, self._lengths(wave, read), self.finals, self.live
-            )
-            # The tick's only wait for the device: what was predicted, and whether all states are well.
-            *chosen, sound = torch.cat((chosen.flatten(), states.isfinite().all()[None].to(chosen))).tolist()
-            predictions = [chosen[row * len(read) : (row + 1) * len(read)] for row in range(len(wave.tokens))]
-            self.sound &= bool(sound)
-            if read[-1] == config.num_steps // depth - 1 and cache.core_slots > config.num_steps:
-                # A cache with more slots than recurrences: deeper ones hold the last there has been, as after a prompt.
-                cache.place(where[:, -1:], extent=wave.extent)
-                cache.settle(config.num_steps)
-
-        if self.trace is not None:
-            self._observe_wave(wave, read, predictions)
+            predictions, logits, scores = self._read_out(wave, positions, read)
+            *predictions, is_finite = torch.cat((predictions, state.isfinite().all()[None].to(predictions))).tolist()
+            self.is_finite &= bool(is_finite)
+            said = {positions[index]: (place, predictions[place]) for place, index in enumerate(read)}
+        self._observe(wave, state, said)
         self.stats.ticks += 1
         self.stats.core_passes += depth
-        self.stats.positions_refined += depth * sum(map(len, wave.tokens))
-        for row, tokens in enumerate(wave.tokens):
-            if tokens:
-                self._advance(wave, row, read, predictions[row], logits, scores)
-        wave.move()
-        self.record(list(self.observed.values()))
+        self.stats.positions_refined += depth * len(wave)
+        for position in positions:
+            position.steps += depth
 
-    def _observe_wave(self, wave: DepthWave, read: list[int], predictions: list[list[int]]) -> None:
-        """Note what the tick did to every row, before it is known what becomes of it."""
-        depth = self.draft_depth
-        states = wave.states.to("cpu", torch.float32) if self.keeps_latents else None
-        self.observed = {}
-        for row, tokens in enumerate(wave.tokens):
-            if tokens:
-                columns = wave.columns[row]
-                said = dict(zip(read, predictions[row], strict=False))
-                self.observed[row] = self.observe(
-                    row,
-                    wave.fronts[row],
-                    depth,
-                    list(tokens),
-                    [depth * (column + 1) for column in columns],
-                    [said.get(column) for column in columns],
-                    latents=None if states is None else states[row, [column - wave.held.start for column in columns]],
-                )
+        # 6. Truths are committed. 7. Proposals enter as drafts; what stands behind a wrong one starts anew.
+        for row in rows:
+            self._advance(row, said, logits, scores)
+        if self.recorder is not None:
+            self.recorder.record()
 
-    @property
-    def _readouts(self) -> list[int]:
-        """The columns that are read out at a tick's end: first drafts, second proposals, truths."""
-        config, depth = self.config, self.draft_depth
-        depths = {depth, self.second_depth or depth, config.num_steps}
-        return [each // depth - 1 for each in sorted(depths)]
+    def _place(self, wave: Wave, index: list[int] | None, start: int | None = None) -> Placement:
+        """The placement of some of the wave's positions, or of all, each at its own depth, when `index` is None."""
+        if index is None:
+            depths = tuple(position.steps for members in wave.members for _, position in members)
+            slots = Slots(depths, wave.steps[0])
+            return self.cache.place_rows(wave.positions, wave.seats, wave.widths, wave.extent, depth=slots)
+        chosen = set(index)
+        widths = [sum(cell in chosen for cell in cells) for cells in wave.split(list(range(len(wave))))]
+        positions, seats = wave.take(wave.positions, index), wave.take(wave.seats, index)
+        return self.cache.place_rows(positions, seats, widths, wave.extent, start)
 
-    def _lengths(self, wave: DepthWave, read: list[int]) -> list[list[int]]:
-        """Per live row, the length of each read position's prefix; 0 where the row has no such position."""
-        lengths = []
-        for row in range(len(wave.tokens)):
-            front = len(self.committed.rows[self.live[row]])
-            places = [wave.place_of(row, column) for column in read]
-            lengths.append([0 if place is None else front + place for place in places])
-        return lengths
+    def _read_out(self, wave: Wave, positions: list[Position], read: list[int]):
+        """What some positions predict, int64 [read], with the logits and scores, [read, vocabulary] each."""
+        last, depth = self.config.num_steps, self.draft_depth
+        there = self._place(wave, read)
+        timelines = [TRUTH if positions[index].steps + depth == last else DRAFT for index in read]
+        readout = Slots(tuple(timelines), torch.tensor(timelines, device=there.positions.device))
+        logits = self.model.decode(wave.take(self.states, read), there, readout)
+        rows = [row for row, width in zip(wave.rows, wave.widths, strict=True) for _ in range(width)]
+        predictions, scores = self.tools.choice(
+            logits,
+            wave.take(wave.ids, read),
+            there.positions,
+            wave.take(wave.seeds, read),
+            [rows[index] for index in read],
+            [wave.prefix_lengths[index] for index in read],
+        )
+        finished = [index for index, timeline in zip(read, timelines, strict=True) if timeline == TRUTH]
+        if finished and self.cache.core_slots > last:
+            # A cache with more slots than recurrences: deeper ones hold the last there has been, as after a prompt.
+            self.cache.settle(self._place(wave, finished), last)
+        return predictions[0], logits[0], scores[0]
 
-    def _advance(self, wave: DepthWave, row: int, read: list[int], predictions: list[int], logits, scores) -> None:
+    def _observe(self, wave: Wave, states: torch.Tensor, said: dict[Position, tuple[int, int]]) -> None:
+        """Note in the trace what the tick did to every row, before it is known what becomes of it."""
+        if self.recorder is None:
+            return
+        latents, begin = self.recorder.latents(states), 0
+        for row, width in zip(wave.rows, wave.widths, strict=True):
+            self.recorder.observe(
+                row,
+                self.stats.ticks + 1,
+                self.draft_depth,
+                [position.steps + self.draft_depth for position in row.wave],
+                [said[position][1] if position in said else None for position in row.wave],
+                # The wave stands newest first on the device, front first in a trace.
+                latents=None if latents is None else latents[begin : begin + width].flip(0),
+            )
+            begin += width
+
+    def _advance(self, row: Row, said: dict[Position, tuple[int, int]], logits, scores) -> None:
         """What the readouts of this tick mean for a row: the truth first, then second proposals, then drafts."""
-        depth, tokens, proposals = self.draft_depth, wave.tokens[row], wave.proposals[row]
-        for index, column in reversed(list(enumerate(read))):
-            place, token = wave.place_of(row, column), predictions[index]
-            if place is None:
+        for position in [position for position in row.wave if position in said]:
+            if position not in row.wave:
+                continue  # dropped by what stood before it
+            index, token = said[position]
+            if position.steps < self.config.num_steps:
+                self._propose(row, position, token)
                 continue
-            recurrences = depth * (column + 1)
-            if recurrences < self.config.num_steps:
-                proposals[place][recurrences] = token
-                if tokens[place + 1 : place + 2] != [token]:
-                    self._drop(wave, row, place + 1)
-                    if token not in self.committed.eos and self.has_room(row, wave.fronts[row] + place + 1):
-                        wave.enter(row, token)
-                continue
-            ended = self.committed.commit(self.live[row], token, logits[row, index], scores[row, index])
-            self.stats.count_proposals(proposals[0], token)
-            right = not ended and tokens[1:2] == [token]
-            if not right:
-                self._drop(wave, row, 1)
-            wave.drop_front(row)
-            if not right and not ended:
-                # What has just been committed is the front now; a wrong draft stood in its place, or none.
-                self.stats.waves += 1
-                wave.enter(row, token)
-            if not right:
+            has_ended = self.commit(row, token, logits[index], scores[index])
+            self.stats.count_proposals(position.proposals, token)
+            is_right = not has_ended and len(row.wave) > 1 and row.wave[1].token == token
+            if not is_right:
+                self._drop(row, 1)
+            del row.wave[0]
+            if not is_right:
+                if not has_ended:
+                    # What has just been committed is the front now; a wrong draft stood in its place, or none.
+                    self.stats.waves += 1
+                    row.wave.append(Position(token))
                 return
 
-    def end_row(self, wave: DepthWave, row: int) -> None:
-        self._drop(wave, row, 0)
+    def _propose(self, row: Row, position: Position, token: int) -> None:
+        """A shallow readout says what the next token may be: it enters, unless it stands there already."""
+        position.proposals[position.steps] = token
+        place = row.wave.index(position)
+        if place + 1 < len(row.wave) and row.wave[place + 1].token == token:
+            return
+        self._drop(row, place + 1)
+        if token not in self.tools.stopping.eos and place + 1 < row.room:
+            row.wave.append(Position(token))
 
-    def _drop(self, wave: DepthWave, row: int, place: int) -> None:
+    def _drop(self, row: Row, place: int) -> None:
         """Drop a row's positions from `place` on, and count what was spent on them."""
-        dropped = wave.cut(row, place)
-        spent = [self.draft_depth * (column + 1) for column in dropped]
+        spent = [position.steps for position in row.wave[place:]]
+        del row.wave[place:]
         self.stats.wasted_recurrences += sum(spent)
-        if row in self.observed:
+        if self.recorder is not None and row in self.recorder.observed:
             # What entered in this very tick has had none.
-            self.observed[row].discarded += [recurrences for recurrences in spent if recurrences]
-        if dropped and not self.sound:
-            self.cache.scrub(row)
+            self.recorder.observed[row].discarded += [recurrences for recurrences in spent if recurrences]
+        if spent and not self.is_finite:
+            self.cache.scrub(self.rows.index(row))

@@ -1,15 +1,10 @@
 """The state starts of new positions, drawn ahead."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 
-from .wavefront import Wavefront
-
-if TYPE_CHECKING:
-    from ..models.interface import RecurrentDepthInterface
+from ..models.interface import RecurrentDepthInterface
+from .row import Row
+from .wave import Wave
 
 BLOCK = 32
 """Positions drawn at once. The noise is keyed by position, so drawing it early changes nothing but the time."""
@@ -18,8 +13,8 @@ BLOCK = 32
 class StateStarts:
     """s0 of the positions that enter a wave.
 
-    A start made of noise is drawn for `BLOCK` positions at a time: a position or 32, it costs the same dozen of small
-    operations. A start made from the injected embedding is made when the embedding is there.
+    A start made of noise is drawn for `BLOCK` positions of a row at a time: one position or 32 cost the same dozen of
+    small operations. A start made from the injected embedding is made when the embedding is there.
 
     Args:
         model: whose `initialize_state` to use.
@@ -28,34 +23,30 @@ class StateStarts:
 
     def __init__(self, model: RecurrentDepthInterface, scale: float):
         self.model, self.scale = model, scale
-        self.block: torch.Tensor | None = None
-        self.starts: torch.Tensor | None = None
-        self.first: list[int] = []
 
-    def take(self, wave: Wavefront, e: torch.Tensor, positions: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-        """Starts of the columns from `wave.first_fresh` on, [rows, width - first_fresh, channels].
+    def take(self, wave: Wave, e: torch.Tensor) -> torch.Tensor | None:
+        """Starts of the wave's new positions, [1, new, channels]; None when there are none.
 
         Args:
-            e: [rows, width, channels], the wave's injected embeddings.
-            positions: int64 [rows, width].
-            seeds: int64 [rows].
+            e: [1, n, channels], the wave's injected embeddings.
         """
-        first, width = wave.first_fresh, wave.width
-        if first == width:
-            return e[:, first:]
-        if not self.model.starts_from_noise or width - first > BLOCK:
-            return self.model.initialize_state(e[:, first:], positions[:, first:], seeds, self.scale)
-        wanted = [front + first for front in wave.fronts]
-        held = self.block is not None and len(self.first) == len(wanted)
-        offsets = [want - start for want, start in zip(wanted, self.first, strict=True)] if held else []
-        if not held or min(offsets) < 0 or max(offsets) + width - first > BLOCK:
-            self.first, offsets = wanted, [0] * len(wanted)
-            self.starts = torch.tensor(wanted, device=positions.device)[:, None]
-            ahead = self.starts + torch.arange(BLOCK, device=positions.device)
-            like = e[:, :1].expand(-1, BLOCK, -1)
-            self.block = self.model.initialize_state(like, ahead, seeds, self.scale)
-        if len(set(offsets)) == 1:
-            return self.block[:, offsets[0] : offsets[0] + width - first]
-        # On the device, where the positions are; those past a row's width may take any start.
-        columns = (positions[:, first:] - self.starts).clamp(0, BLOCK - 1).to(self.block.device)
-        return self.block[torch.arange(len(columns), device=columns.device)[:, None], columns]
+        if not wave.new:
+            return None
+        if not self.model.starts_from_noise:
+            e, positions, seeds = (wave.take(x, wave.new) for x in (e, wave.positions, wave.seeds))
+            return self.model.initialize_state(e, positions, seeds, self.scale)
+        starts = []
+        for row, cells in zip(wave.rows, wave.split(wave.cells), strict=True):
+            if count := sum(cell < 0 for cell in cells):
+                # New positions stand at the end of a row's wave.
+                starts.append(self._of_row(row, row.front + len(cells) - count, count, e, wave.positions))
+        return starts[0] if len(starts) == 1 else torch.cat(starts, dim=1)
+
+    def _of_row(self, row: Row, first: int, count: int, e: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Starts of `count` positions of a row from `first` on, [1, count, channels]."""
+        if row.starts is None or not row.starts[0] <= first <= row.starts[0] + row.starts[1].shape[1] - count:
+            ahead = torch.arange(first, first + max(BLOCK, count), device=positions.device)[None]
+            like, seeds = e[:, :1].expand(-1, ahead.shape[1], -1), torch.full_like(ahead, row.seed)
+            row.starts = first, self.model.initialize_state(like, ahead, seeds, self.scale)
+        begin, block = row.starts
+        return block[:, first - begin : first - begin + count]

@@ -1,17 +1,127 @@
-"""What the loop around the samplers' ticks needs to know of a wave, whatever its form."""
+"""The positions of all rows as one tick sees them."""
 
-from typing import Protocol
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+
+from .row import NEW, Position, Row
+
+Members = list[tuple[int, Position]]
+"""Positions of one row, each with its distance from the row's front."""
 
 
-class Wave(Protocol):
-    """Positions being refined, in rows.
+class Wave:
+    """Positions of several rows, end to end: everything a tick needs of them on the device, moved there at once.
+
+    A copy to the device in the middle of a tick would wait for what runs there.
+
+    Args:
+        rows: the rows, in the order of their seats.
+        device: of the tensors.
+        members: of each row, the positions in the order to take them; its wave from the front on by default.
 
     Attributes:
-        tokens: per row, the ids at its positions: the first is committed, the others are drafts; empty when the row
-            has ended.
+        widths: positions of each row.
+        ids, positions, steps, seeds: int64 [1, n]: input ids, absolute positions, recurrences so far, seeds.
+        seats: int64 [1, n], the row each position belongs to.
+        fresh: bool [1, n], positions without a state.
     """
 
-    tokens: list[list[int]]
+    def __init__(
+        self, rows: list[Row], device: torch.device, positions: list[list[tuple[int, Position]]] | None = None
+    ):
+        self.rows, self.device = rows, device
+        self.members = [list(enumerate(row.wave)) for row in rows] if positions is None else positions
+        self.widths = [len(members) for members in self.members]
+        cells = [
+            (position.token, row.front + place, position.steps, row.seed, seat, position.cell)
+            for seat, (row, members) in enumerate(zip(rows, self.members, strict=True))
+            for place, position in members
+        ]
+        self.cells = [cell for *_, cell in cells]
+        """For each position, where its state stands in the last tick's tensors."""
+        self.new = [index for index, cell in enumerate(self.cells) if cell == NEW]
+        """The positions without a state, by their place among the n."""
+        # Where `carry` finds each position: in the last tick's tensors, or behind them among the new ones.
+        moved = [[column] for column in zip(*cells, strict=True)]
+        packed = torch.tensor(moved, device=device)
+        self.ids, self.positions, self.steps, self.seeds, self.seats, self._cells = packed.unbind()
+        self.fresh = self._cells < 0
 
-    def keep_rows(self, rows: list[int]) -> None:
-        """Drop all rows but these."""
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    @property
+    def extent(self) -> int:
+        """A bound above every position."""
+        return (
+            max(row.front + place for row, members in zip(self.rows, self.members, strict=True) for place, _ in members)
+            + 1
+        )
+
+    @property
+    def start(self) -> int | None:
+        """The first position when all rows stand alike and in order, else None."""
+        fronts, widths = {row.front for row in self.rows}, set(self.widths)
+        return self.rows[0].front if len(fronts) == len(widths) == 1 else None
+
+    @cached_property
+    def prefix_lengths(self) -> list[int]:
+        """For each position, the length of its prefix among its row's ids, its own id included."""
+        lengths = zip(self.rows, self.members, strict=True)
+        return [len(row.ids) + place for row, members in lengths for place, _ in members]
+
+    def carry(self, old: torch.Tensor | None, fresh: torch.Tensor | None) -> torch.Tensor:
+        """The last tick's values at this tick's positions.
+
+        Args:
+            old: [1, positions of the last tick, ...]; None before the first.
+            fresh: [1, new positions, ...], the values of positions without a state, in order; None when there are none.
+
+        Returns:
+            [1, n, ...].
+        """
+        if old is None or len(self.new) == len(self.cells):
+            return fresh
+        stays = [cell for cell in self.cells if cell != NEW]
+        if stays == list(range(stays[0], stays[0] + len(stays))):
+            # Of one row, mostly: what stays is a slice, with what is new on one side of it.
+            kept = old[:, stays[0] : stays[0] + len(stays)]
+            if fresh is None:
+                return kept
+            if self.cells[0] != NEW and self.new[0] == len(stays):
+                return torch.cat((kept, fresh.to(old.device)), dim=1)
+            if self.new[-1] == len(self.new) - 1:
+                return torch.cat((fresh.to(old.device), kept), dim=1)
+        if fresh is None:
+            return old.index_select(1, self._cells[0].to(old.device))
+        # New positions stand behind the old ones, in their order.
+        behind = old.shape[1] + self.fresh.cumsum(-1) - 1
+        source = torch.where(self.fresh, behind, self._cells)[0].to(old.device)
+        return torch.cat((old, fresh.to(old.device)), dim=1).index_select(1, source)
+
+    def recall(self, memory: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What hooks remembered a tick ago at this tick's positions; where a position is new, anything."""
+        index = self._cells[0].clamp_min(0)
+        return {key: kept.index_select(1, index.to(kept.device)) for key, kept in memory.items()}
+
+    def take(self, x: torch.Tensor, index: list[int]) -> torch.Tensor:
+        """Some of [1, n, ...], by their places among the n."""
+        if index == list(range(index[0], index[0] + len(index))):
+            return x[:, index[0] : index[0] + len(index)]
+        return x.index_select(1, torch.tensor(index, device=x.device))
+
+    def split(self, values: list) -> list[list]:
+        """A list of n values, row by row."""
+        split, begin = [], 0
+        for width in self.widths:
+            split.append(values[begin : begin + width])
+            begin += width
+        return split
+
+    def settle(self) -> None:
+        """This tick's tensors are the last tick's from now on."""
+        for index, position in enumerate(position for members in self.members for _, position in members):
+            position.cell = index

@@ -150,11 +150,12 @@ class ContinuousCompute(LatentProcessor):
     name: ClassVar[str] = "continuous_compute"
 
     def process_start(self, state: torch.Tensor, refinement: Refinement) -> torch.Tensor:
-        fresh = _fresh(refinement, state)
-        columns = torch.arange(state.shape[1], device=state.device)[:, None]
+        fresh, rows = refinement.fresh.to(state.device), refinement.rows.to(state.device)
+        columns = torch.arange(state.shape[1], device=state.device)
         source = columns.masked_fill(fresh, -1).cummax(dim=1).values
-        neighbour = state.gather(1, source.clamp_min(0).expand_as(state))
-        return torch.where(fresh & (source >= 0), neighbour, state)
+        neighbour = state.gather(1, source.clamp_min(0)[..., None].expand_as(state))
+        is_of_row = (source >= 0) & (rows.gather(1, source.clamp_min(0)) == rows)
+        return torch.where((fresh & is_of_row)[..., None], neighbour, state)
 
 
 @register_latent_processor

@@ -15,18 +15,20 @@ if TYPE_CHECKING:
 class Refinement:
     """What latent processors and exit criteria see of one tick (of one recurrence, where a sampler decides after each).
 
-    The sampler makes a new one every tick and fills it as the tick goes on. Columns are positions of the wave; what a
-    hook keeps for the next tick with `remember` comes back from `recall` in the columns the positions then have.
+    The sampler makes a new one every tick and fills it as the tick goes on. The positions of all rows stand end to end,
+    so batch is 1 and width their number. What a hook keeps for the next tick with `remember` comes back from `recall`
+    in the places the positions then have.
 
     Attributes:
-        positions: int64 [batch, width], absolute; -1 past a row's width, where every other value is meaningless.
+        positions: int64 [batch, width], absolute.
         input_ids: int64 [batch, width], the tokens that are refined; all but a row's first may be drafts.
+        rows: int64 [batch, width], which row each position belongs to.
         fresh: bool [batch, width], positions that did not exist a tick ago. What is recalled there is meaningless.
         steps: int64 [batch, width], recurrences each position has had since its input token last changed, without
             this tick's.
         recurrences: core passes of this tick.
         budget: the most recurrences a position at the front gets (`max_steps`).
-        seeds: int64 [batch].
+        seeds: int64 [batch, width], of each position's row.
         model: for hooks that want its verbs.
         memory: what hooks remembered a tick ago, moved to this tick's columns.
         before: [batch, width, channels], states at the start of the tick; None until there are any.
@@ -40,6 +42,7 @@ class Refinement:
 
     positions: torch.Tensor
     input_ids: torch.Tensor
+    rows: torch.Tensor
     fresh: torch.Tensor
     steps: torch.Tensor
     recurrences: int

@@ -1,0 +1,193 @@
+"""The rows of one `generate()` call, from its arguments to its output."""
+
+from __future__ import annotations
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from ..cache import RecurrentDepthCache
+from ..models.interface import RecurrentDepthInterface
+from ..randomness import row_seeds
+from ..settings.sampler_configs import SamplerConfig
+from .choice import TokenChoice
+from .loop import Loop
+from .output import DiffusionForcingOutput, SamplerStats
+from .recorder import Recorder
+from .row import Row
+from .sampler import TickingSampler, Tools
+from .stopping import Stopping
+from .trace import Trace
+
+
+class Batch:
+    """One `generate()` call as rows of a loop.
+
+    Args:
+        model: speaks the verbs of `RecurrentDepthInterface`.
+        sampler_class: decodes.
+        input_ids: int64 [batch, length], left-padded. They may be the new ids alone, when the cache holds the columns
+            before them and `attention_mask` covers all columns, as in transformers.
+        logits_processor: applied to every position with its own prefix.
+        stopping_criteria: EOS and length are checked on the host, stop strings and time after every token with that
+            row alone. Any other criterion is called as transformers calls it, with the whole batch: `input_ids`
+            [batch, length], once for every length that all rows reach, and `scores` if they are kept.
+        generation_config: transformers' own settings.
+        config: the sampler's settings, every depth filled in.
+        streamer: gets each committed token once, in order, and drafts if it has a `put_draft`.
+        attention_mask: [batch, columns], or None when there is no padding.
+        cache: empty, or holding the first columns.
+        columns: all columns up to the last id.
+        pad_token_id: fills rows that end early.
+        return_trace: record what every tick does; with "latents" its states too.
+
+    Raises:
+        ValueError: rows may end at different lengths and there is no `pad_token_id`; or a streamer for several rows.
+    """
+
+    def __init__(
+        self,
+        model: RecurrentDepthInterface,
+        sampler_class: type[TickingSampler],
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        config: SamplerConfig,
+        streamer: BaseStreamer | None,
+        attention_mask: torch.Tensor | None,
+        cache: RecurrentDepthCache,
+        columns: int,
+        pad_token_id: int | None,
+        return_trace: bool | str = False,
+    ):
+        batch, length = input_ids.shape
+        self.device, self.cache, self.streamer, self.pad_token_id = input_ids.device, cache, streamer, pad_token_id
+        self.length, self.columns_before = length, columns - length
+        self.returns_dict = generation_config.return_dict_in_generate
+        stopping, self.criteria = Stopping.of(stopping_criteria, batch, input_ids.device)
+        if batch > 1 and pad_token_id is None and (stopping.eos or stopping.criteria or self.criteria):
+            raise ValueError("pad_token_id is not set, and rows of a batch may end at different lengths: pass one.")
+        if batch > 1 and streamer is not None:
+            raise ValueError(f"streamer takes one row; the batch has {batch}: stream rows one by one.")
+        self.checked = length
+        """The length up to which the criteria of the batch have been asked."""
+
+        padding = [0] * batch if attention_mask is None else (columns - attention_mask.sum(-1)).tolist()
+        shifts = [self.columns_before - pad for pad in padding]
+        self.rows = [
+            Row(
+                number=number,
+                ids=ids,
+                shift=shift,
+                seed=seed,
+                last_position=shift + stopping.max_length - 2,
+                cached=max(0, cache.columns - pad),
+            )
+            for number, (ids, shift, seed, pad) in enumerate(
+                zip(input_ids.tolist(), shifts, row_seeds(config.seed, batch).tolist(), padding, strict=True)
+            )
+        ]
+        self.stats = SamplerStats()
+        self.trace = None
+        if return_trace:
+            starts = [shift + length for shift in shifts]
+            self.trace = Trace(sampler=config.sampler, budget=config.num_steps, starts=starts)
+        tools = Tools(
+            choice=TokenChoice(
+                input_ids, logits_processor, stopping.max_length, pad_token_id, bool(generation_config.do_sample)
+            ),
+            stopping=stopping,
+            stats=self.stats,
+            recorder=None if self.trace is None else Recorder(self.trace, return_trace == "latents"),
+            streamer=streamer,
+            keeps_logits=bool(generation_config.output_logits),
+            keeps_scores=bool(generation_config.output_scores),
+            # Offloaded weights say "meta" and are brought to the ids.
+            device=input_ids.device if model.device.type == "meta" else model.device,
+            chunk=generation_config.prefill_chunk_size,
+        )
+        self.loop = Loop(sampler_class(model, cache, config, tools), cache)
+
+    @torch.no_grad()
+    def run(self) -> DiffusionForcingOutput | torch.LongTensor:
+        """Decode until every row has ended.
+
+        Whatever is raised on the way (an interrupt, an error in a streamer or a criterion) leaves the cache with all
+        rows and what was committed of them.
+
+        Returns:
+            int64 [batch, length + new tokens], or a `DiffusionForcingOutput` with `return_dict_in_generate`.
+        """
+        loop, held = self.loop, self.cache.columns
+        try:
+            loop.join(self.rows)
+            self._check_criteria()
+            while loop.rows:
+                loop.tick()
+                self._check_criteria()
+                if hasattr(self.streamer, "put_draft") and loop.rows and len(loop.rows[0].wave) > 1:
+                    self.streamer.put_draft(torch.tensor([position.token for position in loop.rows[0].wave[1:]]))
+        finally:
+            loop.restore_seats(self.rows)
+            # Rows that ended early hold nothing beyond their end: what all rows hold is what the shortest does.
+            shortest = min(len(row.ids) for row in self.rows)
+            self.cache.columns = self.columns_before + shortest - 1 if shortest > self.length else held
+        if self.streamer is not None:
+            self.streamer.end()
+        return self._output()
+
+    def _check_criteria(self) -> None:
+        """Ask the criteria of the whole batch about every length that all rows have reached.
+
+        A row that was ahead is cut back to the length it ended at.
+        """
+        while self.criteria:
+            going_on = [len(row.ids) for row in self.rows if not row.has_ended]
+            if self.checked >= (min(going_on) if going_on else max(len(row.ids) for row in self.rows)):
+                break
+            self.checked += 1
+            padded = self._padded([row.ids[: self.checked] for row in self.rows], self.checked)
+            scores = self._stacked([row.scores for row in self.rows])
+            if scores is not None:
+                scores = scores[: self.checked - self.length]
+            verdict = self.criteria(padded, scores).tolist()
+            for row, is_over in zip(self.rows, verdict, strict=True):
+                if is_over and len(row.ids) >= self.checked:
+                    if not row.has_ended:
+                        self.loop.end(row)
+                    del row.ids[self.checked :]
+                    del row.logits[self.checked - self.length :], row.scores[self.checked - self.length :]
+
+    def _padded(self, rows: list[list[int]], length: int) -> torch.Tensor:
+        """int64 [batch, length], right-padded with `pad_token_id` where rows ended early."""
+        padded = [ids + [self.pad_token_id] * (length - len(ids)) for ids in rows]
+        return torch.tensor(padded, device=self.device)
+
+    def _stacked(self, kept: list[list[torch.Tensor]]) -> tuple[torch.Tensor, ...] | None:
+        """What rows kept, as transformers returns it: [batch, vocabulary] per new token, zeros past a row's end."""
+        if not kept[0]:
+            return None
+        blank = torch.zeros_like(kept[0][0])
+        return tuple(
+            torch.stack([row[column] if column < len(row) else blank for row in kept])
+            for column in range(max(map(len, kept)))
+        )
+
+    def _output(self) -> DiffusionForcingOutput | torch.LongTensor:
+        counts = [len(row.ids) - self.length for row in self.rows]
+        self.stats.tokens_committed = counts
+        if self.trace is not None and self.criteria:
+            for row, count in enumerate(counts):
+                self.trace.cut(row, count)
+        sequences = self._padded([row.ids for row in self.rows], self.length + max(counts))
+        if not self.returns_dict:
+            return sequences
+        return DiffusionForcingOutput(
+            sequences=sequences,
+            scores=self._stacked([row.scores for row in self.rows]),
+            logits=self._stacked([row.logits for row in self.rows]),
+            past_key_values=self.cache,
+            stats=self.stats,
+            trace=self.trace,
+        )

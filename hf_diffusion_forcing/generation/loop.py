@@ -1,0 +1,73 @@
+"""The one loop: rows join, ticks refine them all, rows leave."""
+
+from ..cache import RecurrentDepthCache
+from .row import Row
+from .sampler import TickingSampler
+
+
+class Loop:
+    """Decodes the rows there are. Rows join and leave between ticks.
+
+    Row i of `rows` sits in seat i of the cache, so that a pass over all rows is one view of it.
+
+    Args:
+        sampler: what a tick is.
+        cache: the seats.
+
+    Attributes:
+        rows: those being decoded, in the order of their seats.
+        seated: every row that has a seat, in the order of the seats: those being decoded, then those that have ended.
+    """
+
+    def __init__(self, sampler: TickingSampler, cache: RecurrentDepthCache):
+        self.sampler, self.cache = sampler, cache
+        self.rows: list[Row] = []
+        self.seated: list[Row] = []
+
+    def join(self, rows: list[Row]) -> None:
+        """Read the prompts of new rows, commit the token each predicts, and begin their waves."""
+        # Seats of rows that have ended come after the live ones: new rows sit behind all of them.
+        first_seat = len(self.seated)
+        self.seated += rows
+        tokens, logits, scores = self.sampler.read(rows, first_seat)
+        for index, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
+            self.sampler.commit(row, token, logits[index], scores[index])
+            if self.sampler.recorder is not None:
+                self.sampler.recorder.trace.first_tokens.append(token)
+        for seat, row in enumerate(rows, start=first_seat):
+            self._swap(seat, len(self.rows))
+            self.rows.append(row)
+            if not row.has_ended:
+                self.sampler.begin(row)
+        self._let_rows_leave()
+
+    def tick(self) -> None:
+        """One tick over all rows; those that have ended leave."""
+        self.sampler.tick(self.rows)
+        self._let_rows_leave()
+
+    def end(self, row: Row) -> None:
+        """End a row from outside, though its last token did not."""
+        row.has_ended = True
+        if row in self.rows:
+            self.sampler.end(row)
+            self._let_rows_leave()
+
+    def _let_rows_leave(self) -> None:
+        """Rows that have ended give up their seats to the last of those that go on."""
+        for seat in reversed(range(len(self.rows))):
+            if self.rows[seat].has_ended:
+                last = len(self.rows) - 1
+                self._swap(seat, last)
+                self.rows[seat] = self.rows[last]
+                self.rows.pop()
+
+    def _swap(self, first: int, second: int) -> None:
+        if first != second:
+            self.cache.swap_seats(first, second)
+            self.seated[first], self.seated[second] = self.seated[second], self.seated[first]
+
+    def restore_seats(self, rows: list[Row]) -> None:
+        """Bring the rows' seats into this order: the cache then holds them as a caller counts them."""
+        for seat, row in enumerate(rows):
+            self._swap(seat, self.seated.index(row))

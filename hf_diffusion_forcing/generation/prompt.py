@@ -1,0 +1,152 @@
+"""Reading the prompts of rows, at full depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from ..cache import Placement, RecurrentDepthCache
+from ..models.interface import RecurrentDepthInterface
+from ..settings.sampler_configs import SamplerConfig
+from .output import SamplerStats
+from .row import Row
+
+WATCHED = 64
+"""Positions of a prompt's end that watchers look at."""
+
+
+class PromptWatcher(Protocol):
+    """Sees the prompt settle: called after every recurrence of the last chunk."""
+
+    def __call__(self, states: torch.Tensor, before: torch.Tensor, at: Placement, prompt: Prompt) -> None:
+        """After a recurrence: states [1, n, channels] of all positions, those before it, and where they stand."""
+
+
+@dataclass(eq=False)
+class Prompt:
+    """A chunk of the prompts of several rows, end to end.
+
+    Attributes:
+        rows: whose prompts.
+        ids: int64 [1, n].
+        positions, seeds, seats: int64 [1, n]; seats counted from the first of these rows.
+        widths: positions of each row.
+        starts: first position of each row.
+        first_seat: of the rows.
+    """
+
+    rows: list[Row]
+    ids: torch.Tensor
+    positions: torch.Tensor
+    seeds: torch.Tensor
+    seats: torch.Tensor
+    widths: list[int]
+    starts: list[int]
+    first_seat: int
+
+    @classmethod
+    def of(cls, rows: list[Row], spans: list[tuple[int, int]], first_seat: int, device: torch.device) -> Prompt:
+        """The positions start to stop (exclusive) of each row."""
+        cells = [
+            (row.ids[position - row.shift], position, row.seed, seat)
+            for seat, (row, (start, stop)) in enumerate(zip(rows, spans, strict=True))
+            for position in range(start, stop)
+        ]
+        moved = torch.tensor([[column] for column in zip(*cells, strict=True)], device=device)
+        widths = [stop - start for start, stop in spans]
+        return cls(rows, *moved.unbind(), widths, [start for start, _ in spans], first_seat)
+
+    def place(self, cache: RecurrentDepthCache, skipped: list[int] | None = None) -> Placement:
+        """The placement of the chunk, of each row without its first `skipped` positions."""
+        skipped = skipped or [0] * len(self.rows)
+        widths = [width - skip for width, skip in zip(self.widths, skipped, strict=True)]
+        starts = [start + skip for start, skip in zip(self.starts, skipped, strict=True)]
+        extent = max(start + width for start, width in zip(starts, widths, strict=True))
+        alike = len(set(widths)) == len(set(starts)) == 1
+        positions, seats = self.without(self.positions, skipped), self.without(self.seats, skipped)
+        return cache.place_rows(positions, seats, widths, extent, starts[0] if alike else None, self.first_seat)
+
+    def without(self, x: torch.Tensor, skipped: list[int]) -> torch.Tensor:
+        """Of [1, n, ...], each row's positions but its first `skipped`."""
+        if len(self.rows) == 1:
+            return x[:, skipped[0] :]
+        parts = zip(x.split(self.widths, dim=1), skipped, strict=True)
+        return torch.cat([part[:, skip:] for part, skip in parts], dim=1)
+
+    @property
+    def lasts(self) -> torch.Tensor:
+        """The last position of each row, by its place among the n: int64 [rows]."""
+        return torch.tensor(self.widths, device=self.ids.device).cumsum(0) - 1
+
+    def watched(self, limit: int = WATCHED) -> torch.Tensor:
+        """The last positions of every row, as many of each, by their places among the n."""
+        count = min(limit, *self.widths)
+        return (self.lasts[:, None] - torch.arange(count - 1, -1, -1, device=self.ids.device)).flatten()
+
+
+class PromptReader:
+    """Reads prompts for `prompt_steps` recurrences.
+
+    Args:
+        model, cache: as a sampler's.
+        config: the sampler's settings.
+        stats: counts the core passes.
+        device: of the ids.
+        chunk: positions of a row that are read at once; all when None.
+    """
+
+    def __init__(
+        self,
+        model: RecurrentDepthInterface,
+        cache: RecurrentDepthCache,
+        config: SamplerConfig,
+        stats: SamplerStats,
+        device: torch.device,
+        chunk: int | None,
+    ):
+        self.model, self.cache, self.config, self.stats = model, cache, config, stats
+        self.device, self.chunk = device, chunk
+
+    def read(self, rows: list[Row], first_seat: int, watcher: PromptWatcher | None = None) -> torch.Tensor:
+        """Run the model over the prompts; logits of each row's last position, [1, rows, vocabulary]."""
+        chunks = list(self._spans(rows))
+        for index, spans in enumerate(chunks):
+            prompt = Prompt.of(rows, spans, first_seat, self.device)
+            is_last = index == len(chunks) - 1
+            states, at = self.refine(prompt, watcher if is_last else None)
+            logits = self.model.decode(states, at, logits_to_keep=prompt.lasts)
+        for row in rows:
+            row.cached = row.front + 1
+        return logits
+
+    def _spans(self, rows: list[Row]) -> Iterator[list[tuple[int, int]]]:
+        """Chunk by chunk, the positions each row reads.
+
+        Chunks are counted from a row's end and the short one comes first, so where they begin depends neither on
+        padding nor on the other rows; with shared keys and values it matters what a chunk sees of those before it.
+        """
+        longest = max(row.front + 1 - row.cached for row in rows)
+        size = min(self.chunk or longest, longest)
+        for left in range(-(-longest // size) - 1, -1, -1):
+            stops = [row.front + 1 - left * size for row in rows]
+            yield [
+                (min(max(row.cached, stop - size), max(stop, row.cached)), max(stop, row.cached))
+                for row, stop in zip(rows, stops, strict=True)
+            ]
+
+    def refine(self, prompt: Prompt, watcher: PromptWatcher | None) -> tuple[torch.Tensor, Placement]:
+        """The states of a chunk after its recurrences, [1, n, channels], and where they stand."""
+        model, steps = self.model, self.config.prompt_steps
+        at = prompt.place(self.cache)
+        e = model.embed(prompt.ids, at)
+        states = model.initialize_state(e, prompt.positions, prompt.seeds, self.config.state_scale)
+        for depth in range(steps):
+            before, states = states, model.recur(states, e, at, depth)
+            if watcher is not None:
+                watcher(states, before, at, prompt)
+        self.cache.settle(at, steps)
+        self.stats.prefill_core_passes += steps
+        return states, at

@@ -1,0 +1,93 @@
+"""One sequence being decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+NEW = -1
+"""The cell of a position that has no state yet."""
+
+
+@dataclass(slots=True, eq=False)
+class Position:
+    """One position of a row's wave.
+
+    Attributes:
+        token: its input id. The front's is committed; the others are drafts.
+        steps: recurrences since this token came to stand here.
+        cell: where its state stands in the last tick's tensors; `NEW` while it has none.
+        proposals: what it has proposed as the next token, by the depth it was read out at (lossless decoding).
+    """
+
+    token: int
+    steps: int = 0
+    cell: int = NEW
+    proposals: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """A sequence being decoded. Its place in the loop's list of rows is its seat in the cache.
+
+    Attributes:
+        number: the row's number in its call.
+        ids: the prompt, with the left padding that processors and criteria see, and what is committed since.
+        shift: absolute position of `ids[0]`; negative under left padding.
+        seed: of its noise.
+        last_position: the last position that may predict a token.
+        prompt_length: ids of the prompt.
+        cached: positions whose keys and values the cache already holds.
+        wave: the positions being refined. The first, the front, holds the last committed id.
+        has_ended: whether a stop has been met.
+        logits, scores: what each committed token was chosen by, before and after the processors, where they are kept.
+        starts: states drawn ahead for positions to come; see `StateStarts`.
+    """
+
+    number: int
+    ids: list[int]
+    shift: int
+    seed: int
+    last_position: int
+    cached: int = 0
+    prompt_length: int = field(init=False)
+    wave: list[Position] = field(default_factory=list)
+    has_ended: bool = False
+    logits: list[torch.Tensor] = field(default_factory=list)
+    scores: list[torch.Tensor] = field(default_factory=list)
+    starts: tuple[int, torch.Tensor] | None = None
+
+    def __post_init__(self):
+        self.prompt_length = len(self.ids)
+
+    @property
+    def front(self) -> int:
+        """Absolute position of the last committed id."""
+        return self.shift + len(self.ids) - 1
+
+    @property
+    def room(self) -> int:
+        """The most positions a wave may have: those that may still predict a token."""
+        return self.last_position - self.front + 1
+
+    def commit(self, token: int) -> None:
+        """Make a token final. The front moves with it; the wave is the caller's to move."""
+        self.ids.append(token)
+
+    def advance(self, frozen: int, predictions: list[int], width: int, recurrences: int) -> None:
+        """Drop the first positions of the wave, give the others the new drafts, and add positions at the end.
+
+        Args:
+            frozen: positions to drop; their predictions are committed.
+            predictions: for each position of the wave, the token it predicts.
+            width: of the next wave. New positions beyond the last prediction repeat it as draft.
+            recurrences: how many the tick made.
+        """
+        drafts = [self.wave[0].token, *predictions][frozen:]
+        drafts += drafts[-1:] * (width - len(drafts))
+        kept = self.wave[frozen : frozen + width]
+        for position, draft in zip(kept, drafts, strict=False):
+            position.steps = position.steps + recurrences if position.token == draft else 0
+            position.token = draft
+        self.wave = kept + [Position(draft) for draft in drafts[len(kept) : width]]

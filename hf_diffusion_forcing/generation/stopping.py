@@ -1,0 +1,64 @@
+"""When a row ends: committed tokens against every stop, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from transformers import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+
+from .row import Row
+
+ROW_BY_ROW = (MaxTimeCriteria, StopStringCriteria)
+"""Criteria that know nothing of other rows: a row need not wait for them. A subclass is not taken for one of them."""
+
+
+class Stopping:
+    """The stops that a row meets by itself. A row ends exactly at the token that meets one.
+
+    Args:
+        eos: ids that end a text.
+        max_length: ids a row may grow to.
+        criteria: asked after every token with that row alone.
+        device: of the ids that criteria get.
+    """
+
+    def __init__(self, eos: set[int], max_length: int, criteria: StoppingCriteriaList, device: torch.device):
+        self.eos, self.max_length, self.criteria, self.device = eos, max_length, criteria, device
+
+    @classmethod
+    def of(
+        cls, stopping_criteria: StoppingCriteriaList, rows: int, device: torch.device
+    ) -> tuple[Stopping, StoppingCriteriaList]:
+        """The stops of rows by themselves, and the criteria that must be asked with all rows of a batch together."""
+        eos, by_row, by_batch = set(), StoppingCriteriaList(), StoppingCriteriaList()
+        for criterion in stopping_criteria:
+            if type(criterion) is EosTokenCriteria:
+                eos.update(criterion.eos_token_id.flatten().tolist())
+            elif type(criterion) is not MaxLengthCriteria:
+                (by_row if rows == 1 or _knows_one_row(criterion) else by_batch).append(criterion)
+        return cls(eos, stopping_criteria.max_length, by_row, device), by_batch
+
+    def has_ended(self, row: Row, scores: Iterable[torch.Tensor] | None) -> bool:
+        """Whether the row's last id meets a stop.
+
+        Args:
+            scores: what each of its tokens was chosen by, where that is kept.
+        """
+        ended = row.ids[-1] in self.eos or (self.max_length is not None and len(row.ids) >= self.max_length)
+        if self.criteria:
+            ids = torch.tensor([row.ids], device=self.device)
+            stacked = None if scores is None else tuple(step[None] for step in scores)
+            ended = bool(self.criteria(ids, stacked).any()) or ended
+        return ended
+
+
+def _knows_one_row(criterion: StoppingCriteria) -> bool:
+    return type(criterion) in ROW_BY_ROW

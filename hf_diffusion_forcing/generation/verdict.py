@@ -1,0 +1,21 @@
+"""What an exit criterion says, checked."""
+
+import torch
+
+from ..hooks.exit_criteria import ExitCriterion
+from ..hooks.refinement import Refinement
+
+
+def verdict(criterion: ExitCriterion, refinement: Refinement) -> torch.Tensor:
+    """Which positions have converged, bool [1, n].
+
+    Raises:
+        ValueError: a criterion of the caller's returned something else.
+    """
+    said = criterion(refinement)
+    if said.dtype != torch.bool or said.shape != refinement.positions.shape:
+        raise ValueError(
+            f"{type(criterion).__name__} returned {said.dtype} {tuple(said.shape)}: an exit criterion "
+            f"returns bool {tuple(refinement.positions.shape)}, one verdict a position."
+        )
+    return said

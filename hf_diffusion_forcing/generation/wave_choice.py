@@ -1,0 +1,77 @@
+"""`wavefront="auto"`: the wavefront and inner recurrence that should cost the least time a token."""
+
+import torch
+
+from ..cache import Placement
+from ..hooks.exit_criteria import latent_difference
+from .cost_curve import CostCurve
+from .prompt import Prompt
+
+INNER_RECURRENCES = (1, 2, 4, 8)
+WAVEFRONTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+
+
+class PromptDepth:
+    """How many recurrences the end of the prompt needed, seen while the prompt is read.
+
+    Args:
+        threshold: a position still needs recurrences while they move it by this share (`latent_difference`).
+    """
+
+    def __init__(self, threshold: float = 0.03):
+        self.threshold = threshold
+        self.count = 0
+        self.needed: torch.Tensor | None = None
+
+    def __call__(self, states: torch.Tensor, before: torch.Tensor, at: Placement, prompt: Prompt) -> None:
+        """After a recurrence: states [1, n, channels], and those before it."""
+        watched = prompt.watched()
+        moved = latent_difference(states[:, watched], before[:, watched])
+        if self.needed is None:
+            self.needed = torch.ones_like(moved)
+        self.count += 1
+        self.needed = torch.where(moved < self.threshold, self.needed, self.count + 1)
+
+    @property
+    def recurrences(self) -> float:
+        """What half of the positions needed."""
+        return float(self.needed.flatten().float().median())
+
+
+def steady_wave(stay: float, wavefront: int) -> tuple[float, float]:
+    """Ticks a token, and positions in the wave, once a text is under way.
+
+    A tick commits `wavefront / stay` tokens at most, and one (`headway`) at most. Where these bounds meet it commits
+    less than either: the corner is rounded as texts of the trained checkpoints round it (docs/theory.md). Positions
+    that have converged wait for those on their left, so a wave with room holds somewhat more than `stay` of them.
+
+    Args:
+        stay: ticks a position needs, 1 or more.
+    """
+    ticks = (1 + (stay / wavefront) ** 3) ** (1 / 3)
+    positions = (wavefront**-3 + (1.2 * stay) ** -3) ** (-1 / 3)
+    return ticks, max(positions, 1.0)
+
+
+def choose_wave(
+    curve: CostCurve, recurrences: float, budget: int, inner_recurrence: int | None = None
+) -> tuple[int, int]:
+    """The wavefront and inner recurrence that should cost the least time a token.
+
+    A position that needs d recurrences needs d / r' ticks; see `steady_wave`. Room for more than twice as many
+    positions is used where a text does not converge, and speeds up nothing.
+
+    Args:
+        recurrences: d, how many a position needs.
+        budget: the most recurrences of a position; r' is not more.
+        inner_recurrence: r', where it is not to be chosen.
+    """
+    candidates = [r for r in INNER_RECURRENCES if r <= budget] if inner_recurrence is None else [inner_recurrence]
+
+    def seconds(wave: tuple[int, int]) -> float:
+        wavefront, inner = wave
+        ticks, positions = steady_wave(max(recurrences / inner, 1), wavefront)
+        return ticks * curve.seconds_per_tick(positions, inner)
+
+    waves = [(w, r) for r in candidates for w in WAVEFRONTS if w <= 2 * max(recurrences / r, 1)]
+    return min(waves, key=seconds)
