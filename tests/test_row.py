@@ -2,16 +2,24 @@
 
 import pytest
 import torch
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
+from hf_diffusion_forcing.generation.call import Call
+from hf_diffusion_forcing.generation.choice import Prefix, TokenChoice
 from hf_diffusion_forcing.generation.row import NEW, Position, Row
+from hf_diffusion_forcing.generation.stopping import Stopping
 from hf_diffusion_forcing.generation.wave import Wave
 
 CPU = torch.device("cpu")
+PROMPT = torch.zeros(1, 1, dtype=torch.long)
+CALL = Call(
+    TokenChoice(PROMPT, LogitsProcessorList(), 100, None, False), Stopping(set(), 100, StoppingCriteriaList(), CPU)
+)
 
 
 def row(ids, wave, shift=0, seed=7):
     """A row whose last id is the front's; `wave` lists the drafts behind it."""
-    made = Row(number=0, ids=ids, shift=shift, seed=seed, last_position=100)
+    made = Row(CALL, number=0, ids=ids, shift=shift, seed=seed, last_position=100)
     made.wave = [Position(token) for token in [ids[-1], *wave]]
     return made
 
@@ -26,7 +34,7 @@ def steps(row):
 
 def commit(row, *ids):
     for token in ids:
-        row.commit(token)
+        row.commit(token, torch.zeros(30), torch.zeros(30))
 
 
 def test_where_a_row_stands():
@@ -79,7 +87,8 @@ def test_the_wave_of_ragged_rows_stands_end_to_end():
     wave = Wave([row([5, 5, 1], [2]), row([3], [], shift=9, seed=8)], CPU)
     assert wave.ids.tolist() == [[1, 2, 3]] and wave.positions.tolist() == [[2, 3, 9]]
     assert wave.seats.tolist() == [[0, 0, 1]] and wave.seeds.tolist() == [[7, 7, 8]]
-    assert wave.fresh.all() and wave.widths == [2, 1] and wave.prefix_lengths == [3, 4, 1]
+    assert wave.fresh.all() and wave.widths == [2, 1]
+    assert [prefix for _, prefix in wave.prefixes] == [Prefix(0, 3, 3), Prefix(0, 4, 3), Prefix(0, 1, 1)]
     assert (wave.extent, wave.start, len(wave)) == (10, None, 3)
     assert Wave([row([5, 1], [2]), row([9, 3], [4])], CPU).start == 1
 

@@ -38,7 +38,7 @@ class Adaptive(EarlyExitSampler):
 
     def tick(self, rows: list[Row]) -> None:
         model, cache, budget = self.model, self.cache, self.config.num_steps
-        wave = Wave(rows, self.tools.device)
+        wave = Wave(rows, self.device)
         if self.at is None:
             self.at = cache.place_rows(wave.positions, wave.seats, wave.widths, wave.extent, wave.start)
         at = self.at
@@ -75,7 +75,7 @@ class Adaptive(EarlyExitSampler):
                 row.wave[0].steps += 1
                 continue
             self.at = None
-            if not self.commit(row, token, refinement.logits[0, seat], scores[0, seat]):
+            if not row.commit(token, refinement.logits[0, seat], scores[0, seat]):
                 row.wave = [Position(token)]
         self.record()
 
@@ -85,5 +85,5 @@ class Adaptive(EarlyExitSampler):
         The coda's keys and values of a row that goes on are written again when it exits.
         """
         refinement.logits = self.model.decode(refinement.states, at)
-        refinement.predictions, scores = self.choose(wave, refinement.logits)
+        refinement.predictions, scores = wave.choose(refinement.logits)
         return scores

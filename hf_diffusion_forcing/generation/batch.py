@@ -10,12 +10,13 @@ from ..cache import RecurrentDepthCache
 from ..models.interface import RecurrentDepthInterface
 from ..randomness import row_seeds
 from ..settings.sampler_configs import SamplerConfig
+from .call import Call
 from .choice import TokenChoice
 from .loop import Loop
-from .output import DiffusionForcingOutput, SamplerStats
+from .output import DiffusionForcingOutput
 from .recorder import Recorder
 from .row import Row
-from .sampler import TickingSampler, Tools
+from .sampler import TickingSampler
 from .stopping import Stopping
 from .trace import Trace
 
@@ -75,39 +76,26 @@ class Batch:
 
         padding = [0] * batch if attention_mask is None else (columns - attention_mask.sum(-1)).tolist()
         shifts = [self.columns_before - pad for pad in padding]
+        choice = TokenChoice(
+            input_ids, logits_processor, stopping.max_length, pad_token_id, bool(generation_config.do_sample)
+        )
+        keeps = bool(generation_config.output_logits), bool(generation_config.output_scores)
+        call = Call(choice, stopping, streamer, *keeps)
+        facts = zip(input_ids.tolist(), shifts, row_seeds(config.seed, batch).tolist(), padding, strict=True)
         self.rows = [
-            Row(
-                number=number,
-                ids=ids,
-                shift=shift,
-                seed=seed,
-                last_position=shift + stopping.max_length - 2,
-                cached=max(0, cache.columns - pad),
-            )
-            for number, (ids, shift, seed, pad) in enumerate(
-                zip(input_ids.tolist(), shifts, row_seeds(config.seed, batch).tolist(), padding, strict=True)
-            )
+            Row(call, number, ids, shift, seed, shift + stopping.max_length - 2, max(0, cache.columns - pad))
+            for number, (ids, shift, seed, pad) in enumerate(facts)
         ]
-        self.stats = SamplerStats()
         self.trace = None
         if return_trace:
             starts = [shift + length for shift in shifts]
             self.trace = Trace(sampler=config.sampler, budget=config.num_steps, starts=starts)
-        tools = Tools(
-            choice=TokenChoice(
-                input_ids, logits_processor, stopping.max_length, pad_token_id, bool(generation_config.do_sample)
-            ),
-            stopping=stopping,
-            stats=self.stats,
-            recorder=None if self.trace is None else Recorder(self.trace, return_trace == "latents"),
-            streamer=streamer,
-            keeps_logits=bool(generation_config.output_logits),
-            keeps_scores=bool(generation_config.output_scores),
-            # Offloaded weights say "meta" and are brought to the ids.
-            device=input_ids.device if model.device.type == "meta" else model.device,
-            chunk=generation_config.prefill_chunk_size,
-        )
-        self.loop = Loop(sampler_class(model, cache, config, tools), cache)
+        # Offloaded weights say "meta" and are brought to the ids.
+        device = input_ids.device if model.device.type == "meta" else model.device
+        recorder = None if self.trace is None else Recorder(self.trace, return_trace == "latents")
+        sampler = sampler_class(model, cache, config, device, generation_config.prefill_chunk_size, recorder)
+        self.stats = sampler.stats
+        self.loop = Loop(sampler, cache)
 
     @torch.no_grad()
     def run(self) -> DiffusionForcingOutput | torch.LongTensor:

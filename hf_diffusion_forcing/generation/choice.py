@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from transformers import (
@@ -22,7 +23,6 @@ from transformers import (
 )
 
 from ..randomness import keyed_gumbel
-from .row import Row
 
 PREFIX_FREE = (
     TemperatureLogitsWarper,
@@ -59,6 +59,20 @@ class KeyedGumbelProcessor(LogitsProcessor):
             self.scores.append(scores)
         positions = input_ids.shape[1] - self.padding
         return scores.float() + keyed_gumbel(self.seeds, positions[:, None], scores.shape[-1])[:, 0]
+
+
+class Prefix(NamedTuple):
+    """What stands before the token that a position predicts.
+
+    Attributes:
+        row: number of the row in its call.
+        length: ids of the prefix, the position's own included.
+        final: how many ids of the row are committed.
+    """
+
+    row: int
+    length: int
+    final: int
 
 
 class TokenChoice:
@@ -126,49 +140,46 @@ class TokenChoice:
         tokens: torch.Tensor,
         positions: torch.Tensor,
         seeds: torch.Tensor,
-        rows: list[Row],
-        lengths: list[int],
+        prefixes: list[Prefix],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The token each position predicts, int64 [1, n], and the scores it was chosen by, [1, n, vocabulary].
 
         Args:
             logits: [1, n, vocabulary].
             tokens, positions, seeds: int64 [1, n], the ids at the positions, where they stand, and their rows' seeds.
-            rows: the row of each position.
-            lengths: of each position's prefix among its row's ids, its own id included.
+            prefixes: what stands before each position.
         """
-        scores = self.process(logits, tokens, rows, lengths) if self.groups else logits
+        scores = self.process(logits, tokens, prefixes) if self.groups else logits
         drawn = scores.to(positions.device)
         if self.is_sampling:
             drawn = drawn.float() + keyed_gumbel(seeds, positions + 1, drawn.shape[-1])
         return drawn.argmax(-1), scores
 
-    def process(self, logits: torch.Tensor, tokens: torch.Tensor, rows: list[Row], lengths: list[int]) -> torch.Tensor:
+    def process(self, logits: torch.Tensor, tokens: torch.Tensor, prefixes: list[Prefix]) -> torch.Tensor:
         """Processed scores, float32 [1, n, vocabulary], on the processors' device; the arguments are a call's."""
         scores = logits.to(self.device, torch.float32)[0]
         self.vocabulary = scores.shape[-1]
-        numbers = [row.number for row in rows]
         if self.ids is not None:
-            self.final_lengths = {row.number: len(row.ids) for row in rows}
+            self.final_lengths = {prefix.row: prefix.final for prefix in prefixes}
             # The wave's ids where they stand. What is committed has stood in the wave first.
-            ends = torch.tensor(lengths, device=self.device) - 1
-            self.ids[torch.tensor(numbers, device=self.device), ends] = tokens[0].to(self.device)
+            where = [[prefix.row for prefix in prefixes], [prefix.length - 1 for prefix in prefixes]]
+            self.ids[tuple(torch.tensor(where, device=self.device))] = tokens[0].to(self.device)
         for prefix_free, group in self.groups:
             if prefix_free:
                 unread = self.ids if self.ids is not None else scores.new_empty((len(scores), 0), dtype=torch.int64)
                 for processor in group:
                     scores = processor(unread, scores)
             else:
-                scores = self._process_by_prefix(group, scores, numbers, lengths)
+                scores = self._process_by_prefix(group, scores, prefixes)
         return scores[None]
 
     def _process_by_prefix(
-        self, group: list[LogitsProcessor], scores: torch.Tensor, numbers: list[int], lengths: list[int]
+        self, group: list[LogitsProcessor], scores: torch.Tensor, prefixes: list[Prefix]
     ) -> torch.Tensor:
         processed = scores.clone()
-        for length in sorted(set(lengths)):
-            cells = [cell for cell, each in enumerate(lengths) if each == length]
-            members = torch.tensor([numbers[cell] for cell in cells], device=self.device)
+        for length in sorted({prefix.length for prefix in prefixes}):
+            cells = [cell for cell, prefix in enumerate(prefixes) if prefix.length == length]
+            members = torch.tensor([prefixes[cell].row for cell in cells], device=self.device)
             where = torch.tensor(cells, device=self.device)
             step = scores.new_zeros(len(self.ids), scores.shape[-1])
             step[members] = scores[where]
@@ -176,3 +187,26 @@ class TokenChoice:
                 step = processor(self.ids[:, :length], step)
             processed[where] = step[members].float()
         return processed
+
+
+def choose(
+    logits: torch.Tensor,
+    tokens: torch.Tensor,
+    positions: torch.Tensor,
+    seeds: torch.Tensor,
+    prefixes: list[tuple[TokenChoice, Prefix]],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`TokenChoice.__call__` for positions of several calls, each by its own."""
+    choices = {id(choice): choice for choice, _ in prefixes}
+    if len(choices) == 1:
+        (choice,) = choices.values()
+        return choice(logits, tokens, positions, seeds, [prefix for _, prefix in prefixes])
+    predictions, scores = torch.empty_like(tokens), None
+    for choice in choices.values():
+        cells = [cell for cell, (each, _) in enumerate(prefixes) if each is choice]
+        where = torch.tensor(cells, device=positions.device)
+        own = (x[:, where.to(x.device)] for x in (logits, tokens, positions, seeds))
+        predicted, scored = choice(*own, [prefixes[cell][1] for cell in cells])
+        scores = scored.new_empty(1, len(prefixes), scored.shape[-1]).float() if scores is None else scores
+        predictions[:, where], scores[:, where.to(scores.device)] = predicted, scored.to(scores)
+    return predictions, scores

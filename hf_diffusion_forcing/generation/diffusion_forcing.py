@@ -36,7 +36,7 @@ class DiffusionForcing(EarlyExitSampler):
         watcher = PromptDepth() if self.wavefront == "auto" else None
         first = super().read(rows, first_seat, watcher)
         if watcher is not None:
-            curve = cost_curve(self.model, len(rows), self.tools.device)
+            curve = cost_curve(self.model, len(rows), self.device)
             self.wavefront, self.inner_recurrence = choose_wave(
                 curve, watcher.recurrences, self.config.max_steps, self.config.inner_recurrence
             )
@@ -53,7 +53,7 @@ class DiffusionForcing(EarlyExitSampler):
 
     def tick(self, rows: list[Row]) -> None:
         model, cache, config, hooks = self.model, self.cache, self.config, self.processors
-        wave = Wave(rows, self.tools.device)
+        wave = Wave(rows, self.device)
         # With shared keys and values every recurrence writes the same slot; without, each position has its own depth.
         depth = 0 if cache.kv_sharing == "last" else wave.steps
         at = cache.place_rows(wave.positions, wave.seats, wave.widths, wave.extent, wave.start, depth=depth)
@@ -75,7 +75,7 @@ class DiffusionForcing(EarlyExitSampler):
 
         # 4. What every position predicts now.
         refinement.logits = logits = model.decode(state, at)
-        refinement.predictions, scores = self.choose(wave, logits)
+        refinement.predictions, scores = wave.choose(logits)
 
         # 5. Which positions have converged. This is the tick's only wait for the device.
         is_finite = state.isfinite().all(-1) & logits[..., 0].isfinite()
@@ -107,7 +107,7 @@ class DiffusionForcing(EarlyExitSampler):
             self.config.max_steps,
         )
         for place in range(frozen):
-            if self.commit(row, predictions[place], logits[place], scores[place]):
+            if row.commit(predictions[place], logits[place], scores[place]):
                 return
         row.advance(frozen, predictions, self._width(row, len(wave) - frozen), self.inner_recurrence)
 

@@ -33,11 +33,11 @@ class EarlyExitSampler(TickingSampler):
             trace.threshold = getattr(self.criterion, "threshold", None)
 
     def read(self, rows, first_seat, watcher: PromptWatcher | None = None):
-        tools, settings = self.tools, (self.model, self.cache, self.config, self.stats)
+        settings = self.model, self.cache, self.config, self.stats, self.device, self.chunk
         if self.config.adaptive_prefill:
-            reader = AdaptivePromptReader(*settings, tools.device, tools.chunk, criterion=self.criterion)
+            reader = AdaptivePromptReader(*settings, criterion=self.criterion)
         else:
-            reader = PromptReader(*settings, tools.device, tools.chunk)
+            reader = PromptReader(*settings)
         return self.first_tokens(rows, reader.read(rows, first_seat, watcher))
 
     def refinement(self, wave: Wave, recurrences: int, budget: int) -> Refinement:
@@ -54,11 +54,6 @@ class EarlyExitSampler(TickingSampler):
             model=self.model,
             memory=wave.recall(self.memory),
         )
-
-    def choose(self, wave: Wave, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What each position of the wave predicts, int64 [1, n], and the scores it was chosen by."""
-        rows = [row for row, width in zip(wave.rows, wave.widths, strict=True) for _ in range(width)]
-        return self.tools.choice(logits, wave.ids, wave.positions, wave.seeds, rows, wave.prefix_lengths)
 
     def has_converged(self, refinement: Refinement) -> torch.Tensor:
         """What the exit criterion says of each position, bool [1, n]."""
@@ -105,11 +100,6 @@ class EarlyExitSampler(TickingSampler):
                 None if latents is None else latents[begin : begin + width],
             )
             begin += width
-
-    def record(self, abandoned: bool = False) -> None:
-        """The tick is over: what was noted of it goes into the trace."""
-        if self.recorder is not None:
-            self.recorder.record(abandoned)
 
     def count(self, wave: Wave, core_passes: int) -> None:
         """Count a tick."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .call import Call
+
 NEW = -1
 """The cell of a position that has no state yet."""
 
@@ -32,6 +34,7 @@ class Row:
     """A sequence being decoded. Its place in the loop's list of rows is its seat in the cache.
 
     Attributes:
+        call: what it shares with the other rows of its call.
         number: the row's number in its call.
         ids: the prompt, with the left padding that processors and criteria see, and what is committed since.
         shift: absolute position of `ids[0]`; negative under left padding.
@@ -45,6 +48,7 @@ class Row:
         starts: states drawn ahead for positions to come; see `StateStarts`.
     """
 
+    call: Call
     number: int
     ids: list[int]
     shift: int
@@ -71,9 +75,22 @@ class Row:
         """The most positions a wave may have: those that may still predict a token."""
         return self.last_position - self.front + 1
 
-    def commit(self, token: int) -> None:
-        """Make a token final. The front moves with it; the wave is the caller's to move."""
+    def commit(self, token: int, logits: torch.Tensor, scores: torch.Tensor) -> bool:
+        """Make a token final; returns whether it ends the row. The front moves with it, the wave does not.
+
+        Args:
+            logits, scores: [vocabulary], what the token was chosen by; copied where they are kept.
+        """
+        call = self.call
         self.ids.append(token)
+        if call.keeps_logits:
+            self.logits.append(logits.to(call.choice.device, torch.float32, copy=True))
+        if call.keeps_scores:
+            self.scores.append(scores.to(call.choice.device, torch.float32, copy=True))
+        if call.streamer is not None:
+            call.streamer.put(torch.tensor([token]))
+        self.has_ended = call.stopping.has_ended(self.ids, self.scores if call.keeps_scores else None)
+        return self.has_ended
 
     def advance(self, frozen: int, predictions: list[int], width: int, recurrences: int) -> None:
         """Drop the first positions of the wave, give the others the new drafts, and add positions at the end.

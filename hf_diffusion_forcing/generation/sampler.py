@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from transformers.generation.streamers import BaseStreamer
 
 from ..cache import RecurrentDepthCache
 from ..models.interface import RecurrentDepthInterface
 from ..settings.sampler_configs import SamplerConfig
-from .choice import TokenChoice
+from .choice import Prefix, choose
 from .output import SamplerStats
 from .recorder import Recorder
 from .row import Row
-from .stopping import Stopping
 
 SAMPLERS: dict[str, type[Sampler]] = {}
 """The samplers, by the name that `sampler=` knows them by."""
@@ -26,32 +23,6 @@ def register_sampler(sampler: type[Sampler]) -> type[Sampler]:
     """Class decorator: make a sampler known under the name of its settings."""
     SAMPLERS[sampler.config_class.sampler] = sampler
     return sampler
-
-
-@dataclass(eq=False)
-class Tools:
-    """What a sampler works with, of one call.
-
-    Attributes:
-        choice: of the next tokens, from logits.
-        stopping: of rows.
-        stats: counts of the work.
-        recorder: of a trace; None without one.
-        streamer: gets each committed token once, in order.
-        keeps_logits, keeps_scores: whether rows keep what each token was chosen by, before and after the processors.
-        device: of the prompt and the wave.
-        chunk: positions of a prompt that are read at once; all when None.
-    """
-
-    choice: TokenChoice
-    stopping: Stopping
-    stats: SamplerStats
-    recorder: Recorder | None
-    streamer: BaseStreamer | None
-    keeps_logits: bool
-    keeps_scores: bool
-    device: torch.device
-    chunk: int | None = None
 
 
 class Sampler(ABC):
@@ -79,12 +50,26 @@ class TickingSampler(Sampler):
         model: speaks the verbs of `RecurrentDepthInterface`.
         cache: the seats of the rows.
         config: the sampler's settings, every depth filled in.
-        tools: of the call.
+        device: of the prompt and the wave.
+        chunk: positions of a prompt that are read at once; all when None.
+        recorder: of a trace; None without one.
+
+    Attributes:
+        stats: counts of the work.
     """
 
-    def __init__(self, model: RecurrentDepthInterface, cache: RecurrentDepthCache, config: SamplerConfig, tools: Tools):
-        self.model, self.cache, self.config, self.tools = model, cache, config, tools
-        self.stats, self.recorder = tools.stats, tools.recorder
+    def __init__(
+        self,
+        model: RecurrentDepthInterface,
+        cache: RecurrentDepthCache,
+        config: SamplerConfig,
+        device: torch.device,
+        chunk: int | None = None,
+        recorder: Recorder | None = None,
+    ):
+        self.model, self.cache, self.config = model, cache, config
+        self.device, self.chunk, self.recorder = device, chunk, recorder
+        self.stats = SamplerStats()
 
     @abstractmethod
     def read(self, rows: list[Row], first_seat: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -107,27 +92,15 @@ class TickingSampler(Sampler):
         """What `read` returns, from the logits of the prompts' last positions, [1, rows, vocabulary]."""
         facts = [(row.ids[-1], row.front, row.seed) for row in rows]
         moved = torch.tensor([[column] for column in zip(*facts, strict=True)], device=logits.device)
-        lengths = [len(row.ids) for row in rows]
-        predictions, scores = self.tools.choice(logits, *moved.unbind(), rows, lengths)
+        prefixes = [(row.call.choice, Prefix(row.number, len(row.ids), len(row.ids))) for row in rows]
+        predictions, scores = choose(logits, *moved.unbind(), prefixes)
         return predictions[0], logits[0], scores[0]
+
+    def record(self, abandoned: bool = False) -> None:
+        """The tick is over: what was noted of it goes into the trace."""
+        if self.recorder is not None:
+            self.recorder.record(abandoned)
 
     def end(self, row: Row) -> None:
         """A row has been ended from outside: its wave is dropped."""
         row.wave = []
-
-    def commit(self, row: Row, token: int, logits: torch.Tensor, scores: torch.Tensor) -> bool:
-        """Make a token final; returns whether it ends the row.
-
-        Args:
-            logits, scores: [vocabulary], what the token was chosen by; copied where they are kept.
-        """
-        tools = self.tools
-        row.commit(token)
-        if tools.keeps_logits:
-            row.logits.append(logits.to(tools.choice.device, torch.float32, copy=True))
-        if tools.keeps_scores:
-            row.scores.append(scores.to(tools.choice.device, torch.float32, copy=True))
-        if tools.streamer is not None:
-            tools.streamer.put(torch.tensor([token]))
-        row.has_ended = tools.stopping.has_ended(row, row.scores if tools.keeps_scores else None)
-        return row.has_ended

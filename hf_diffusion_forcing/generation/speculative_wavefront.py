@@ -49,13 +49,13 @@ class SpeculativeWavefront(TickingSampler):
 
     def read(self, rows, first_seat):
         """The prompts; for `draft_depth="auto"` they also show how often shallow readouts agree with the last."""
-        config, tools = self.config, self.tools
+        config = self.config
         is_auto = self.draft_depth == "auto"
         watcher = PromptAgreement(self.model, config.draft_depths, config.num_steps) if is_auto else None
-        reader = PromptReader(self.model, self.cache, config, self.stats, tools.device, tools.chunk)
+        reader = PromptReader(self.model, self.cache, config, self.stats, self.device, self.chunk)
         logits = reader.read(rows, first_seat, watcher)
         if watcher is not None:
-            curve = cost_curve(self.model, len(rows), tools.device)
+            curve = cost_curve(self.model, len(rows), self.device)
             self.draft_depth = choose_draft_depth(curve, watcher.shares, config.num_steps)
             self.second_depth = config.second_depth(self.draft_depth)
         self.cache.start_readout(DRAFT, TRUTH)
@@ -73,7 +73,7 @@ class SpeculativeWavefront(TickingSampler):
         model, depth, last = self.model, self.draft_depth, self.config.num_steps
         self.rows = rows
         # The newest first: the slots of neighbours rise by one stride then, and a view of the cache holds them all.
-        wave = Wave(rows, self.tools.device, [list(enumerate(row.wave))[::-1] for row in rows])
+        wave = Wave(rows, self.device, [list(enumerate(row.wave))[::-1] for row in rows])
         positions = [position for members in wave.members for _, position in members]
         readouts = {depth, self.second_depth or depth, last}
         read = [index for index, position in enumerate(positions) if position.steps + depth in readouts]
@@ -111,8 +111,7 @@ class SpeculativeWavefront(TickingSampler):
         # 6. Truths are committed. 7. Proposals enter as drafts; what stands behind a wrong one starts anew.
         for row in rows:
             self._advance(row, said, logits, scores)
-        if self.recorder is not None:
-            self.recorder.record()
+        self.record()
 
     def _place(self, wave: Wave, index: list[int] | None, start: int | None = None) -> Placement:
         """The placement of some of the wave's positions, or of all, each at its own depth, when `index` is None."""
@@ -132,15 +131,7 @@ class SpeculativeWavefront(TickingSampler):
         timelines = [TRUTH if positions[index].steps + depth == last else DRAFT for index in read]
         readout = Slots(tuple(timelines), torch.tensor(timelines, device=there.positions.device))
         logits = self.model.decode(wave.take(self.states, read), there, readout)
-        rows = [row for row, width in zip(wave.rows, wave.widths, strict=True) for _ in range(width)]
-        predictions, scores = self.tools.choice(
-            logits,
-            wave.take(wave.ids, read),
-            there.positions,
-            wave.take(wave.seeds, read),
-            [rows[index] for index in read],
-            [wave.prefix_lengths[index] for index in read],
-        )
+        predictions, scores = wave.choose(logits, read)
         finished = [index for index, timeline in zip(read, timelines, strict=True) if timeline == TRUTH]
         if finished and self.cache.core_slots > last:
             # A cache with more slots than recurrences: deeper ones hold the last there has been, as after a prompt.
@@ -173,7 +164,7 @@ class SpeculativeWavefront(TickingSampler):
             if position.steps < self.config.num_steps:
                 self._propose(row, position, token)
                 continue
-            has_ended = self.commit(row, token, logits[index], scores[index])
+            has_ended = row.commit(token, logits[index], scores[index])
             self.stats.count_proposals(position.proposals, token)
             is_right = not has_ended and len(row.wave) > 1 and row.wave[1].token == token
             if not is_right:
@@ -193,7 +184,7 @@ class SpeculativeWavefront(TickingSampler):
         if place + 1 < len(row.wave) and row.wave[place + 1].token == token:
             return
         self._drop(row, place + 1)
-        if token not in self.tools.stopping.eos and place + 1 < row.room:
+        if token not in row.call.stopping.eos and place + 1 < row.room:
             row.wave.append(Position(token))
 
     def _drop(self, row: Row, place: int) -> None:

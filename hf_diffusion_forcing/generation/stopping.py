@@ -14,8 +14,6 @@ from transformers import (
     StopStringCriteria,
 )
 
-from .row import Row
-
 ROW_BY_ROW = (MaxTimeCriteria, StopStringCriteria)
 """Criteria that know nothing of other rows: a row need not wait for them. A subclass is not taken for one of them."""
 
@@ -46,17 +44,17 @@ class Stopping:
                 (by_row if rows == 1 or _knows_one_row(criterion) else by_batch).append(criterion)
         return cls(eos, stopping_criteria.max_length, by_row, device), by_batch
 
-    def has_ended(self, row: Row, scores: Iterable[torch.Tensor] | None) -> bool:
-        """Whether the row's last id meets a stop.
+    def has_ended(self, ids: list[int], scores: Iterable[torch.Tensor] | None) -> bool:
+        """Whether the last id of a row meets a stop.
 
         Args:
-            scores: what each of its tokens was chosen by, where that is kept.
+            ids: the row's, prompt included.
+            scores: what each new token was chosen by, where that is kept.
         """
-        ended = row.ids[-1] in self.eos or (self.max_length is not None and len(row.ids) >= self.max_length)
+        ended = ids[-1] in self.eos or len(ids) >= self.max_length
         if self.criteria:
-            ids = torch.tensor([row.ids], device=self.device)
             stacked = None if scores is None else tuple(step[None] for step in scores)
-            ended = bool(self.criteria(ids, stacked).any()) or ended
+            ended = bool(self.criteria(torch.tensor([ids], device=self.device), stacked).any()) or ended
         return ended
 
 

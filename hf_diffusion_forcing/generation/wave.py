@@ -6,6 +6,7 @@ from functools import cached_property
 
 import torch
 
+from .choice import Prefix, TokenChoice, choose
 from .row import NEW, Position, Row
 
 Members = list[tuple[int, Position]]
@@ -68,10 +69,24 @@ class Wave:
         return self.rows[0].front if len(fronts) == len(widths) == 1 else None
 
     @cached_property
-    def prefix_lengths(self) -> list[int]:
-        """For each position, the length of its prefix among its row's ids, its own id included."""
-        lengths = zip(self.rows, self.members, strict=True)
-        return [len(row.ids) + place for row, members in lengths for place, _ in members]
+    def prefixes(self) -> list[tuple[TokenChoice, Prefix]]:
+        """For each position, its prefix and what chooses the token after it."""
+        return [
+            (row.call.choice, Prefix(row.number, len(row.ids) + place, len(row.ids)))
+            for row, members in zip(self.rows, self.members, strict=True)
+            for place, _ in members
+        ]
+
+    def choose(self, logits: torch.Tensor, index: list[int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """What positions predict, int64 [1, n], and the scores it was chosen by, [1, n, vocabulary].
+
+        Args:
+            logits: [1, n, vocabulary], of all positions or of those in `index`.
+        """
+        index = range(len(self)) if index is None else index
+        prefixes = [self.prefixes[cell] for cell in index]
+        facts = [self.take(x, list(index)) for x in (self.ids, self.positions, self.seeds)]
+        return choose(logits, *facts, prefixes)
 
     def carry(self, old: torch.Tensor | None, fresh: torch.Tensor | None) -> torch.Tensor:
         """The last tick's values at this tick's positions.
