@@ -275,8 +275,8 @@ class RecurrentDepthCache(Cache):
             read.append(attention(queries[run.cells], *seen, bias[run.cells]))
         return torch.cat(read)[:, :, 0].transpose(0, 1)[None]
 
-    def start_readout(self, readout: int, source: int) -> None:
-        """Give the coda layers a timeline of keys and values, with what stands in another one; a copy of its bytes."""
+    def start_readout(self, readout: int, source: int, seats: range) -> None:
+        """Give the coda layers of some seats a timeline of keys and values, with what stands in another; a copy."""
         first = self.num_prelude_layers + self.num_core_layers
         for tensors in (self.keys, self.values):
             for layer in range(first, self.num_layers):
@@ -284,7 +284,7 @@ class RecurrentDepthCache(Cache):
                 if stored.shape[0] <= readout:
                     tensors[layer] = torch.cat((stored, stored[source : source + 1]))
                 else:
-                    stored[readout] = stored[source]
+                    stored[readout, seats.start : seats.stop] = stored[source, seats.start : seats.stop]
 
     def scrub(self, seat: int) -> None:
         """Zeros for what is not finite in a seat: behind a mask it would still spread, as 0 x NaN."""

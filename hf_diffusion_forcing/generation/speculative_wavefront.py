@@ -58,7 +58,7 @@ class SpeculativeWavefront(TickingSampler):
             curve = cost_curve(self.model, len(rows), self.device)
             self.draft_depth = choose_draft_depth(curve, watcher.shares, config.num_steps)
             self.second_depth = config.second_depth(self.draft_depth)
-        self.cache.start_readout(DRAFT, TRUTH)
+        self.cache.start_readout(DRAFT, TRUTH, range(first_seat, first_seat + len(rows)))
         self.stats.draft_depth = self.draft_depth
         return self.first_tokens(rows, logits)
 
