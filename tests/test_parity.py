@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_diffusion_forcing.cache.recurrent_depth_cache import NoCache
+from hf_diffusion_forcing.cache import NoCache
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
 
@@ -23,8 +23,8 @@ def test_logits(huginn_mini, golden, num_steps, use_cache):
 def test_prelude(huginn_mini, golden):
     for prompt in range(4):
         ids = golden[f"input_ids_{prompt}"]
-        positions = torch.arange(ids.shape[1])[None]
-        torch.testing.assert_close(huginn_mini.embed(ids, positions, NoCache()), golden[f"prelude_{prompt}"], **CLOSE)
+        at = NoCache().place(torch.arange(ids.shape[1])[None])
+        torch.testing.assert_close(huginn_mini.embed(ids, at), golden[f"prelude_{prompt}"], **CLOSE)
 
 
 @pytest.mark.parametrize("prompt", range(4))

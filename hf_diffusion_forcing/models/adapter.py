@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from ..cache.recurrent_depth_cache import RecurrentDepthCache
+from ..cache import RecurrentDepthCache
 from .causal_lm import RecurrentDepthForCausalLM
 
 
@@ -10,9 +10,9 @@ class RecurrentDepthAdapter(RecurrentDepthForCausalLM):
     """The verbs of a looped model whose class knows nothing of this package.
 
     A subclass implements `embed`, `initialize_state`, `recur` and `decode` (see `RecurrentDepthInterface`); `self` is
-    the model, so its modules are at hand. Attention goes through `cache.attend(layer, query, key, value, slot)`, with
-    layers counted over prelude, core and coda, and `slot` from `cache.slot(depth)` in the core, `readout` in the
-    coda, 0 in the prelude.
+    the model, so its modules are at hand. Attention goes through `at.attend(layer, query, key, value, slot)`, with
+    layers counted over prelude, core and coda, and `slot` from `at.slot(depth)` in the core, `readout` in the coda, 0
+    in the prelude.
 
     Attributes:
         layers: attention layers of prelude, core and coda.

@@ -1,10 +1,10 @@
-"""Queries, keys and values on their way through rotary positions and a cache."""
+"""Queries, keys and values on their way through rotary positions and a placement."""
 
 from collections.abc import Callable
 
 import torch
 
-from ..cache.recurrent_depth_cache import NoCache, Placement, RecurrentDepthCache
+from ..cache import Placement, Slots
 
 
 def rotary_attention(
@@ -12,19 +12,19 @@ def rotary_attention(
     value: torch.Tensor,
     heads: int,
     rotate: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    cache: RecurrentDepthCache | NoCache,
-    placed: Placement,
+    at: Placement,
     layer: int,
-    slot: int,
+    slot: int | torch.Tensor | Slots,
 ) -> torch.Tensor:
-    """Causal attention of the placed positions, stored in the cache.
+    """Causal attention of the positions of a pass, through their placement.
 
     Args:
         qk: [batch, width, heads + kv_heads, head_dim], queries before keys, not turned yet.
         value: [batch, width, kv_heads, head_dim].
         heads: how many of `qk` are queries.
-        rotate: one of `rotary`'s.
-        layer, slot: see `RecurrentDepthCache.attend`.
+        rotate: `rotate_pairs` or `rotate_halves`.
+        at: of the pass, with its `rotary` filled in.
+        layer, slot: see `Placement.attend`.
 
     Returns:
         [batch, width, heads * head_dim].
@@ -32,7 +32,7 @@ def rotary_attention(
     # Processors attend from one position more than twice as fast in float32 as in bfloat16; the keys and values
     # they keep are float32 then. (A parameter may lift qk out of autocast; the cache holds one dtype in any case.)
     dtype = torch.float32 if qk.device.type == "cpu" and qk.itemsize < 4 else qk.dtype
-    qk, value = rotate(qk, placed.rotary).to(dtype), value.to(dtype)
+    qk, value = rotate(qk, at.rotary).to(dtype), value.to(dtype)
     query, key = qk[:, :, :heads], qk[:, :, heads:]
-    y = cache.attend(layer, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), slot)
+    y = at.attend(layer, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), slot)
     return y.transpose(1, 2).flatten(2)

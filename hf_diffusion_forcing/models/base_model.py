@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from ..cache.recurrent_depth_cache import NoCache, Placement, RecurrentDepthCache
+from ..cache import Placement, RecurrentDepthCache, Slots
 from .rotary import inverse_frequencies, rotations
 from .unrolled import UnrolledModel
 
@@ -29,8 +29,8 @@ class RecurrentDepthModel(UnrolledModel):
     """Prelude, core and coda, whose `forward()` is embed, num_steps x recur, read_out.
 
     A family inherits from it and its own `PreTrainedModel`, in this order, and implements the verbs `embed`,
-    `initialize_state`, `recur`, `new_cache` (see `RecurrentDepthInterface`) and `read_out`. Its config has `head_dim`
-    and `rope_parameters`, too.
+    `initialize_state`, `recur`, `new_cache` (see `RecurrentDepthInterface`) and `read_out`; a verb calls `rotate(at)`
+    before its layers run. Its config has `head_dim` and `rope_parameters`, too.
     """
 
     def __init__(self, config):
@@ -39,24 +39,20 @@ class RecurrentDepthModel(UnrolledModel):
         # By device: a list would be copied there for every placement, and a buffer would be cast with the weights.
         self._frequencies: dict[torch.device, torch.Tensor] = {}
 
-    def placed(self, positions: torch.Tensor, cache: RecurrentDepthCache | NoCache) -> Placement:
-        """The placement of `positions`, with the rotation of its queries and keys; made once per positions tensor."""
-        placed = cache.placement
-        if placed is None or placed.positions is not positions:
-            placed = cache.place(positions)
-        if placed.rotary is None:
-            device = positions.device
+    def rotate(self, at: Placement) -> None:
+        """Fill in `at.rotary`, by which attention turns the queries and keys of the pass; made by its first verb."""
+        if at.rotary is None:
+            device = at.positions.device
             if device not in self._frequencies:
-                self._frequencies[device] = torch.tensor(self.inverse_frequencies, device=device)
-            placed.rotary = rotations(positions, self._frequencies[device])
-        return placed
+                frequencies = torch.tensor(self.inverse_frequencies, dtype=torch.float32, device=device)
+                self._frequencies[device] = frequencies
+            at.rotary = rotations(at.positions, self._frequencies[device])
 
     def read_out(
         self,
         s: torch.Tensor,
-        positions: torch.Tensor,
-        cache: RecurrentDepthCache | NoCache,
-        readout: int | tuple[int, ...] = 0,
+        at: Placement,
+        readout: int | Slots = 0,
         kept: slice | torch.Tensor = slice(None),
     ) -> torch.Tensor:
         """The coda: states [batch, width, channels] -> what the head reads, [batch, kept, channels].

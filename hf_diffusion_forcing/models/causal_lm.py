@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ..cache.recurrent_depth_cache import RecurrentDepthCache
+from ..cache import RecurrentDepthCache
 from .interface import RecurrentDepthInterface
 from .unrolled import UnrolledModel
 
@@ -88,21 +88,18 @@ class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
 class HeadedForCausalLM(RecurrentDepthForCausalLM):
     """A language model that is a `RecurrentDepthModel` (its `base_model`) and a head (`lm_head`)."""
 
-    def placed(self, positions, cache):
-        return self.base_model.placed(positions, cache)
-
-    def embed(self, input_ids, positions, cache):
-        return self.base_model.embed(input_ids, positions, cache)
+    def embed(self, input_ids, at):
+        return self.base_model.embed(input_ids, at)
 
     def initialize_state(self, e, positions, seeds, scale=1.0):
         return self.base_model.initialize_state(e, positions, seeds, scale)
 
-    def recur(self, s, e, positions, cache, depth):
-        return self.base_model.recur(s, e, positions, cache, depth)
+    def recur(self, s, e, at, depth):
+        return self.base_model.recur(s, e, at, depth)
 
-    def decode(self, s, positions, cache, readout=0, logits_to_keep=0):
+    def decode(self, s, at, readout=0, logits_to_keep=0):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        return self.lm_head(self.base_model.read_out(s, positions, cache, readout, kept))
+        return self.lm_head(self.base_model.read_out(s, at, readout, kept))
 
     def new_cache(self, num_steps, kv_sharing="last", capacity=0):
         return self.base_model.new_cache(num_steps, kv_sharing, capacity)

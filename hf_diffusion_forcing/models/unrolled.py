@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..cache.recurrent_depth_cache import NoCache, RecurrentDepthCache, absolute_positions
+from ..cache import NoCache, Placement, RecurrentDepthCache, absolute_positions
 from ..randomness import row_seeds
 
 PASSED_BY_OTHERS = ("num_items_in_batch", "tokenizer", "assistant_tokenizer")
@@ -30,19 +30,26 @@ class UnrolledModel:
         """Recurrences of a training step in which `num_steps` is not given."""
         return self.config.mean_recurrence
 
-    def unroll(self, s, e, positions, cache, num_steps: int, on_recurrence=None) -> torch.Tensor:
+    def unroll(
+        self,
+        s: torch.Tensor,
+        e: torch.Tensor,
+        at: Placement,
+        num_steps: int,
+        on_recurrence: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
+    ) -> torch.Tensor:
         """`num_steps` recurrences. In training only the last `mean_backprop_depth` carry gradients."""
         truncated = num_steps - self.config.mean_backprop_depth if self.training else 0
         for depth in range(num_steps):
             with torch.set_grad_enabled(torch.is_grad_enabled() and depth >= truncated):
-                before, s = s, self.recur(s, e, positions, cache, depth)
+                before, s = s, self.recur(s, e, at, depth)
             if on_recurrence is not None:
                 on_recurrence(s, before)
         return s
 
     def read_after_unroll(
         self,
-        read: Callable[[torch.Tensor, torch.Tensor, RecurrentDepthCache | NoCache], torch.Tensor],
+        read: Callable[[torch.Tensor, Placement], torch.Tensor],
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None,
         past_key_values: RecurrentDepthCache | None,
@@ -56,7 +63,7 @@ class UnrolledModel:
         """Embed, recur, read out; the arguments are those of `forward()`.
 
         Args:
-            read: the readout of states, positions and cache.
+            read: the readout of the states of a pass.
             others: what else the caller was given, which must be nothing that changes the result.
 
         Returns:
@@ -66,23 +73,35 @@ class UnrolledModel:
             ValueError: `num_steps` < 1, a sequence longer than the context, a mask of another shape, an argument
                 `forward()` does not take.
         """
-        config = self.config
-        for name, value in others.items():
-            if name not in PASSED_BY_OTHERS and value is not None and value is not False:
-                reason = "positions are counted from attention_mask" if name == "position_ids" else "leave it out"
-                raise ValueError(f"forward() does not take {name}: {reason}.")
+        _refuse(others)
         if num_steps is None:
-            num_steps = self.sample_depth() if self.training else config.mean_recurrence
+            num_steps = self.sample_depth() if self.training else self.config.mean_recurrence
         if num_steps < 1:
             raise ValueError(f"num_steps={num_steps} must be at least 1.")
         batch, width = input_ids.shape
         if use_cache is None:
             # Entries are written in place, which autograd does not allow: no cache where gradients are wanted.
-            use_cache = config.use_cache and not self.training and not torch.is_grad_enabled()
-        if past_key_values is None and use_cache:
-            past_key_values = self.new_cache(num_steps, "none")
-        cache = past_key_values if past_key_values is not None else NoCache()
-        seen = cache.columns if past_key_values is not None else 0
+            use_cache = self.config.use_cache and not self.training and not torch.is_grad_enabled()
+        kept = self.new_cache(num_steps, "none") if past_key_values is None and use_cache else past_key_values
+        cache = NoCache() if kept is None else kept
+        seen = cache.columns
+        self._check_columns(batch, width, seen, attention_mask)
+        positions, start = absolute_positions(attention_mask, seen, (batch, width), input_ids.device)
+        if seeds is None:
+            seeds = row_seeds(None, batch, input_ids.device)
+
+        at = cache.place(positions, start=start, extent=seen + width)
+        e = self.embed(input_ids, at)
+        s = self.initialize_state(e, positions, seeds, state_scale)
+        s = self.unroll(s, e, at, num_steps, on_recurrence)
+        y = read(s, at)
+        if kept is not None:
+            kept.settle(at, num_steps)
+            kept.columns += width
+        return y, s, kept
+
+    def _check_columns(self, batch: int, width: int, seen: int, attention_mask: torch.Tensor | None) -> None:
+        config = self.config
         if seen + width > config.max_position_embeddings:
             limit = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
             raise ValueError(
@@ -94,17 +113,10 @@ class UnrolledModel:
                 f"attention_mask has shape {tuple(attention_mask.shape)}; with {seen} cached columns and input_ids of "
                 f"shape {(batch, width)} it must be {(batch, seen + width)}."
             )
-        positions, start = absolute_positions(attention_mask, seen, (batch, width), input_ids.device)
-        # The same tensor in every verb below: its placement is made once.
-        cache.place(positions, start=start, extent=seen + width)
-        if seeds is None:
-            seeds = row_seeds(None, batch, input_ids.device)
 
-        e = self.embed(input_ids, positions, cache)
-        s = self.initialize_state(e, positions, seeds, state_scale)
-        s = self.unroll(s, e, positions, cache, num_steps, on_recurrence)
-        y = read(s, positions, cache)
-        if past_key_values is not None:
-            past_key_values.settle(num_steps)
-            past_key_values.columns += width
-        return y, s, past_key_values
+
+def _refuse(others: dict[str, Any]) -> None:
+    for name, value in others.items():
+        if name not in PASSED_BY_OTHERS and value is not None and value is not False:
+            reason = "positions are counted from attention_mask" if name == "position_ids" else "leave it out"
+            raise ValueError(f"forward() does not take {name}: {reason}.")

@@ -4,26 +4,140 @@ import copy
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ...cache.recurrent_depth_cache import RecurrentDepthCache
+from ...cache import Placement, RecurrentDepthCache, Slots
 from ...randomness import STATE, keyed_truncated_normal
+from ..attention import rotary_attention
 from ..base_model import RecurrentDepthModel
 from ..causal_lm import HeadedForCausalLM
 from ..loading import CheckedLoading, stored_config, tensor_names
 from ..norm import RMSNorm
+from ..rotary import rotate_halves, rotate_pairs
 from ..special_tokens import correct_token_id, tokenizer_ids
-from .attention import RavenAttention
-from .configuration_huginn_raven import RavenConfig
-from .huginn_block import HuginnAttention, HuginnBlock
-from .layout import layout_of
-from .llama_block import LlamaBlock
-from .mlp import RavenMLP
-from .olmo_block import OlmoBlock
+from .configuration_huginn_raven import RavenConfig, layout_of
+
+
+class RavenAttention(nn.Module):
+    """Causal attention, grouped where there are fewer keys than queries; one map makes all three.
+
+    A layout says what happens to queries and keys before RoPE (`prepare`), and how RoPE turns them (`rotate`).
+    """
+
+    rotate = staticmethod(rotate_halves)
+
+    def __init__(self, config: RavenConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.heads, self.kv_heads, self.head_dim = config.n_heads, config.num_key_value_heads, config.head_dim
+        self.Wqkv = nn.Linear(config.n_embd, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
+        self.proj = nn.Linear(self.heads * self.head_dim, config.n_embd, bias=False)
+
+    def prepare(self, qk: torch.Tensor) -> torch.Tensor:
+        """Queries and keys before RoPE, [batch, width, heads + kv_heads, head_dim]."""
+        return qk
+
+    def forward(self, x: torch.Tensor, at: Placement, slot: int | torch.Tensor | Slots):
+        batch, width, _ = x.shape
+        qkv = self.Wqkv(x).view(batch, width, -1, self.head_dim)
+        rotated = self.heads + self.kv_heads
+        qk, value = self.prepare(qkv[:, :, :rotated]), qkv[:, :, rotated:]
+        y = rotary_attention(qk, value, self.heads, self.rotate, at, self.layer, slot)
+        return self.proj(y.type_as(x))
+
+
+class HuginnAttention(RavenAttention):
+    """A bias on queries and keys; RoPE turns neighbouring channels."""
+
+    rotate = staticmethod(rotate_pairs)
+
+    def __init__(self, config: RavenConfig, layer: int):
+        super().__init__(config, layer)
+        self.qk_bias = nn.Parameter(torch.zeros(2, 1, self.heads, self.head_dim))
+
+    def prepare(self, qk: torch.Tensor) -> torch.Tensor:
+        return qk + self.qk_bias.view(-1, self.head_dim)
+
+
+class OlmoAttention(RavenAttention):
+    """A norm over the channels of all queries together, and one over those of all keys."""
+
+    def __init__(self, config: RavenConfig, layer: int):
+        super().__init__(config, layer)
+        self.q_norm = RMSNorm(self.heads * self.head_dim, config.norm_eps)
+        self.k_norm = RMSNorm(self.kv_heads * self.head_dim, config.norm_eps)
+
+    def prepare(self, qk: torch.Tensor) -> torch.Tensor:
+        query, key = self.q_norm(qk[:, :, : self.heads].flatten(2)), self.k_norm(qk[:, :, self.heads :].flatten(2))
+        return torch.cat((query, key), dim=-1).view(qk.shape)
+
+
+class RavenMLP(nn.Module):
+    """silu(gate) * up, then a projection; gate and up are one map."""
+
+    def __init__(self, config: RavenConfig):
+        super().__init__()
+        self.fc = nn.Linear(config.n_embd, 2 * config.intermediate_size, bias=False)
+        self.proj = nn.Linear(config.intermediate_size, config.n_embd, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.fc(x).chunk(2, dim=-1)
+        return self.proj(F.silu(gate) * up)
+
+
+class HuginnBlock(GradientCheckpointingLayer):
+    """Sandwich: a norm before each part and one after each residual sum."""
+
+    def __init__(self, config: RavenConfig, layer: int):
+        super().__init__()
+        self.norm_1 = RMSNorm(config.n_embd, config.norm_eps)
+        self.attn = HuginnAttention(config, layer)
+        self.norm_2 = RMSNorm(config.n_embd, config.norm_eps)
+        self.norm_3 = RMSNorm(config.n_embd, config.norm_eps)
+        self.mlp = RavenMLP(config)
+        self.norm_4 = RMSNorm(config.n_embd, config.norm_eps)
+
+    def forward(self, x: torch.Tensor, at: Placement, slot: int | torch.Tensor | Slots = 0):
+        x = self.norm_2(self.attn(self.norm_1(x), at, slot) + x)
+        return self.norm_4(self.mlp(self.norm_3(x)) + x)
+
+
+class LlamaBlock(GradientCheckpointingLayer):
+    """Pre-norm: a norm before each part."""
+
+    def __init__(self, config: RavenConfig, layer: int):
+        super().__init__()
+        self.norm_1 = RMSNorm(config.n_embd, config.norm_eps)
+        self.attn = RavenAttention(config, layer)
+        self.norm_2 = RMSNorm(config.n_embd, config.norm_eps)
+        self.mlp = RavenMLP(config)
+
+    def forward(self, x: torch.Tensor, at: Placement, slot: int | torch.Tensor | Slots = 0):
+        x = x + self.attn(self.norm_1(x), at, slot)
+        return x + self.mlp(self.norm_2(x))
+
+
+class OlmoBlock(GradientCheckpointingLayer):
+    """Post-norm: a norm on what each part adds."""
+
+    def __init__(self, config: RavenConfig, layer: int):
+        super().__init__()
+        self.attn = OlmoAttention(config, layer)
+        self.norm_1 = RMSNorm(config.n_embd, config.norm_eps)
+        self.mlp = RavenMLP(config)
+        self.norm_2 = RMSNorm(config.n_embd, config.norm_eps)
+
+    def forward(self, x: torch.Tensor, at: Placement, slot: int | torch.Tensor | Slots = 0):
+        x = x + self.norm_1(self.attn(x, at, slot))
+        return x + self.norm_2(self.mlp(x))
+
 
 BLOCKS = {"huginn": HuginnBlock, "llama": LlamaBlock, "olmo": OlmoBlock}
+"""By layout, what a block is."""
 
 
 class RavenPreTrainedModel(CheckedLoading, PreTrainedModel):
@@ -127,11 +241,11 @@ class RavenModel(RecurrentDepthModel, RavenPreTrainedModel):
 
     # --- the verbs ---
 
-    def embed(self, input_ids, positions, cache):
-        placed = self.placed(positions, cache)
+    def embed(self, input_ids, at):
+        self.rotate(at)
         x = self.wte(input_ids) * self.config.init_values["embed_scale"]
         for block in self.prelude:
-            x = block(x, cache, placed)
+            x = block(x, at)
         return x
 
     def initialize_state(self, e, positions, seeds, scale=1.0):
@@ -143,19 +257,19 @@ class RavenModel(RecurrentDepthModel, RavenPreTrainedModel):
         noise = (noise * (values["std"] * scale * values["embed_scale"])).type_as(e)
         return noise.repeat(1, 1, e.shape[-1] // channels) if channels < e.shape[-1] else noise
 
-    def recur(self, s, e, positions, cache, depth):
-        placed = self.placed(positions, cache)
-        slot = cache.slot(depth)
+    def recur(self, s, e, at, depth):
+        self.rotate(at)
+        slot = at.slot(depth)
         x = self.adapter(torch.cat((s, e.to(s.device)), dim=-1))
         for block in self.core_block:
-            x = block(x, cache, placed, slot)
+            x = block(x, at, slot)
         return x
 
-    def read_out(self, s, positions, cache, readout=0, kept=slice(None)):
-        placed = self.placed(positions, cache)
+    def read_out(self, s, at, readout=0, kept=slice(None)):
+        self.rotate(at)
         x = self.latents(s)
         for block in self.coda:
-            x = block(x, cache, placed, readout)
+            x = block(x, at, readout)
         return self.ln_f(x[:, kept])
 
     def new_cache(self, num_steps, kv_sharing="last", capacity=0):
@@ -182,7 +296,7 @@ class RavenModel(RecurrentDepthModel, RavenPreTrainedModel):
         """
         sigma = 0.5
         mu = math.log(self.config.mean_recurrence) - sigma**2 / 2
-        rate = torch.empty(()).log_normal_(mu, sigma)
+        rate = torch.empty((), dtype=torch.float32).log_normal_(mu, sigma)
         return int(torch.poisson(rate)) + 1
 
 

@@ -1,19 +1,73 @@
 """Ouro: one stack of layers, run several times on its own output (arXiv 2510.25741, section 3)."""
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ...cache.recurrent_depth_cache import RecurrentDepthCache
+from ...cache import Placement, RecurrentDepthCache, Slots
+from ..attention import rotary_attention
 from ..base_model import RecurrentDepthModel
 from ..causal_lm import HeadedForCausalLM
 from ..loading import CheckedLoading, stored_config
 from ..norm import RMSNorm
+from ..rotary import rotate_halves
 from ..special_tokens import correct_token_id, tokenizer_ids
 from .configuration_ouro import OuroConfig
-from .layer import OuroLayer
 
 TURN_END = "<|im_end|>"
 """What ends a turn of the ChatML format the models were trained on."""
+
+
+class OuroAttention(nn.Module):
+    """Causal attention, grouped where there are fewer keys than queries; nothing has a bias."""
+
+    def __init__(self, config: OuroConfig, layer: int):
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        queries, keys = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, queries, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, keys, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
+        self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor, at: Placement, slot: int | torch.Tensor | Slots):
+        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        shape = (*x.shape[:2], -1, self.head_dim)  # a shard of the model has some of the heads
+        qk, heads = torch.cat((query, key), dim=-1).view(shape), query.shape[-1] // self.head_dim
+        y = rotary_attention(qk, value.view(shape), heads, rotate_halves, at, self.layer, slot)
+        return self.o_proj(y.type_as(x))
+
+
+class OuroMLP(nn.Module):
+    """silu(gate) * up, then a projection."""
+
+    def __init__(self, config: OuroConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class OuroLayer(GradientCheckpointingLayer):
+    """Sandwich: a norm before each part, and one on what it adds."""
+
+    def __init__(self, config: OuroConfig, layer: int):
+        super().__init__()
+        self.self_attn = OuroAttention(config, layer)
+        self.mlp = OuroMLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm_2 = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm_2 = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: torch.Tensor, at: Placement, slot: int | torch.Tensor | Slots = 0):
+        x = x + self.input_layernorm_2(self.self_attn(self.input_layernorm(x), at, slot))
+        return x + self.post_attention_layernorm_2(self.mlp(self.post_attention_layernorm(x)))
 
 
 class OuroPreTrainedModel(CheckedLoading, PreTrainedModel):
@@ -57,21 +111,21 @@ class OuroModel(RecurrentDepthModel, OuroPreTrainedModel):
 
     # --- the verbs ---
 
-    def embed(self, input_ids, positions, cache):
+    def embed(self, input_ids, at):
         return self.embed_tokens(input_ids)
 
     def initialize_state(self, e, positions, seeds, scale=1.0):
         """The embedding itself; there is no noise to seed or scale."""
         return e
 
-    def recur(self, s, e, positions, cache, depth):
-        placed = self.placed(positions, cache)
-        slot = cache.slot(depth)
+    def recur(self, s, e, at, depth):
+        self.rotate(at)
+        slot = at.slot(depth)
         for layer in self.layers:
-            s = layer(s, cache, placed, slot)
+            s = layer(s, at, slot)
         return self.norm(s)
 
-    def read_out(self, s, positions, cache, readout=0, kept=slice(None)):
+    def read_out(self, s, at, readout=0, kept=slice(None)):
         return s[:, kept]
 
     def exit_gate(self, s):
