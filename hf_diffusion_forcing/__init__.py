@@ -40,19 +40,17 @@ from .hooks.latent_processors import (
 from .hooks.refinement import Refinement
 from .models import (
     OuroConfig,
-    OuroForCausalLM,
     OuroModel,
     RavenConfig,
-    RavenForCausalLM,
     RavenModel,
     RecurrentDepthAdapter,
     RecurrentDepthForCausalLM,
     RecurrentDepthInterface,
     RecurrentDepthModelOutput,
     RecurrentDepthOutput,
-    enable_recurrent_depth,
 )
 from .packing import pack_linear_weights, unpack_linear_weights
+from .registration import OuroForCausalLM, RavenForCausalLM, enable_recurrent_depth
 from .settings.sampler_configs import (
     AdaptiveConfig,
     AutoregressiveConfig,

@@ -54,6 +54,10 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
     `return_dict_in_generate=True` a parallel sampler's output has a `Trace`.
     """
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.generation_config = self.own_generation_config()
+
     def own_generation_config(self) -> GenerationConfig:
         """A generation config of the model's special tokens alone.
 
