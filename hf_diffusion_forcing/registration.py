@@ -12,6 +12,7 @@ from .models import (
     RavenModel,
     RecurrentDepthAdapter,
 )
+from .settings.generation_config import RecurrentDepthGenerationConfig
 
 
 class RavenForCausalLM(RecurrentDepthGenerationMixin, RavenLanguageModel):
@@ -93,6 +94,6 @@ def enable_recurrent_depth(
     own = type(model)
     # The same name: it is written into config.json, from which the plain class must load.
     model.__class__ = type(own.__name__, (RecurrentDepthGenerationMixin, adapter, own), {"__module__": own.__module__})
-    if getattr(model, "generation_config", None) is None:
-        model.generation_config = model.own_generation_config()
+    # The plain one of the model's own class, if it has one.
+    model.generation_config = model.generation_config or RecurrentDepthGenerationConfig.from_model_config(config)
     return model

@@ -29,7 +29,7 @@ from hf_diffusion_forcing import RavenConfig, RavenForCausalLM, bundled_checkpoi
 from hf_diffusion_forcing.evaluation.measure import accuracy, solve
 from hf_diffusion_forcing.evaluation.problems import problems
 from hf_diffusion_forcing.generation.cost_model import WIDTHS, CostCurve
-from hf_diffusion_forcing.hooks.exit_criteria import latent_difference
+from hf_diffusion_forcing.hooks.latent_criteria import latent_difference
 from hf_diffusion_forcing.randomness import row_seeds
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -41,7 +41,7 @@ from transformers import (
 from transformers.generation import CompileConfig
 
 from hf_diffusion_forcing import RavenConfig, RavenForCausalLM
-from hf_diffusion_forcing.settings.sampler_configs import SAMPLER_CONFIGS
+from hf_diffusion_forcing.settings.sampler_config import SAMPLER_CONFIGS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "compatibility.md"
 KEYWORDS = (

@@ -6,7 +6,7 @@ from conftest import left_pad
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from hf_diffusion_forcing.cache.recurrent_depth_cache import RecurrentDepthCache
+from hf_diffusion_forcing.cache import RecurrentDepthCache
 from hf_diffusion_forcing.generation.output import DiffusionForcingOutput
 
 ROWS = [[3, 1, 4, 1, 5], [9, 2]]

@@ -37,6 +37,7 @@ def refinement(last=None, *, fresh, model=None, **values):
     return Refinement(
         positions=torch.arange(width).repeat(batch, 1) + 7,
         input_ids=torch.zeros(batch, width, dtype=torch.long),
+        rows=torch.arange(batch)[:, None].expand(batch, width),
         fresh=fresh,
         recurrences=4,
         budget=32,

@@ -8,9 +8,9 @@ from hf_diffusion_forcing.generation.call import Call
 from hf_diffusion_forcing.generation.choice import TokenChoice
 from hf_diffusion_forcing.generation.loop import Loop
 from hf_diffusion_forcing.generation.row import Row
-from hf_diffusion_forcing.generation.sampler import SAMPLERS
+from hf_diffusion_forcing.generation.samplers import SAMPLERS
 from hf_diffusion_forcing.generation.stopping import Stopping
-from hf_diffusion_forcing.settings.sampler_configs import sampler_config_class
+from hf_diffusion_forcing.settings.sampler_config import sampler_config_class
 
 CPU = torch.device("cpu")
 SETTINGS = {

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from conftest import tiny_config
 
 from hf_diffusion_forcing import RavenForCausalLM
-from hf_diffusion_forcing.cache.recurrent_depth_cache import NoCache
+from hf_diffusion_forcing.cache import NoCache
 
 IDS = torch.randint(0, 61, (2, 11), generator=torch.manual_seed(0))
 

@@ -17,10 +17,10 @@ import torch
 from tqdm import tqdm
 
 from ..files import whole_file, write_file
-from ..generation.mixin import WAVEFRONT_SAMPLERS
+from ..generation.samplers import SAMPLERS
 from ..settings.spelling import parse_sampler
 from ..settings.validation import check_integer
-from .evaluator import check_prompts, describe_machine, describe_model, resolve_sampler, run_batch, versions
+from .evaluator import check_prompts, describe_machine, describe_model, run_batch, versions
 from .report import markdown_table, provenance
 from .task import Task, batched
 
@@ -285,10 +285,9 @@ def compare_samplers(
     check_integer("max_new_tokens", max_new_tokens, 1)
     room = {"max_new_tokens": max_new_tokens}
     exact, other = (parse_sampler(text) | room for text in (baseline, sampler))
-    config = resolve_sampler(model, exact)._sampler_settings
-    resolve_sampler(model, other)
+    config, others = (model.decoding_config(**kwargs).sampler_config for kwargs in (exact, other))
     check_prompts(model, tokenizer, task, max_new_tokens)
-    if other["sampler"] in WAVEFRONT_SAMPLERS:
+    if SAMPLERS[others.sampler].has_ticks:
         other["return_trace"] = True
     divergences, tokens, right = [], [], []
     batches = batched(task.samples, batch_size)

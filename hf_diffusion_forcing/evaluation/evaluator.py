@@ -16,7 +16,7 @@ from accelerate.utils import gather_object, parse_flag_from_env
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from ..settings.spelling import named_samplers, resolve_sampler
+from ..settings.spelling import named_samplers
 from ..settings.validation import check_integer
 from ..version import __version__
 from .journal import Journal
@@ -69,14 +69,13 @@ def evaluate_samplers(
     check_integer("max_new_tokens", max_new_tokens, 1)
     common = generate_kwargs | {"max_new_tokens": max_new_tokens}
     named = named_samplers(samplers)
-    configs = {name: resolve_sampler(model, kwargs, **common) for name, kwargs in named.items()}
+    configs = {name: model.decoding_config(**kwargs | common) for name, kwargs in named.items()}
     check_prompts(model, tokenizer, task, max_new_tokens)
     state = process_state()
     # The processes of a model that is split over them decode every batch together.
     together = (getattr(model, "tp_size", None) or 1) > 1
     described = {
-        name: {"generate": kwargs, "settings": configs[name]._sampler_settings.to_dict()}
-        for name, kwargs in named.items()
+        name: {"generate": kwargs, "settings": configs[name].sampler_config.to_dict()} for name, kwargs in named.items()
     }
     identity = {
         "model": describe_model(model),
@@ -182,9 +181,9 @@ def run_batch(model, tokenizer, samples: tuple[Sample, ...], kwargs: dict[str, A
         tokens = [ids[:count] for ids, count in zip(new, stats.tokens_committed, strict=True)]
         core_passes, recurrences = stats.core_passes, stats.positions_refined
     else:
-        config = resolve_sampler(model, kwargs)
+        config = model.decoding_config(**kwargs)
         tokens = [until_the_end(ids, config) for ids in new]
-        steps = config._sampler_settings.num_steps
+        steps = config.sampler_config.num_steps
         core_passes = steps * (max(map(len, tokens)) - 1)
         recurrences = steps * sum(len(ids) - 1 for ids in tokens)
     record = {

@@ -9,10 +9,10 @@ from unittest.mock import patch
 import torch
 from tqdm import tqdm
 
-from ..cache.recurrent_depth_cache import NoCache
+from ..cache import NoCache
 from ..generation.diffusion_forcing import DiffusionForcing
-from ..generation.mixin import WAVEFRONT_SAMPLERS
-from ..hooks.exit_criteria import latent_difference
+from ..generation.samplers import SAMPLERS
+from ..hooks.latent_criteria import latent_difference
 from ..randomness import row_seeds
 from .problems import Problem
 
@@ -196,8 +196,8 @@ def tick_overhead(model, input_ids: torch.Tensor, **generate_kwargs) -> float:
     with ExitStack() as patches:
         for name, verb in verbs.items():
             patches.enter_context(patch.object(model, name, timed(verb)))
-        patches.enter_context(patch.dict(WAVEFRONT_SAMPLERS, diffusion_forcing=Timed))
-        model.generate(input_ids, sampler="diffusion_forcing", **generate_kwargs)
+        patches.enter_context(patch.dict(SAMPLERS, {DiffusionForcing.config_class.sampler: Timed}))
+        model.generate(input_ids, sampler=DiffusionForcing.config_class.sampler, **generate_kwargs)
     if not total:
         raise ValueError("The text ended at its first token: there was no tick to time. Give another prompt.")
     return 1 - inside / total

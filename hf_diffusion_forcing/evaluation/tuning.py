@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import tempfile
@@ -17,7 +18,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..files import whole_file, write_file
 from ..hub.staging import check_destination, staged
-from ..settings.spelling import resolve_sampler
+from ..settings.generation_config import SAMPLER_NAMES
 from ..settings.validation import check_integer, check_number
 from .candidates import SEARCH_SPACE, check_space, choose_candidates, preset_candidates, spelling
 from .evaluator import WARM_UP_TOKENS, check_prompts, describe_machine, describe_model, run_batch, versions
@@ -200,15 +201,14 @@ class TuningResult:
 @contextmanager
 def stored_sampler(model, settings: dict[str, Any]) -> Iterator[None]:
     """For a while, a model whose generation config has these sampler settings in the place of its own."""
-    config, names = model.generation_config, ("sampler", "sampler_config", "sampler_preset")
-    before = {name: vars(config).pop(name) for name in names if name in vars(config)}
-    vars(config).update(settings)
+    before = model.generation_config
+    model.generation_config = copy.copy(before)
+    for name in SAMPLER_NAMES:
+        setattr(model.generation_config, name, settings.get(name))
     try:
         yield
     finally:
-        for name in settings:
-            del vars(config)[name]
-        vars(config).update(before)
+        model.generation_config = before
 
 
 def is_own_folder(folder: str | os.PathLike, model) -> bool:
@@ -381,10 +381,10 @@ def trials_for(
 
     def canonical(kwargs: dict[str, Any]) -> str | None:
         try:
-            config = resolve_sampler(model, kwargs | depth, **common)
+            config = model.decoding_config(**kwargs | depth | common)
         except ValueError:
             return None
-        return json.dumps([kwargs["sampler"], config._sampler_settings.to_dict()], sort_keys=True)
+        return json.dumps([kwargs["sampler"], config.sampler_config.to_dict()], sort_keys=True)
 
     full = depth.get("num_steps", model.config.mean_recurrence)
     named = preset_candidates(model.config.model_type, full)

@@ -3,15 +3,13 @@
 import torch
 
 from ..cache import Placement
-from ..settings.sampler_configs import AdaptiveConfig
+from ..settings.adaptive import AdaptiveConfig
 from .early_exit import EarlyExitSampler
 from .row import Position, Row
-from .sampler import register_sampler
 from .state_starts import StateStarts
 from .wave import Wave
 
 
-@register_sampler
 class Adaptive(EarlyExitSampler):
     """`sampler="adaptive"`: a tick is one recurrence of every row's front position.
 

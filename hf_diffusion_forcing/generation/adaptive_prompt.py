@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..cache import Placement
-from ..hooks.exit_criteria import ExitCriterion
+from ..hooks.exit_criterion import ExitCriterion
 from ..hooks.refinement import Refinement
 from .prompt import Prompt, PromptReader, PromptWatcher
 from .verdict import verdict

@@ -9,7 +9,7 @@ from transformers.generation.streamers import BaseStreamer
 from ..cache import RecurrentDepthCache
 from ..models.interface import RecurrentDepthInterface
 from ..randomness import row_seeds
-from ..settings.sampler_configs import SamplerConfig
+from ..settings.sampler_config import SamplerConfig
 from .call import Call
 from .choice import TokenChoice
 from .loop import Loop

@@ -2,18 +2,16 @@
 
 import torch
 
-from ..settings.sampler_configs import DiffusionForcingConfig
+from ..settings.diffusion_forcing import DiffusionForcingConfig
 from .cost_curve import cost_curve
 from .early_exit import EarlyExitSampler
 from .freezing import frozen_prefix
 from .row import Position, Row
-from .sampler import register_sampler
 from .state_starts import StateStarts
 from .wave import Wave
 from .wave_choice import PromptDepth, choose_wave
 
 
-@register_sampler
 class DiffusionForcing(EarlyExitSampler):
     """`sampler="diffusion_forcing"`: ticks of `inner_recurrence` core passes over the wave."""
 

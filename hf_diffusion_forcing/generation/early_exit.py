@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..hooks.refinement import Refinement
-from ..settings.sampler_configs import EarlyExitConfig
+from ..settings.early_exit import EarlyExitConfig
 from .adaptive_prompt import AdaptivePromptReader
 from .prompt import PromptReader, PromptWatcher
 from .sampler import TickingSampler

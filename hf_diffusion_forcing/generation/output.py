@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from transformers.utils import ModelOutput
 
-from ..cache.recurrent_depth_cache import RecurrentDepthCache
+from ..cache import RecurrentDepthCache
 from .trace import Trace
 
 

@@ -10,7 +10,7 @@ import torch
 
 from ..cache import Placement, RecurrentDepthCache
 from ..models.interface import RecurrentDepthInterface
-from ..settings.sampler_configs import SamplerConfig
+from ..settings.sampler_config import SamplerConfig
 from .output import SamplerStats
 from .row import Row
 

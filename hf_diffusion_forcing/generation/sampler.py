@@ -9,20 +9,11 @@ import torch
 
 from ..cache import RecurrentDepthCache
 from ..models.interface import RecurrentDepthInterface
-from ..settings.sampler_configs import SamplerConfig
+from ..settings.sampler_config import SamplerConfig
 from .choice import Prefix, choose
 from .output import SamplerStats
 from .recorder import Recorder
 from .row import Row
-
-SAMPLERS: dict[str, type[Sampler]] = {}
-"""The samplers, by the name that `sampler=` knows them by."""
-
-
-def register_sampler(sampler: type[Sampler]) -> type[Sampler]:
-    """Class decorator: make a sampler known under the name of its settings."""
-    SAMPLERS[sampler.config_class.sampler] = sampler
-    return sampler
 
 
 class Sampler(ABC):

@@ -8,19 +8,18 @@ from __future__ import annotations
 import torch
 
 from ..cache import Placement, Slots
-from ..settings.sampler_configs import SpeculativeWavefrontConfig
+from ..settings.speculative_wavefront import SpeculativeWavefrontConfig
 from .cost_curve import cost_curve
 from .draft_choice import PromptAgreement, choose_draft_depth
 from .prompt import PromptReader
 from .row import Position, Row
-from .sampler import TickingSampler, register_sampler
+from .sampler import TickingSampler
 from .wave import Wave
 
 TRUTH, DRAFT = 0, 1
 """The two timelines of the coda's keys and values: of full-depth readouts, and of the latest shallower ones."""
 
 
-@register_sampler
 class SpeculativeWavefront(TickingSampler):
     """`sampler="speculative_wavefront"`: a tick takes every position of the wave `draft_depth` recurrences deeper.
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..hooks.exit_criteria import ExitCriterion
+from ..hooks.exit_criterion import ExitCriterion
 from ..hooks.refinement import Refinement
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from ..cache import Placement
-from ..hooks.exit_criteria import latent_difference
+from ..hooks.latent_criteria import latent_difference
 from .cost_curve import CostCurve
 from .prompt import Prompt
 

@@ -7,9 +7,8 @@ import re
 from typing import Any
 
 import yaml
-from transformers import GenerationConfig
 
-from .sampler_configs import sampler_config_class
+from .sampler_config import sampler_config_class
 
 SPELLING = re.compile(r"(?P<sampler>\w+)(:(?P<settings>\w+=.*))?", re.DOTALL)
 
@@ -100,14 +99,3 @@ def named_samplers(samplers: list[str] | dict[str, dict[str, Any]]) -> dict[str,
     if not named:
         raise ValueError("No sampler is given.")
     return named
-
-
-def resolve_sampler(model, kwargs: dict[str, Any], **generate_kwargs) -> GenerationConfig:
-    """The generation config that `generate()` would decode by, with every setting filled in.
-
-    Raises:
-        ValueError, TypeError: the model cannot decode this way.
-    """
-    config, _ = model._prepare_generation_config(None, **kwargs, **generate_kwargs)
-    model._validate_generation_mode(config.get_generation_mode(), config, {})
-    return config
