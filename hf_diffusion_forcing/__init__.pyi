@@ -1,0 +1,127 @@
+"""What type checkers know of the package: the names of `__init__.py`, which imports them when they are used."""
+
+from .cache.recurrent_depth_cache import RecurrentDepthCache
+from .checkpoints import bundled_checkpoint
+from .generation.mixin import RecurrentDepthGenerationMixin
+from .generation.output import (
+    DiffusionForcingOutput,
+    SamplerStats,
+)
+from .generation.trace import (
+    TokenTrace,
+    Trace,
+    WaveTick,
+)
+from .hooks.exit_criteria import (
+    EXIT_CRITERIA,
+    ArgmaxStabilityCriterion,
+    CosineCriterion,
+    EntropyCriterion,
+    ExitCriterion,
+    ExitCriterionList,
+    ExitGateCriterion,
+    FixedCriterion,
+    KLCriterion,
+    LatentAccelerationCriterion,
+    LatentDifferenceCriterion,
+    MinPKLCriterion,
+    TokenStabilityCriterion,
+    exit_criterion,
+    register_exit_criterion,
+)
+from .hooks.latent_processors import (
+    LATENT_PROCESSORS,
+    AndersonAcceleration,
+    ContinuousCompute,
+    EmbeddingMomentum,
+    LatentMomentum,
+    LatentProcessor,
+    LatentProcessorList,
+    StateNoise,
+    latent_processor,
+    register_latent_processor,
+)
+from .hooks.refinement import Refinement
+from .models import (
+    OuroConfig,
+    OuroForCausalLM,
+    OuroModel,
+    RavenConfig,
+    RavenForCausalLM,
+    RavenModel,
+    RecurrentDepthAdapter,
+    RecurrentDepthForCausalLM,
+    RecurrentDepthInterface,
+    RecurrentDepthModelOutput,
+    RecurrentDepthOutput,
+    enable_recurrent_depth,
+)
+from .packing import (
+    pack_linear_weights,
+    unpack_linear_weights,
+)
+from .settings.sampler_configs import (
+    AdaptiveConfig,
+    AutoregressiveConfig,
+    DiffusionForcingConfig,
+    SamplerConfig,
+    SpeculativeWavefrontConfig,
+)
+from .version import __version__
+
+__all__ = [
+    "EXIT_CRITERIA",
+    "LATENT_PROCESSORS",
+    "AdaptiveConfig",
+    "AndersonAcceleration",
+    "ArgmaxStabilityCriterion",
+    "AutoregressiveConfig",
+    "ContinuousCompute",
+    "CosineCriterion",
+    "DiffusionForcingConfig",
+    "DiffusionForcingOutput",
+    "EmbeddingMomentum",
+    "EntropyCriterion",
+    "ExitCriterion",
+    "ExitCriterionList",
+    "ExitGateCriterion",
+    "FixedCriterion",
+    "KLCriterion",
+    "LatentAccelerationCriterion",
+    "LatentDifferenceCriterion",
+    "LatentMomentum",
+    "LatentProcessor",
+    "LatentProcessorList",
+    "MinPKLCriterion",
+    "OuroConfig",
+    "OuroForCausalLM",
+    "OuroModel",
+    "RavenConfig",
+    "RavenForCausalLM",
+    "RavenModel",
+    "RecurrentDepthAdapter",
+    "RecurrentDepthCache",
+    "RecurrentDepthForCausalLM",
+    "RecurrentDepthGenerationMixin",
+    "RecurrentDepthInterface",
+    "RecurrentDepthModelOutput",
+    "RecurrentDepthOutput",
+    "Refinement",
+    "SamplerConfig",
+    "SamplerStats",
+    "SpeculativeWavefrontConfig",
+    "StateNoise",
+    "TokenStabilityCriterion",
+    "TokenTrace",
+    "Trace",
+    "WaveTick",
+    "__version__",
+    "bundled_checkpoint",
+    "enable_recurrent_depth",
+    "exit_criterion",
+    "latent_processor",
+    "pack_linear_weights",
+    "register_exit_criterion",
+    "register_latent_processor",
+    "unpack_linear_weights",
+]
