@@ -6,9 +6,6 @@ import json
 import re
 from typing import Any
 
-import yaml
-from transformers import GenerationConfig
-
 from .sampler_configs import sampler_config_class
 
 SPELLING = re.compile(r"(?P<sampler>\w+)(:(?P<settings>\w+=.*))?", re.DOTALL)
@@ -24,6 +21,20 @@ def parse_sampler(text: str) -> dict[str, Any]:
     Raises:
         ValueError, TypeError: the spelling, the sampler or a setting is wrong.
     """
+    kwargs = spelled_sampler(text)
+    try:
+        check_sampler(kwargs)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{text!r}: {error}") from error
+    return kwargs
+
+
+def spelled_sampler(text: str) -> dict[str, Any]:
+    """What `parse_sampler` returns, before it is checked.
+
+    Raises:
+        ValueError: the spelling is wrong.
+    """
     match = SPELLING.fullmatch(text.strip())
     if match is None:
         raise ValueError(
@@ -36,10 +47,6 @@ def parse_sampler(text: str) -> dict[str, Any]:
         if name in kwargs:
             raise ValueError(f"{text!r} says {name} twice.")
         kwargs[name] = parse_value(text, value)
-    try:
-        check_sampler(kwargs)
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"{text!r}: {error}") from error
     return kwargs
 
 
@@ -55,6 +62,8 @@ def parse_value(text: str, value: str) -> Any:
         return json.loads(value)
     except json.JSONDecodeError:
         pass
+    import yaml  # only here: most values are JSON, and the command line shows its help without it
+
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -100,14 +109,3 @@ def named_samplers(samplers: list[str] | dict[str, dict[str, Any]]) -> dict[str,
     if not named:
         raise ValueError("No sampler is given.")
     return named
-
-
-def resolve_sampler(model, kwargs: dict[str, Any], **generate_kwargs) -> GenerationConfig:
-    """The generation config that `generate()` would decode by, with every setting filled in.
-
-    Raises:
-        ValueError, TypeError: the model cannot decode this way.
-    """
-    config, _ = model._prepare_generation_config(None, **kwargs, **generate_kwargs)
-    model._validate_generation_mode(config.get_generation_mode(), config, {})
-    return config

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from transformers import PreTrainedTokenizerBase
 
-    from ..evaluation.measure import Run
+    from ..evaluation.runs import Run
 
 SHADES = 12
 """Steps of the colour scale that text is coloured by."""
