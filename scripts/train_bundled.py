@@ -21,10 +21,10 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
-from training_corpora import Corpus, ProblemCorpus, SourceCorpus
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from hf_diffusion_forcing import RavenConfig, RavenForCausalLM
+from hf_diffusion_forcing.checkpoints.corpora import Corpus, ProblemCorpus, SourceCorpus
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 

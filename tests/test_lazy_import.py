@@ -100,7 +100,7 @@ print(len(pipe("Q: Start at 3 + 2. Last digit?\\nA:", max_new_tokens=2, sampler=
 
 
 def test_threads_that_import_both_at_once():
-    """(transformers' own packages come first: several threads that import them at once find gaps, with or without us.)"""
+    """(transformers' own packages come first: threads that import them at once find gaps, with or without us.)"""
     printed = python(f"""
 import threading
 import transformers.generation

@@ -6,6 +6,7 @@ What a command computes with is imported when it runs: help, and most errors, co
 import typer
 
 from .compare import compare
+from .convert import convert
 from .demo import demo
 from .diff import diff
 from .evaluate import evaluate
@@ -17,10 +18,11 @@ from .push import push
 from .report import report
 from .serve import serve
 from .tune import tune
+from .widen import widen
 
 app = typer.Typer(add_completion=False, help="Decode recurrent-depth language models by diffusion forcing.")
 
-for command in (demo, generate, compare, serve, evaluate, diff, tune, report, export, push):
+for command in (demo, generate, compare, serve, evaluate, diff, tune, report, export, push, convert, widen):
     app.command()(grouped(command))
 app.command(
     "lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False

@@ -60,8 +60,7 @@ def option_of(name: str) -> Any:
     every = len(having) == len(SAMPLER_CONFIGS)
     panel = "Settings of every sampler" if every else f"Settings of {', '.join(c.sampler for c in having)}"
     shown = {"help": escape(text), "rich_help_panel": panel}
-    default = defaults[having[0].sampler]
-    if isinstance(default, bool):
+    if isinstance(defaults[having[0].sampler], bool):
         return Annotated[bool | None, typer.Option(**shown)]
 
     def read(value: str) -> Any:
@@ -70,8 +69,7 @@ def option_of(name: str) -> Any:
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
 
-    metavar = "VALUE" if default is None or default == [] else type(default).__name__.upper()
-    return Annotated[str | None, typer.Option(parser=read, metavar=metavar, **shown)]
+    return Annotated[str | None, typer.Option(parser=read, metavar="VALUE", **shown)]
 
 
 def field_default(config_class: type[SamplerConfig], name: str) -> Any:
