@@ -3,46 +3,35 @@
 from .cache.recurrent_depth_cache import RecurrentDepthCache
 from .checkpoints import bundled_checkpoint
 from .generation.mixin import RecurrentDepthGenerationMixin
-from .generation.output import (
-    DiffusionForcingOutput,
-    SamplerStats,
-)
-from .generation.trace import (
-    TokenTrace,
-    Trace,
-    WaveTick,
-)
-from .hooks.exit_criteria import (
-    EXIT_CRITERIA,
-    ArgmaxStabilityCriterion,
+from .generation.output import DiffusionForcingOutput, SamplerStats
+from .generation.trace import TokenTrace, Trace, WaveTick
+from .hooks.exit_criterion import ExitCriterion, ExitCriterionList, exit_criterion, register_exit_criterion
+from .hooks.latent_criteria import (
     CosineCriterion,
-    EntropyCriterion,
-    ExitCriterion,
-    ExitCriterionList,
     ExitGateCriterion,
     FixedCriterion,
-    KLCriterion,
     LatentAccelerationCriterion,
     LatentDifferenceCriterion,
-    MinPKLCriterion,
-    TokenStabilityCriterion,
-    exit_criterion,
-    register_exit_criterion,
 )
+from .hooks.latent_processor import LatentProcessor, LatentProcessorList, latent_processor, register_latent_processor
 from .hooks.latent_processors import (
-    LATENT_PROCESSORS,
     AndersonAcceleration,
     ContinuousCompute,
     EmbeddingMomentum,
     LatentMomentum,
-    LatentProcessor,
-    LatentProcessorList,
     StateNoise,
-    latent_processor,
-    register_latent_processor,
+)
+from .hooks.logits_criteria import (
+    ArgmaxStabilityCriterion,
+    EntropyCriterion,
+    KLCriterion,
+    MinPKLCriterion,
+    TokenStabilityCriterion,
 )
 from .hooks.refinement import Refinement
-from .models import (
+from .models import RecurrentDepthForCausalLM, RecurrentDepthInterface, RecurrentDepthModelOutput, RecurrentDepthOutput
+from .packing import pack_linear_weights, unpack_linear_weights
+from .registration import (
     OuroConfig,
     OuroForCausalLM,
     OuroModel,
@@ -50,23 +39,15 @@ from .models import (
     RavenForCausalLM,
     RavenModel,
     RecurrentDepthAdapter,
-    RecurrentDepthForCausalLM,
-    RecurrentDepthInterface,
-    RecurrentDepthModelOutput,
-    RecurrentDepthOutput,
     enable_recurrent_depth,
 )
-from .packing import (
-    pack_linear_weights,
-    unpack_linear_weights,
-)
-from .settings.sampler_configs import (
-    AdaptiveConfig,
-    AutoregressiveConfig,
-    DiffusionForcingConfig,
-    SamplerConfig,
-    SpeculativeWavefrontConfig,
-)
+from .settings.adaptive import AdaptiveConfig
+from .settings.autoregressive import AutoregressiveConfig
+from .settings.diffusion_forcing import DiffusionForcingConfig
+from .settings.generation_config import RecurrentDepthGenerationConfig
+from .settings.registry import EXIT_CRITERIA, LATENT_PROCESSORS
+from .settings.sampler_config import SamplerConfig
+from .settings.speculative_wavefront import SpeculativeWavefrontConfig
 from .version import __version__
 
 __all__ = [
@@ -102,6 +83,7 @@ __all__ = [
     "RecurrentDepthAdapter",
     "RecurrentDepthCache",
     "RecurrentDepthForCausalLM",
+    "RecurrentDepthGenerationConfig",
     "RecurrentDepthGenerationMixin",
     "RecurrentDepthInterface",
     "RecurrentDepthModelOutput",

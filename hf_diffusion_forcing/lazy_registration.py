@@ -24,7 +24,7 @@ from typing import Any
 AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 """The module of `AutoConfig`; those of the other Auto classes import it first."""
 
-REGISTRATION = ".models"
+REGISTRATION = ".registration"
 """The module that registers the real classes when it is imported."""
 
 

@@ -53,7 +53,7 @@ def raising(row, ids):
 
 
 def crashing_with_a_sampler(model, input_ids, generation_config, **kwargs):
-    return input_ids if generation_config.sampler is None else None + 1
+    return None + 1 if generation_config.sampler else input_ids
 
 
 def unlike_autoregression(model, input_ids, generation_config, **kwargs):

@@ -22,7 +22,6 @@ from hf_diffusion_forcing.evaluation.divergent_tokens import (
     token_kind,
 )
 from hf_diffusion_forcing.evaluation.task import Task
-from hf_diffusion_forcing.evaluation.timing import resolve_sampler
 from hf_diffusion_forcing.settings.spelling import parse_sampler
 
 CHECKPOINT = FIXTURES / "python-source"
@@ -73,7 +72,7 @@ def test_the_divergences_are_the_first_tokens_that_differ(source, outputs, compa
 
 def test_what_the_model_says_at_full_depth_is_what_it_wrote(source, task, outputs):
     model, tokenizer = source
-    config = resolve_sampler(model, parse_sampler(BASELINE))._sampler_settings
+    config = model.decoding_config(**parse_sampler(BASELINE)).sampler_config
     for sample, ids in zip(task.samples, outputs[0], strict=True):
         logits = readouts(model, tokenizer, sample.prompt, ids, sample.index, config)
         assert logits.shape == (len(ids) + 1, model.config.padded_vocab_size)

@@ -77,7 +77,7 @@ def test_law_7_save_load_generate(huginn_mini, tmp_path):
     keyword = loaded.generate(PROMPT, max_new_tokens=24, sampler="autoregressive", num_steps=8, seed=3)
     plain = huginn_mini.generate(PROMPT, max_new_tokens=24, sampler="autoregressive", num_steps=8, seed=3)
     assert keyword.tolist() == plain.tolist()
-    with pytest.raises(ValueError, match="wavefront stands on the generation config itself"):
+    with pytest.raises(ValueError, match="wavefront was set on the generation config itself"):
         loaded.generate(PROMPT, generation_config=GenerationConfig(sampler="diffusion_forcing", wavefront=8))
 
 

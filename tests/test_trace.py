@@ -252,7 +252,7 @@ def test_no_trace_unless_asked(tiny):
     [
         ({"return_dict_in_generate": False}, ValueError, "return_dict_in_generate=True"),
         ({"sampler": "autoregressive"}, ValueError, "sampler='autoregressive', which has no ticks"),
-        ({"sampler": None}, ValueError, "sampler=None"),
+        ({"sampler": None}, ValueError, "sampler=False"),
         ({"return_trace": 1}, TypeError, "return_trace=1"),
         ({"return_trace": "states"}, ValueError, "return_trace='states' is unknown"),
         ({"generation_config": GenerationConfig(return_trace=True), "return_trace": False}, ValueError, "itself"),

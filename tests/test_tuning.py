@@ -252,7 +252,7 @@ def test_settings_that_are_stored_do_not_mix_with_candidates(loaded):
     seen = []
 
     def measure(samples, kwargs):
-        seen.append(hasattr(model.generation_config, "sampler"))
+        seen.append(model.generation_config.names_sampler)
         return made_up(SPEEDS)(samples, kwargs)
 
     try:
@@ -350,7 +350,7 @@ def test_a_search_on_the_bundled_checkpoint(loaded, found, tmp_path):
 def test_a_saved_folder_decodes_by_the_settings_with_no_flag(loaded, found, tmp_path):
     model, tokenizer = loaded
     found.save(tmp_path / "new", model, tokenizer)
-    assert not hasattr(model.generation_config, "sampler")
+    assert not model.generation_config.names_sampler
     tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "new").eval()
     inputs = AutoTokenizer.from_pretrained(tmp_path / "new")(TASK.samples[0].prompt, return_tensors="pt")
     common = {"max_new_tokens": 8, "seed": 0, "return_dict_in_generate": True}

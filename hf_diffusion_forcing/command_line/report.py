@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ..settings.sampler_configs import SAMPLER_CONFIGS
+from ..settings.sampler_config import SAMPLER_CONFIGS
 from .console import ModelArgument, exit_on_error, load, say
 from .options import DEMO_SEED, MaxNewTokens, Seed
-from .sampler_options import LOSSLESS_SAMPLER, PlainSettings, Sampler, chosen_sampler
+from .sampler_options import DEFAULT_SAMPLER, LOSSLESS_SAMPLER, PlainSettings, Sampler, chosen_sampler
 
 REPEATS = 3
 """Calls of every sampler in the table of speeds."""
@@ -33,6 +33,7 @@ def report(
     named = sampler is not None or settings.preset is not None
     kwargs = chosen_sampler(sampler, settings)
     from ..evaluation.problems import problems
+    from ..generation.samplers import SAMPLERS
     from ..visualization.report import Report, check_writable
 
     with exit_on_error():
@@ -41,7 +42,7 @@ def report(
         html = check_writable(html)
     console = Console()
     network, tokenizer = load(model)
-    if not named and not network.has_injected_embedding:
+    if not named and SAMPLERS[DEFAULT_SAMPLER].needs_injected_embedding and not network.has_injected_embedding:
         kwargs = chosen_sampler(None, settings, LOSSLESS_SAMPLER)
     if "sampler_preset" not in kwargs and "inner_recurrence" in SAMPLER_CONFIGS[kwargs["sampler"]].fields():
         kwargs = {"inner_recurrence": 1} | kwargs
@@ -74,6 +75,7 @@ def report(
 def side_by_side(network, input_ids, kwargs: dict[str, Any], common: dict[str, Any], trace, call: dict) -> list:
     """The page's sampler timed beside autoregression, and beside the lossless one where that is another."""
     from ..evaluation.runs import Run, compare
+    from ..generation.samplers import SAMPLERS
 
     # What is said of a token's depth is said of all of them.
     common = common | {name: kwargs[name] for name in ("num_steps",) if name in kwargs}
@@ -81,7 +83,7 @@ def side_by_side(network, input_ids, kwargs: dict[str, Any], common: dict[str, A
         Run("autoregressive", common | {"sampler": "autoregressive"}),
         Run(f"{kwargs.get('sampler_preset') or trace.sampler} (this page)", common | kwargs),
     ]
-    if trace.sampler != LOSSLESS_SAMPLER and trace.budget > 1:
+    if not SAMPLERS[trace.sampler].is_lossless and trace.budget > 1:
         runs.append(Run(LOSSLESS_SAMPLER, common | {"sampler": LOSSLESS_SAMPLER}))
     return compare(network, [input_ids] * REPEATS, runs, **call)
 

@@ -10,10 +10,9 @@ import typer
 from rich.markup import escape
 
 from ..settings.presets import PRESET_SAMPLERS, preset_sampler
-from ..settings.sampler_configs import SAMPLER_CONFIGS, SamplerConfig
+from ..settings.sampler_config import SAMPLER_CONFIGS, SamplerConfig, field_help
 from ..settings.spelling import check_sampler, parse_value, spelled_sampler
 from .console import exit_on_error
-from .field_help import field_help
 
 SPELLING_HELP = (
     "NAME or NAME:setting=value,setting=value, as diffusion_forcing:preset=fast,wavefront=16. Names: "
@@ -56,7 +55,7 @@ def option_of(name: str) -> Any:
     else:
         said = "" if first in ("None", "[]") else str(defaults[having[0].sampler])
     text = field_help(having[0], name).replace("`", "")
-    text = text[0].upper() + text[1:].removesuffix(".") + "." + (f" Default: {said}." if said else "")
+    text = text.removesuffix(".") + "." + (f" Default: {said}." if said else "")
     every = len(having) == len(SAMPLER_CONFIGS)
     panel = "Settings of every sampler" if every else f"Settings of {', '.join(c.sampler for c in having)}"
     shown = {"help": escape(text), "rich_help_panel": panel}

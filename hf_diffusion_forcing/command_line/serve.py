@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from ..settings.presets import preset
-from ..settings.sampler_configs import merged
+from ..settings.sampler_config import merged
 from .console import ModelArgument, exit_on_error, load, say
 from .sampler_options import SPELLING_HELP, PlainSettings, chosen_sampler
 

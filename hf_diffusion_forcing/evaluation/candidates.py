@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 from ..settings.presets import PRESET_SAMPLERS, preset
-from ..settings.sampler_configs import sampler_config_class
+from ..settings.sampler_config import sampler_config_class
 from ..settings.spelling import SPELLING, parse_value, spelled_settings
 from ..settings.validation import nearest
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..generation.mixin import WAVEFRONT_SAMPLERS
+from ..generation.samplers import SAMPLERS
 from ..settings.spelling import parse_sampler
 from ..settings.validation import check_integer
 from .comparison import Comparison
@@ -15,7 +15,6 @@ from .decoding import check_prompts, run_batch
 from .divergent_tokens import Divergence, TokenRecord, certainty, first_difference, readouts, token_kind
 from .provenance import describe_machine, describe_model, versions
 from .task import Sample, Task, batched
-from .timing import resolve_sampler
 
 CONTEXT, AFTER = 60, 14
 """Characters of the text before a divergence, and tokens after it, that are kept."""
@@ -51,10 +50,9 @@ def compare_samplers(
     check_integer("max_new_tokens", max_new_tokens, 1)
     room = {"max_new_tokens": max_new_tokens}
     exact, other = (parse_sampler(text) | room for text in (baseline, sampler))
-    config = resolve_sampler(model, exact)._sampler_settings
-    resolve_sampler(model, other)
+    config, others = (model.decoding_config(**kwargs).sampler_config for kwargs in (exact, other))
     check_prompts(model, tokenizer, task, max_new_tokens)
-    if other["sampler"] in WAVEFRONT_SAMPLERS:
+    if SAMPLERS[others.sampler].has_ticks:
         other["return_trace"] = True
     settings = {
         "model": describe_model(model),

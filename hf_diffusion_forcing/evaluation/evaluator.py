@@ -18,7 +18,6 @@ from .journal import Journal
 from .provenance import describe_machine, describe_model, versions
 from .report import Evaluation
 from .task import Task, batched
-from .timing import resolve_sampler
 
 
 def evaluate_samplers(
@@ -64,14 +63,13 @@ def evaluate_samplers(
     check_integer("max_new_tokens", max_new_tokens, 1)
     common = generate_kwargs | {"max_new_tokens": max_new_tokens}
     named = named_samplers(samplers)
-    configs = {name: resolve_sampler(model, kwargs, **common) for name, kwargs in named.items()}
+    configs = {name: model.decoding_config(**kwargs | common) for name, kwargs in named.items()}
     check_prompts(model, tokenizer, task, max_new_tokens)
     state = process_state()
     # The processes of a model that is split over them decode every batch together.
     together = (getattr(model, "tp_size", None) or 1) > 1
     described = {
-        name: {"generate": kwargs, "settings": configs[name]._sampler_settings.to_dict()}
-        for name, kwargs in named.items()
+        name: {"generate": kwargs, "settings": configs[name].sampler_config.to_dict()} for name, kwargs in named.items()
     }
     identity = {
         "model": describe_model(model),

@@ -4,7 +4,7 @@ import torch
 from tqdm import tqdm
 
 from ..cache.recurrent_depth_cache import NoCache
-from ..hooks.exit_criteria import latent_difference
+from ..hooks.latent_criteria import latent_difference
 from ..randomness import row_seeds
 from .problems import Problem
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..hooks.exit_criteria import latent_difference
+from ..hooks.latent_criteria import latent_difference
 from ..randomness import row_seeds
 
 

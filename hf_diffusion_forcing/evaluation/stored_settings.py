@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,21 +13,21 @@ from typing import Any
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..hub.staging import check_destination, staged
+from ..settings.generation_config import SAMPLER_NAMES
 from .journal import check_writable
 
 
 @contextmanager
 def stored_sampler(model, settings: dict[str, Any]) -> Iterator[None]:
     """For a while, a model whose generation config has these sampler settings in the place of its own."""
-    config, names = model.generation_config, ("sampler", "sampler_config", "sampler_preset")
-    before = {name: vars(config).pop(name) for name in names if name in vars(config)}
-    vars(config).update(settings)
+    before = model.generation_config
+    model.generation_config = copy.copy(before)
+    for name in SAMPLER_NAMES:
+        setattr(model.generation_config, name, settings.get(name))
     try:
         yield
     finally:
-        for name in settings:
-            del vars(config)[name]
-        vars(config).update(before)
+        model.generation_config = before
 
 
 def is_own_folder(folder: str | os.PathLike, model) -> bool:

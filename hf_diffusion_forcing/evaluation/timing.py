@@ -15,7 +15,7 @@ from transformers import GenerationConfig, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from ..generation.diffusion_forcing import DiffusionForcing
-from ..generation.mixin import WAVEFRONT_SAMPLERS
+from ..generation.samplers import SAMPLERS
 
 
 @dataclass
@@ -80,21 +80,10 @@ def timed_generate(model, inputs: dict[str, Any], settings: dict[str, Any], firs
         rows = [ids[:count] for ids, count in zip(new, stats.tokens_committed, strict=True)]
         return Call(seconds, came, rows, stats.ticks, stats.core_passes, stats.positions_refined, output)
     # Autoregression is transformers' own loop, which counts nothing.
-    config = resolve_sampler(model, {k: v for k, v in settings.items() if k not in ("tokenizer", "seed")})
-    rows, depth = [until_the_end(ids, config) for ids in new], config._sampler_settings.num_steps
+    config = model.decoding_config(**{name: value for name, value in settings.items() if name != "tokenizer"})
+    rows, depth = [until_the_end(ids, config) for ids in new], config.sampler_config.num_steps
     ticks = max(map(len, rows)) - 1
     return Call(seconds, came, rows, ticks, depth * ticks, depth * sum(len(row) - 1 for row in rows), output)
-
-
-def resolve_sampler(model, kwargs: dict[str, Any], **generate_kwargs) -> GenerationConfig:
-    """The generation config that `generate()` would decode by, with every setting filled in.
-
-    Raises:
-        ValueError, TypeError: the model cannot decode this way.
-    """
-    config, _ = model._prepare_generation_config(None, **kwargs, **generate_kwargs)
-    model._validate_generation_mode(config.get_generation_mode(), config, {})
-    return config
 
 
 def until_the_end(ids: list[int], config: GenerationConfig) -> list[int]:
@@ -182,8 +171,8 @@ def tick_overhead(model, input_ids: torch.Tensor, **generate_kwargs) -> float:
     with ExitStack() as patches:
         for name, verb in verbs.items():
             patches.enter_context(patch.object(model, name, timed(verb)))
-        patches.enter_context(patch.dict(WAVEFRONT_SAMPLERS, diffusion_forcing=Timed))
-        model.generate(input_ids, sampler="diffusion_forcing", **generate_kwargs)
+        patches.enter_context(patch.dict(SAMPLERS, {DiffusionForcing.config_class.sampler: Timed}))
+        model.generate(input_ids, sampler=DiffusionForcing.config_class.sampler, **generate_kwargs)
     if not total:
         raise ValueError("The text ended at its first token: there was no tick to time. Give another prompt.")
     return 1 - inside / total

@@ -16,7 +16,6 @@ from .halving import FEWEST_SAMPLES, Budget, Halving, OutOfTime, Trial
 from .provenance import describe_machine, describe_model, versions
 from .stored_settings import stored_sampler
 from .task import Sample, Task
-from .timing import resolve_sampler
 from .tuning_result import TuningResult
 
 
@@ -204,10 +203,10 @@ def trials_for(
 
     def canonical(kwargs: dict[str, Any]) -> str | None:
         try:
-            config = resolve_sampler(model, kwargs | depth, **common)
+            config = model.decoding_config(**kwargs | depth | common)
         except ValueError:
             return None
-        return json.dumps([kwargs["sampler"], config._sampler_settings.to_dict()], sort_keys=True)
+        return json.dumps([kwargs["sampler"], config.sampler_config.to_dict()], sort_keys=True)
 
     full = depth.get("num_steps", model.config.mean_recurrence)
     named = preset_candidates(model.config.model_type, full)

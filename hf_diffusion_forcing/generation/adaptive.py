@@ -3,7 +3,7 @@
 import torch
 
 from ..hooks.refinement import Refinement
-from ..settings.sampler_configs import AdaptiveConfig
+from ..settings.adaptive import AdaptiveConfig
 from .early_exit import EarlyExitSampler
 from .wavefront import Wavefront
 
@@ -15,6 +15,7 @@ class Adaptive(EarlyExitSampler):
     (or in every tick, for a criterion that reads logits).
     """
 
+    config_class = AdaptiveConfig
     config: AdaptiveConfig
 
     def __init__(self, *args, **kwargs):

@@ -6,17 +6,14 @@ import statistics
 import time
 from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
 
-from ..hooks.exit_criteria import latent_difference
+from ..cache.recurrent_depth_cache import RecurrentDepthCache
+from ..hooks.latent_criteria import latent_difference
+from ..models.interface import RecurrentDepthInterface
 from ..packing import PackedLinear
-
-if TYPE_CHECKING:
-    from ..cache.recurrent_depth_cache import RecurrentDepthCache
-    from ..models.interface import RecurrentDepthInterface
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 INNER_RECURRENCES = (1, 2, 4, 8)

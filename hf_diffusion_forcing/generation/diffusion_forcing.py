@@ -4,7 +4,7 @@ import torch
 
 from ..cache.unpadding import Unpadding
 from ..hooks.refinement import Refinement
-from ..settings.sampler_configs import DiffusionForcingConfig
+from ..settings.diffusion_forcing import DiffusionForcingConfig
 from .cost_model import PromptDepth, choose_wave, cost_curve
 from .early_exit import EarlyExitSampler
 from .state_starts import StateStarts
@@ -14,6 +14,8 @@ from .wavefront import Wavefront
 class DiffusionForcing(EarlyExitSampler):
     """`sampler="diffusion_forcing"`: ticks of `inner_recurrence` core passes over the wave."""
 
+    config_class = DiffusionForcingConfig
+    needs_injected_embedding = True
     config: DiffusionForcingConfig
 
     def __init__(self, *args, **kwargs):

@@ -7,7 +7,7 @@ import torch
 from ..cache.recurrent_depth_cache import absolute_positions
 from ..cache.unpadding import Unpadding
 from ..hooks.refinement import Refinement
-from ..settings.sampler_configs import EarlyExitConfig
+from ..settings.early_exit import EarlyExitConfig
 from .sampler import WavefrontSampler
 from .trace import WaveTick, as_bits, from_bits
 from .wavefront import Wavefront

@@ -1,7 +1,7 @@
 """`generate()` with `sampler=`: transformers' own generation, with the decoding loop chosen by name."""
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import (
@@ -16,32 +16,11 @@ from transformers.generation import GenerationMode
 
 from ..cache.recurrent_depth_cache import RecurrentDepthCache
 from ..randomness import row_seeds
-from ..settings.presets import preset, preset_sampler
-from ..settings.sampler_configs import (
-    SAMPLER_CONFIGS,
-    AutoregressiveConfig,
-    SamplerConfig,
-    merged,
-    sampler_config_class,
-)
+from ..settings.generation_config import SAMPLER_NAMES, TOKEN_IDS, RecurrentDepthGenerationConfig
+from ..settings.sampler_config import sampler_keywords
 from ..settings.validation import nearest
-from .adaptive import Adaptive
 from .choice import KeyedGumbelProcessor
-from .diffusion_forcing import DiffusionForcing
-from .sampler import WavefrontSampler
-from .speculative_wavefront import SpeculativeWavefront
-
-WAVEFRONT_SAMPLERS: dict[str, type[WavefrontSampler]] = {
-    "adaptive": Adaptive,
-    "diffusion_forcing": DiffusionForcing,
-    "speculative_wavefront": SpeculativeWavefront,
-}
-"""Samplers with a loop of their own; `"autoregressive"` is transformers' loop."""
-
-SAMPLER_KEYWORDS = {name for config in SAMPLER_CONFIGS.values() for name in config.fields()}
-
-CALL_KEYWORDS = {"sampler", "sampler_config", "sampler_preset", "return_trace"}
-"""What a call may say besides a sampler's settings; `return_trace` is of the call alone and is stored nowhere."""
+from .samplers import SAMPLERS, check_model, with_ticks
 
 
 class RecurrentDepthGenerationMixin(GenerationMixin):
@@ -49,109 +28,77 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
 
     `generate()` takes `sampler="diffusion_forcing"`, `"speculative_wavefront"`, `"adaptive"` or `"autoregressive"`,
     every field of that sampler's config as a keyword, `sampler_config=` and `sampler_preset=`; without them it reads
-    the generation config. With neither it is plain transformers decoding, to which the keywords of `"autoregressive"`
-    apply; sampling then draws from torch's generator. With `return_trace=True` (or `"latents"`) and
+    the generation config (`RecurrentDepthGenerationConfig.resolve` says which counts). With neither, or with
+    `sampler=False`, it is plain transformers decoding, to which the keywords of `"autoregressive"` apply; sampling then
+    draws from torch's generator. With `return_trace=True` (or `"latents"`) and
     `return_dict_in_generate=True` a parallel sampler's output has a `Trace`.
     """
 
-    def own_generation_config(self) -> GenerationConfig:
-        """A generation config of the model's special tokens alone.
+    generation_config_class = RecurrentDepthGenerationConfig
 
-        One that transformers derives from the model's config takes over what transformers 4 wrote there
-        (`max_length` 20, ...), and loses the sampler's settings when it is saved and loaded.
-        """
-        tokens = {name: getattr(self.config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        return GenerationConfig(**tokens)
+    @property
+    def generation_config(self) -> RecurrentDepthGenerationConfig | None:
+        """How the model generates when a call does not say; a plain `GenerationConfig` is copied on assignment."""
+        return vars(self).get("generation_config")
+
+    @generation_config.setter
+    def generation_config(self, config: GenerationConfig | None) -> None:
+        vars(self)["generation_config"] = None if config is None else RecurrentDepthGenerationConfig.of(config)
 
     def adjust_generation_fn(self, *args, **kwargs) -> None:
-        """transformers' own step of loading; a checkpoint without a generation config gets its model's own."""
+        """transformers' own step of loading; of a generation config that was made from a model's config, as where a
+        checkpoint has none, only the special tokens count."""
         super().adjust_generation_fn(*args, **kwargs)
         loaded = self.generation_config
         if loaded._from_model_config:
-            self.generation_config = self.own_generation_config()
-            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-                if getattr(loaded, name) is not None:
-                    setattr(self.generation_config, name, getattr(loaded, name))
+            ids = {name: getattr(self.config, name, None) for name in TOKEN_IDS}
+            ids |= {name: getattr(loaded, name) for name in TOKEN_IDS if getattr(loaded, name) is not None}
+            self.generation_config = RecurrentDepthGenerationConfig(**ids)
+
+    def decoding_config(
+        self, generation_config: GenerationConfig | None = None, **kwargs: Any
+    ) -> RecurrentDepthGenerationConfig:
+        """What `generate()` with these arguments decodes by, and refuses: nothing is computed.
+
+        Returns:
+            The generation config; its `sampler_config` is the sampler's dataclass with every depth filled in.
+
+        Raises:
+            ValueError, TypeError: as `generate()`, except for what depends on the prompt.
+        """
+        config, _ = self._prepare_generation_config(generation_config, **kwargs)
+        self._validate_generation_mode(config.get_generation_mode(), config, {})
+        return config
 
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None, **kwargs: Any
-    ) -> tuple[GenerationConfig, dict]:
-        """Take the sampler's keywords out of the call, resolve and validate them.
-
-        Precedence, highest first: a keyword of the call, `sampler_config` of the call, the generation config (the one
-        passed if it says anything about a sampler, else the model's), the preset, the default.
-        """
-        sampler = kwargs.pop("sampler", None)
-        passed = kwargs.pop("sampler_config", None)
-        preset_name = kwargs.pop("sampler_preset", None)
+    ) -> tuple[RecurrentDepthGenerationConfig, dict]:
+        """transformers' own step, with the sampler's keywords taken out of the call and resolved."""
         return_trace = kwargs.pop("return_trace", False)
-        given = {name: kwargs.pop(name) for name in SAMPLER_KEYWORDS & kwargs.keys()}
-        # A config passed with a sampler brings that sampler's settings; the model's are for the model's sampler.
-        names = ("sampler", "sampler_config", "sampler_preset")
-        source = generation_config if any(hasattr(generation_config, n) for n in names) else self.generation_config
-        own = set() if generation_config is None else vars(generation_config).keys()
-        generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        call = {name: kwargs.pop(name) for name in (sampler_keywords() | set(SAMPLER_NAMES)) & kwargs.keys()}
+        prepared, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         self._refuse_unknown_keywords(model_kwargs)
-        if generation_config.cache_implementation == "paged":
+        if prepared.cache_implementation == "paged":
             self.init_continuous_batching()
-        if hasattr(source, "return_trace") or "return_trace" in own:
-            raise ValueError("return_trace stands on the generation config; pass it to generate() itself.")
-        if misplaced := sorted(SAMPLER_KEYWORDS & (vars(source).keys() | own)):
-            raise ValueError(f"{misplaced[0]} stands on the generation config itself; put it into its sampler_config.")
-
-        stored_preset = getattr(source, "sampler_preset", None)
-        stored_sampler = getattr(source, "sampler", None) or (preset_sampler(stored_preset) if stored_preset else None)
-        if isinstance(passed, SamplerConfig):
-            if sampler not in (None, passed.sampler):
-                raise ValueError(
-                    f"sampler={sampler!r} does not fit sampler_config={type(passed).__name__}, which is for "
-                    f"{passed.sampler!r}: leave out one of them."
-                )
-            sampler = passed.sampler
-            passed = {name: getattr(passed, name) for name in passed.fields()}
-        if sampler is None:
-            sampler = stored_sampler if preset_name is None else preset_sampler(preset_name)
-        if preset_name is None and sampler == stored_sampler:
-            preset_name = stored_preset
-        if passed is not None and not isinstance(passed, dict):
-            raise TypeError(f"sampler_config={passed!r} must be a SamplerConfig or a dict of settings.")
-        config_class = sampler_config_class(sampler) if sampler is not None else AutoregressiveConfig
-        stored = (getattr(source, "sampler_config", None) or {}) if stored_sampler in (None, sampler) else {}
-        if not isinstance(stored, dict):
-            raise TypeError(f"sampler_config={stored!r} of a generation config must be a dict: use its to_dict().")
-        for name, value in ((passed or {}) | given).items():
-            takers = [key for key, config in SAMPLER_CONFIGS.items() if name in config.fields()]
-            if takers and sampler not in takers and name not in config_class.fields():
-                raise ValueError(
-                    f"{name}={value!r} is not a setting of sampler={sampler!r}: "
-                    f"pass sampler={' or '.join(map(repr, takers))}, or leave it out."
-                )
-        own_settings = merged(stored, passed or {}, given)
-        chosen = {}
-        if preset_name is not None:
-            depth = own_settings.get("num_steps") or self.config.mean_recurrence
-            chosen = preset(preset_name, sampler, self.config.model_type, depth)
-        settings = config_class.from_dict(merged(chosen, own_settings))
-        generation_config.sampler = sampler
+        prepared = RecurrentDepthGenerationConfig.of(prepared)
+        settings = self.generation_config.resolve(self.config, generation_config, **call)
+        prepared.sampler, prepared.sampler_preset, prepared.sampler_config = settings.sampler, None, settings
         # Here and not only where modes are validated: before that transformers asks for code from the Hub for some.
-        self._refuse_other_modes(sampler, generation_config.get_generation_mode())
-        # The object, not its dict: hooks passed as instances have no other form.
-        generation_config._sampler_settings = settings.resolve(self.config.mean_recurrence)
-        self._validate_return_trace(return_trace, sampler, generation_config)
-        generation_config._return_trace = return_trace
-        return generation_config, model_kwargs
+        self._refuse_other_modes(prepared.sampler, prepared.get_generation_mode())
+        self._validate_return_trace(return_trace, prepared)
+        prepared.return_trace = return_trace
+        return prepared, model_kwargs
 
-    def _validate_return_trace(
-        self, return_trace: Any, sampler: str | None, generation_config: GenerationConfig
-    ) -> None:
+    def _validate_return_trace(self, return_trace: Any, generation_config: RecurrentDepthGenerationConfig) -> None:
         if not isinstance(return_trace, (bool, str)):
             raise TypeError(f"return_trace={return_trace!r} must be True, False or 'latents'.")
         if isinstance(return_trace, str) and return_trace != "latents":
             raise ValueError(f"return_trace={return_trace!r} is unknown: use True, False or 'latents'.")
-        if return_trace and sampler not in WAVEFRONT_SAMPLERS:
+        sampler = generation_config.sampler
+        if return_trace and not (sampler and SAMPLERS[sampler].has_ticks):
             raise ValueError(
                 f"return_trace={return_trace!r} is not possible with sampler={sampler!r}, which has no ticks: "
-                f"pass sampler={' or '.join(map(repr, WAVEFRONT_SAMPLERS))}."
+                f"pass sampler={with_ticks()}."
             )
         if return_trace and not generation_config.return_dict_in_generate:
             raise ValueError(
@@ -171,7 +118,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                 continue
             if name in remedies:
                 raise ValueError(f"generate() does not take {name} for this model: {remedies[name]}.")
-            candidates = SAMPLER_KEYWORDS | CALL_KEYWORDS | known | set(GenerationConfig().to_dict())
+            candidates = sampler_keywords() | {*SAMPLER_NAMES, "return_trace", *known, *GenerationConfig().to_dict()}
             raise ValueError(f"generate() has no keyword {name!r}{_nearest_only(name, candidates)}.")
 
     def init_continuous_batching(self, *args, **kwargs):
@@ -181,12 +128,12 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             "recurrent-depth model: call generate() with a batch."
         )
 
-    def _refuse_other_modes(self, sampler: str | None, mode: GenerationMode) -> None:
-        if sampler is not None and mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+    def _refuse_other_modes(self, sampler: str | Literal[False], mode: GenerationMode) -> None:
+        if sampler and mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
             raise ValueError(
                 f"sampler={sampler!r} decodes greedily or by sampling; {mode.value} was asked for. "
-                "Leave out its arguments (num_beams, assistant_model, penalty_alpha, dola_layers, ...) "
-                "or leave out sampler."
+                "Leave out its arguments (num_beams, assistant_model, penalty_alpha, dola_layers, ...), "
+                "or pass sampler=False for plain transformers decoding."
             )
 
     def _get_candidate_generator(self, *, model_kwargs: dict, **kwargs):
@@ -199,23 +146,23 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
         """Refuse by name what a sampler cannot do."""
         sampler = generation_config.sampler
-        if sampler is not None:
+        if sampler:
             self._refuse_other_modes(sampler, generation_mode)
-            if sampler == "diffusion_forcing" and not self.has_injected_embedding:
-                raise ValueError(
-                    f"sampler={sampler!r} needs a model with an injected embedding; {type(self).__name__} has "
-                    "none. Use sampler='speculative_wavefront'."
-                )
-            if generation_mode_kwargs.get("synced_gpus") and sampler != "autoregressive":
+            check_model(sampler, self)
+            has_ticks = SAMPLERS[sampler].has_ticks
+            if generation_mode_kwargs.get("synced_gpus") and has_ticks:
                 raise ValueError(f"synced_gpus=True is not supported with sampler={sampler!r}: ranks tick apart.")
             if generation_config.use_cache is False:
-                raise ValueError(f"use_cache=False is not possible with sampler={sampler!r}: leave it out.")
+                raise ValueError(
+                    f"use_cache=False is not possible with sampler={sampler!r}: leave it out, or pass sampler=False "
+                    "for plain transformers decoding."
+                )
             if generation_config.cache_implementation is not None:
                 raise ValueError(
                     f"cache_implementation={generation_config.cache_implementation!r} is not possible with "
-                    f"sampler={sampler!r}: its cache is a RecurrentDepthCache, leave the argument out."
+                    f"sampler={sampler!r}: its cache is a RecurrentDepthCache. Leave the argument out."
                 )
-            if generation_config.guidance_scale not in (None, 1) and sampler != "autoregressive":
+            if generation_config.guidance_scale not in (None, 1) and has_ticks:
                 raise ValueError(
                     f"guidance_scale={generation_config.guidance_scale} is not supported with sampler={sampler!r}: it "
                     "runs the model once more for every token, not for a wave. Use sampler='autoregressive'."
@@ -233,7 +180,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ) -> None:
         """A `RecurrentDepthCache` with room for the whole text, unless the caller brought one."""
-        settings = generation_config._sampler_settings
+        settings = generation_config.sampler_config
         if generation_mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
             # Plain transformers decoding that does not pass through _sample: beams of a row share its state noise.
             seeds = row_seeds(settings.seed, batch_size)
@@ -250,7 +197,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                 f"past_key_values is a {type(cache).__name__}; a recurrent-depth model needs a RecurrentDepthCache: "
                 "pass the one an earlier generate() returned, or model.new_cache(...)."
             )
-        if generation_config.sampler is not None and cache.kv_sharing != settings.kv_sharing:
+        if generation_config.sampler and cache.kv_sharing != settings.kv_sharing:
             raise ValueError(
                 f"past_key_values was made with kv_sharing={cache.kv_sharing!r}, the call asks for "
                 f"{settings.kv_sharing!r}: pass kv_sharing={cache.kv_sharing!r}, or start a new cache."
@@ -327,14 +274,14 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         )
         self._validate_prompt(input_ids, attention_mask, cache, columns, generation_config.max_length)
         sampler = generation_config.sampler
-        config = generation_config._sampler_settings
-        if sampler in WAVEFRONT_SAMPLERS:
+        config = generation_config.sampler_config
+        if sampler and SAMPLERS[sampler].has_ticks:
             if any(isinstance(p, SynthIDTextWatermarkLogitsProcessor) for p in logits_processor):
                 raise ValueError(
                     f"SynthID watermarking is not supported with sampler={sampler!r}: it keeps a state from token to "
                     "token, which drafts would spoil. Use sampler='autoregressive'."
                 )
-            return WAVEFRONT_SAMPLERS[sampler](
+            return SAMPLERS[sampler](
                 self,
                 input_ids,
                 logits_processor,
@@ -345,7 +292,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                 attention_mask,
                 cache,
                 columns,
-                generation_config._return_trace,
+                generation_config.return_trace,
             ).run()
         batch, length = input_ids.shape
         seeds = row_seeds(config.seed, batch, input_ids.device)
@@ -359,7 +306,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                     cache = self.new_cache(config.deepest, config.kv_sharing)
                     processor.unconditional_context["past_key_values"] = cache
         scores = None
-        if sampler is not None and generation_config.do_sample:
+        if sampler and generation_config.do_sample:
             # The same keyed noise as the parallel samplers; the argmax of transformers' greedy loop then samples.
             seen = torch.full_like(seeds, columns) if attention_mask is None else attention_mask.sum(-1)
             scores = [] if generation_config.output_scores else None

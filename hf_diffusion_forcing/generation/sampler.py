@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from ..cache.recurrent_depth_cache import RecurrentDepthCache
+from ..models.interface import RecurrentDepthInterface
 from ..randomness import row_seeds
-from ..settings.sampler_configs import SamplerConfig
+from ..settings.sampler_config import SamplerConfig
 from .choice import TokenChoice
 from .committed import CommittedTokens
 from .cost_model import PromptAgreement, PromptDepth
 from .output import DiffusionForcingOutput, SamplerStats
 from .trace import Trace, WaveTick
 from .wave import Wave
-
-if TYPE_CHECKING:
-    from ..models.interface import RecurrentDepthInterface
 
 
 class WavefrontSampler(ABC):
@@ -43,7 +41,18 @@ class WavefrontSampler(ABC):
             alone, with an `attention_mask` over all columns, as in transformers.
         columns: all columns up to the last id.
         return_trace: record what every tick does; with "latents" its states too.
+
+    Attributes:
+        config_class: the sampler's settings, which also have its name.
+        needs_injected_embedding: whether the model's core must read e at every recurrence.
+        has_ticks: whether there is something to trace and to time: a loop of its own.
+        is_lossless: whether its text is always that of autoregression.
     """
+
+    config_class: ClassVar[type[SamplerConfig]]
+    needs_injected_embedding: ClassVar[bool] = False
+    has_ticks: ClassVar[bool] = True
+    is_lossless: ClassVar[bool] = False
 
     def __init__(
         self,

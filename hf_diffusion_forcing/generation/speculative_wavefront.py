@@ -5,7 +5,7 @@ The pipeline over (position x depth) is that of LoopSpec (arXiv 2609.17184) and 
 
 import torch
 
-from ..settings.sampler_configs import SpeculativeWavefrontConfig
+from ..settings.speculative_wavefront import SpeculativeWavefrontConfig
 from .cost_model import PromptAgreement, choose_draft_depth, cost_curve
 from .depth_wave import DepthWave
 from .sampler import WavefrontSampler
@@ -25,6 +25,8 @@ class SpeculativeWavefront(WavefrontSampler):
     later positions at recurrence d alone, as in autoregression, so no committed token depends on how drafts fared.
     """
 
+    config_class = SpeculativeWavefrontConfig
+    is_lossless = True
     config: SpeculativeWavefrontConfig
 
     def __init__(self, *args, **kwargs):

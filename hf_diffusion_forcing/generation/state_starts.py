@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
+from ..models.interface import RecurrentDepthInterface
 from .wavefront import Wavefront
-
-if TYPE_CHECKING:
-    from ..models.interface import RecurrentDepthInterface
 
 BLOCK = 32
 """Positions drawn at once. The noise is keyed by position, so drawing it early changes nothing but the time."""

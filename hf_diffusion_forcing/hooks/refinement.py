@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 
-if TYPE_CHECKING:
-    from ..models.interface import RecurrentDepthInterface
+
+class RefinedModel(Protocol):
+    """What a hook may ask of the model whose states it sees.
+
+    Attributes:
+        config: the model's.
+        has_exit_gate: whether there is an `exit_gate`.
+    """
+
+    config: Any
+    has_exit_gate: bool
+
+    def initialize_state(
+        self, e: torch.Tensor, positions: torch.Tensor, seeds: torch.Tensor, scale: float = 1.0
+    ) -> torch.Tensor:
+        """Fresh states [batch, width, channels] of the shape and dtype of e."""
+
+    def exit_gate(self, s: torch.Tensor) -> torch.Tensor:
+        """Logits [batch, width] of leaving after the recurrence that made s."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -45,7 +62,7 @@ class Refinement:
     recurrences: int
     budget: int
     seeds: torch.Tensor
-    model: RecurrentDepthInterface
+    model: RefinedModel
     memory: dict[str, torch.Tensor] = field(default_factory=dict)
     before: torch.Tensor | None = None
     states: torch.Tensor | None = None

@@ -11,8 +11,10 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedTokenizerBase
 
 from ..generation.mixin import RecurrentDepthGenerationMixin
+from ..generation.samplers import SAMPLERS
+from ..settings.generation_config import RecurrentDepthGenerationConfig, named_settings
 from ..settings.presets import preset_sampler
-from ..settings.sampler_configs import sampler_config_class
+from ..settings.sampler_config import SamplerConfig, plain
 from ..version import __version__
 from .model_card import model_card
 from .source_card import SourceCard
@@ -28,7 +30,7 @@ def export_checkpoint(
     out: str | os.PathLike,
     preset: str = "balanced",
     *,
-    sampler_config: dict[str, Any] | None = None,
+    sampler_config: SamplerConfig | dict[str, Any] | None = None,
     source: str | os.PathLike | None = None,
     repo_id: str | None = None,
     overwrite: bool = False,
@@ -53,7 +55,8 @@ def export_checkpoint(
         The folder's absolute path.
 
     Raises:
-        TypeError: the model is not a recurrent-depth one, the tokenizer none, or `sampler_config` no dict.
+        TypeError: the model is not a recurrent-depth one, the tokenizer none, or `sampler_config` neither a dataclass
+            nor a dict.
         ValueError: a preset that is unknown or does not fit the model, settings that do not fit, a bad `repo_id`, or
             `out` is there and not empty.
     """
@@ -66,18 +69,15 @@ def export_checkpoint(
         raise TypeError(f"tokenizer={tokenizer!r} is not a transformers tokenizer.")
     if repo_id is not None:
         validate_repo_id(repo_id)
-    if not isinstance(sampler_config, dict | None):
-        raise TypeError(f"sampler_config={sampler_config!r} must be a dict; a config's to_diff_dict() is one.")
-    settings = sampler_config or {}
-    if preset_sampler(preset) == "diffusion_forcing" and not model.has_injected_embedding:
+    sampler, settings = named_settings(preset_sampler(preset), sampler_config)
+    if SAMPLERS[sampler].needs_injected_embedding and not model.has_injected_embedding:
         raise ValueError(
-            f"preset={preset!r} is of diffusion forcing, for which {type(model).__name__} has no injected embedding: "
+            f"preset={preset!r} decodes by {sampler}, for which {type(model).__name__} has no injected embedding: "
             "use preset='lossless'."
         )
-    deep = {"num_steps": model.config.mean_recurrence} | settings
-    chosen = sampler_config_class(preset_sampler(preset)).from_preset(preset, model.config.model_type, **deep)
-    chosen.resolve(model.config.mean_recurrence)
-    settings = {name: value for name, value in chosen.to_dict().items() if name in settings}
+    stored = RecurrentDepthGenerationConfig(sampler=sampler, sampler_preset=preset, sampler_config=settings)
+    stored.resolve(model.config)
+    settings = plain(settings)
 
     out = check_destination(out, overwrite)
     with staged(out, overwrite) as stage:
@@ -98,10 +98,7 @@ def export_checkpoint(
 
 def _store_sampler(model: RecurrentDepthGenerationMixin, folder: Path, preset: str, settings: dict[str, Any]) -> None:
     config = copy.deepcopy(model.generation_config)
-    config.sampler, config.sampler_preset = preset_sampler(preset), preset
-    vars(config).pop("sampler_config", None)
-    if settings:
-        config.sampler_config = settings
+    config.sampler, config.sampler_preset, config.sampler_config = preset_sampler(preset), preset, settings or None
     config.save_pretrained(folder)
 
 

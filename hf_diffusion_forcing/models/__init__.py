@@ -1,30 +1,22 @@
-"""The model families, registered with transformers' Auto classes."""
+"""The interface of a recurrent-depth model, and the model families."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-
-from .adapter import RecurrentDepthAdapter, enable_recurrent_depth
+from .adapter import RecurrentDepthAdapter
 from .base_model import RecurrentDepthModelOutput
 from .causal_lm import RecurrentDepthForCausalLM, RecurrentDepthOutput
-from .huginn_raven import RavenConfig, RavenForCausalLM, RavenModel
+from .huginn_raven import RavenConfig, RavenLanguageModel, RavenModel
 from .interface import RecurrentDepthInterface
-from .ouro import OuroConfig, OuroForCausalLM, OuroModel
-
-for _config, _base, _model in ((RavenConfig, RavenModel, RavenForCausalLM), (OuroConfig, OuroModel, OuroForCausalLM)):
-    AutoConfig.register(_config.model_type, _config)
-    AutoModel.register(_config, _base)
-    AutoModelForCausalLM.register(_config, _model)
+from .ouro import OuroConfig, OuroLanguageModel, OuroModel
 
 __all__ = [
     "OuroConfig",
-    "OuroForCausalLM",
+    "OuroLanguageModel",
     "OuroModel",
     "RavenConfig",
-    "RavenForCausalLM",
+    "RavenLanguageModel",
     "RavenModel",
     "RecurrentDepthAdapter",
     "RecurrentDepthForCausalLM",
     "RecurrentDepthInterface",
     "RecurrentDepthModelOutput",
     "RecurrentDepthOutput",
-    "enable_recurrent_depth",
 ]

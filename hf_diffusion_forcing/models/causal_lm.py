@@ -28,9 +28,9 @@ class RecurrentDepthOutput(CausalLMOutputWithPast):
 class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
     """A causal language model whose `forward()` is embed, num_steps x recur, decode.
 
-    It inherits from this, its own `PreTrainedModel` and `RecurrentDepthGenerationMixin`, in this order, and implements
-    the verbs. Its config has `mean_recurrence`, `mean_backprop_depth`, `max_position_embeddings`, `padded_vocab_size`
-    and `use_cache`.
+    A family inherits from this and its own `PreTrainedModel`, in this order, and implements the verbs; registration
+    composes `generate()` onto it. Its config has `mean_recurrence`, `mean_backprop_depth`, `max_position_embeddings`,
+    `padded_vocab_size` and `use_cache`.
     """
 
     def forward(

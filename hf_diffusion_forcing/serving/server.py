@@ -10,8 +10,9 @@ from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..settings.presets import preset, preset_sampler
-from ..settings.sampler_configs import merged, sampler_config_class
+from ..generation.samplers import check_model
+from ..settings.generation_config import SAMPLER_NAMES, RecurrentDepthGenerationConfig
+from ..settings.sampler_config import merged
 
 try:
     import openai  # noqa: F401  (transformers' handlers answer with its types)
@@ -42,20 +43,17 @@ def choose_sampler(model: PreTrainedModel, sampler: str | None = None, **setting
         settings: replace stored settings of the same name.
 
     Raises:
-        ValueError, TypeError: the sampler is unknown, or a setting is not possible; nothing is changed then.
+        ValueError, TypeError: the sampler is unknown or not for this model, or a setting is not possible; nothing is
+            changed then.
     """
     config = model.generation_config
-    stored_preset = getattr(config, "sampler_preset", None)
-    stored = getattr(config, "sampler", None) or (preset_sampler(stored_preset) if stored_preset else None)
-    sampler = sampler or stored or "diffusion_forcing"
-    kept = stored in (None, sampler)
-    if kept:
-        settings = merged(getattr(config, "sampler_config", None) or {}, settings)
-    chosen = preset(stored_preset, sampler, model.config.model_type) if kept and stored_preset else {}
-    sampler_config_class(sampler).from_dict(merged(chosen, settings)).resolve(model.config.mean_recurrence)
-    config.sampler, config.sampler_config = sampler, settings
-    if not kept:
-        config.sampler_preset = None
+    stored_sampler, stored_preset, stored = config.stored()
+    sampler = sampler or stored_sampler or "diffusion_forcing"
+    config.resolve(model.config, sampler=sampler, **settings)
+    check_model(sampler, model)
+    if stored_sampler not in (None, sampler):
+        stored_preset, stored = None, {}
+    config.sampler, config.sampler_preset, config.sampler_config = sampler, stored_preset, merged(stored, settings)
 
 
 class LoadedModel(ModelManager):
@@ -86,11 +84,15 @@ class LoadedModel(ModelManager):
 class Seeded:
     """A handler whose request's `seed` is the sampler's, so other requests under way do not change the text."""
 
-    def _build_generation_config(self, body: dict, *args, **kwargs):
-        config = super()._build_generation_config(body, *args, **kwargs)
-        if body.get("seed") is not None and getattr(config, "sampler", None) is not None:
-            config.sampler_config = (getattr(config, "sampler_config", None) or {}) | {"seed": body["seed"]}
-        return config
+    def _build_generation_config(self, body: dict, model_generation_config: RecurrentDepthGenerationConfig, **kwargs):
+        config = super()._build_generation_config(body, model_generation_config, **kwargs)
+        if body.get("seed") is None:
+            return config
+        config = RecurrentDepthGenerationConfig.of(config)
+        if not config.names_sampler:
+            for name in SAMPLER_NAMES:
+                setattr(config, name, getattr(model_generation_config, name))
+        return config.with_settings(seed=body["seed"])
 
 
 class SeededChatCompletions(Seeded, ChatCompletionHandler): ...

@@ -50,8 +50,8 @@ def preset(name: str, sampler: str, model_type: str | None = None, num_steps: in
     own = preset_sampler(name)
     if sampler != own:
         raise ValueError(
-            f"sampler_preset={name!r} is of sampler={own!r}, not of {sampler!r}: leave out one of them, or use "
-            f"sampler={own!r}."
+            f"sampler_preset={name!r} belongs to sampler={own!r}, not to sampler={sampler!r}: leave out one of "
+            f"them, or use sampler={own!r}."
         )
     settings = dict(PRESETS.get(model_type, PRESETS["huginn_raven"])[name])
     if isinstance(num_steps, int) and settings.get("inner_recurrence", 0) > num_steps:

@@ -1,22 +1,69 @@
 """Hooks by name, so that settings can be written as plain JSON and read back."""
 
 import dataclasses
-from typing import Any
+import importlib
+from collections.abc import Iterator, MutableMapping
+from typing import Any, Protocol, TypeAlias
 
 from .validation import nearest
 
 
-class Registry(dict[str, type]):
+class Hook(Protocol):
+    """What settings know of an exit criterion or a latent processor: it can say in plain values what it is."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+HookSpec: TypeAlias = str | dict[str, Any] | Hook
+"""How settings name a hook: its name, a dict {"name": ..., **parameters}, or an instance."""
+
+
+class Registry(MutableMapping[str, type]):
     """Dataclasses of one family of hooks, by their `name`.
 
+    The package's own hooks are imported at the first look-up: settings can be read without them.
+
     Args:
-        base: the family's base class.
-        setting: what the family is called in settings and errors; `register_{setting}` is its public decorator.
+        setting: what the family is called in settings and errors. `register_{setting}` is its public decorator, and
+            the function of that name in `home` makes a hook from settings.
+        home: the module that defines the family; importing its package registers the package's own hooks.
+        base: the name of the family's base class in `home`.
     """
 
-    def __init__(self, base: type, setting: str):
-        super().__init__()
-        self.base, self.setting = base, setting
+    def __init__(self, setting: str, home: str, base: str):
+        self.setting, self.home, self._base = setting, home, base
+        self._classes: dict[str, type] = {}
+
+    def __getitem__(self, name: str) -> type:
+        importlib.import_module(self.home)
+        return self._classes[name]
+
+    def __setitem__(self, name: str, hook_class: type) -> None:
+        self._classes[name] = hook_class
+
+    def __delitem__(self, name: str) -> None:
+        importlib.import_module(self.home)
+        del self._classes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        importlib.import_module(self.home)
+        return iter(self._classes)
+
+    def __len__(self) -> int:
+        importlib.import_module(self.home)
+        return len(self._classes)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.setting!r}: {', '.join(sorted(self))})"
+
+    @property
+    def base(self) -> type:
+        """The family's base class."""
+        return getattr(importlib.import_module(self.home), self._base)
+
+    def make(self, *spec: Any) -> Any:
+        """A hook from everything that settings may say of this family, lists and combinations among it."""
+        return getattr(importlib.import_module(self.home), self.setting)(*spec)
 
     def register(self, hook_class: type) -> type:
         """Add a class under its `name`; returns it.
@@ -35,10 +82,10 @@ class Registry(dict[str, type]):
         name = getattr(hook_class, "name", None)
         if not (isinstance(name, str) and name):
             raise TypeError(f'{hook_class.__name__} has no name: give it `name: ClassVar[str] = "..."`.')
-        known = self.get(name, hook_class)
+        known = self._classes.get(name, hook_class)
         if (known.__module__, known.__qualname__) != (hook_class.__module__, hook_class.__qualname__):
             raise ValueError(f"name={name!r} of {hook_class.__name__} belongs to {known.__qualname__}: use another.")
-        self[name] = hook_class
+        self._classes[name] = hook_class
         return hook_class
 
     def build(self, spec: Any) -> Any:
@@ -48,13 +95,13 @@ class Registry(dict[str, type]):
             TypeError: none of these, or a parameter of the wrong type.
             ValueError: an unknown name or parameter (names the nearest), a missing one, or one out of range.
         """
-        if isinstance(spec, self.base):
+        if isinstance(spec, base := self.base):
             return spec
         if isinstance(spec, str):
             spec = {"name": spec}
         if not isinstance(spec, dict):
             raise TypeError(
-                f"{self.setting}={spec!r} must be a name, a dict with a 'name', or an instance of {self.base.__name__}."
+                f"{self.setting}={spec!r} must be a name, a dict with a 'name', or an instance of {base.__name__}."
             )
         parameters = dict(spec)
         name = parameters.pop("name", None)
@@ -88,3 +135,10 @@ class Registry(dict[str, type]):
             )
         parameters = {field.name: getattr(hook, field.name) for field in dataclasses.fields(hook) if field.init}
         return {"name": hook_class.name} | parameters
+
+
+EXIT_CRITERIA = Registry("exit_criterion", "hf_diffusion_forcing.hooks.exit_criterion", "ExitCriterion")
+"""The criteria that settings may name."""
+
+LATENT_PROCESSORS = Registry("latent_processor", "hf_diffusion_forcing.hooks.latent_processor", "LatentProcessor")
+"""The latent processors that settings may name."""

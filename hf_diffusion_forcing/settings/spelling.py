@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from .sampler_configs import sampler_config_class
+from .sampler_config import sampler_config_class
 
 SPELLING = re.compile(r"(?P<sampler>\w+)(:(?P<settings>\w+=.*))?", re.DOTALL)
 

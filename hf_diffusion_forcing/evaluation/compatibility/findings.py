@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from ... import RavenForCausalLM
-from ...settings.sampler_configs import SAMPLER_CONFIGS
+from ...settings.sampler_config import SAMPLER_CONFIGS
 from .outcomes import Outcome, Refusal, attempt, observe
 from .probes import PROBES, Probe, ProbeError
 

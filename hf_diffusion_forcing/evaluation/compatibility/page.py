@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from ...settings.sampler_configs import SAMPLER_CONFIGS
+from ...settings.sampler_config import SAMPLER_CONFIGS
 from .findings import Finding, findings, quiet
 from .probes import check_probes
 from .subjects import tiny_model

@@ -9,7 +9,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from ...cache.recurrent_depth_cache import RecurrentDepthCache
-from ...generation.mixin import RecurrentDepthGenerationMixin
 from ...randomness import STATE, keyed_truncated_normal
 from ..base_model import RecurrentDepthModel
 from ..causal_lm import HeadedForCausalLM
@@ -187,8 +186,8 @@ class RavenModel(RecurrentDepthModel, RavenPreTrainedModel):
         return int(torch.poisson(rate)) + 1
 
 
-class RavenForCausalLM(HeadedForCausalLM, RavenPreTrainedModel, RecurrentDepthGenerationMixin):
-    """A language model of any layout that decodes by any of this package's samplers."""
+class RavenLanguageModel(HeadedForCausalLM, RavenPreTrainedModel):
+    """A language model of any layout."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
 
@@ -197,7 +196,6 @@ class RavenForCausalLM(HeadedForCausalLM, RavenPreTrainedModel, RecurrentDepthGe
         self.transformer = RavenModel(config)
         self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
         self.post_init()
-        self.generation_config = self.own_generation_config()
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.transformer.wte
@@ -212,4 +210,4 @@ class RavenForCausalLM(HeadedForCausalLM, RavenPreTrainedModel, RecurrentDepthGe
         self.lm_head = value
 
 
-__all__ = ["RavenConfig", "RavenForCausalLM", "RavenModel", "RavenPreTrainedModel"]
+__all__ = ["RavenConfig", "RavenLanguageModel", "RavenModel", "RavenPreTrainedModel"]

@@ -4,7 +4,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...cache.recurrent_depth_cache import RecurrentDepthCache
-from ...generation.mixin import RecurrentDepthGenerationMixin
 from ..base_model import RecurrentDepthModel
 from ..causal_lm import HeadedForCausalLM
 from ..loading import CheckedLoading, stored_config
@@ -82,8 +81,8 @@ class OuroModel(RecurrentDepthModel, OuroPreTrainedModel):
         return RecurrentDepthCache(0, self.config.num_hidden_layers, 0, num_steps, kv_sharing, capacity)
 
 
-class OuroForCausalLM(HeadedForCausalLM, OuroPreTrainedModel, RecurrentDepthGenerationMixin):
-    """An Ouro language model that decodes by this package's samplers.
+class OuroLanguageModel(HeadedForCausalLM, OuroPreTrainedModel):
+    """An Ouro language model.
 
     There is no prelude and no coda: e is the token embedding, the state starts from it, and every recurrence ends with
     the norm that the head reads. Diffusion forcing is not defined, since nothing but the start sees a changed draft.
@@ -100,10 +99,9 @@ class OuroForCausalLM(HeadedForCausalLM, OuroPreTrainedModel, RecurrentDepthGene
         self.model = OuroModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-        self.generation_config = self.own_generation_config()
 
     def exit_gate(self, s):
         return self.model.exit_gate(s)
 
 
-__all__ = ["OuroConfig", "OuroForCausalLM", "OuroModel", "OuroPreTrainedModel"]
+__all__ = ["OuroConfig", "OuroLanguageModel", "OuroModel", "OuroPreTrainedModel"]

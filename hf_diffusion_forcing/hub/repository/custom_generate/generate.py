@@ -26,10 +26,10 @@ def generate(inputs=None, generation_config=None, *args, model, **kwargs):
     # generation config says how it decodes.
     named = (
         "generate" in vars(model)
-        or kwargs.get("sampler")
-        or kwargs.get("sampler_preset")
-        or getattr(generation_config, "sampler", None)
+        or any(kwargs.get(name) is not None for name in ("sampler", "sampler_preset"))
+        or any(getattr(generation_config, name, None) is not None for name in ("sampler", "sampler_preset"))
         or isinstance(kwargs.get("sampler_config"), SamplerConfig)
+        or isinstance(getattr(generation_config, "sampler_config", None), SamplerConfig)
     )
     if not named:
         kwargs["sampler"] = "diffusion_forcing"

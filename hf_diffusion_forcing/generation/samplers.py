@@ -1,0 +1,58 @@
+"""The samplers by name, and what the rest of the package needs to know of each."""
+
+from typing import ClassVar
+
+from ..settings.autoregressive import AutoregressiveConfig
+from ..settings.sampler_config import SamplerConfig, register_sampler_config
+from .adaptive import Adaptive
+from .diffusion_forcing import DiffusionForcing
+from .sampler import WavefrontSampler
+from .speculative_wavefront import SpeculativeWavefront
+
+
+class Autoregressive:
+    """`sampler="autoregressive"`: transformers' own loop, which the mixin hands its depth and noise to."""
+
+    config_class: ClassVar[type[SamplerConfig]] = AutoregressiveConfig
+    needs_injected_embedding: ClassVar[bool] = False
+    has_ticks: ClassVar[bool] = False
+    is_lossless: ClassVar[bool] = True
+
+
+SAMPLERS: dict[str, type[WavefrontSampler] | type[Autoregressive]] = {}
+"""Every sampler by its name, which is that of its `config_class`."""
+
+
+def register_sampler(
+    sampler_class: type[WavefrontSampler] | type[Autoregressive],
+) -> type[WavefrontSampler] | type[Autoregressive]:
+    """Class decorator: lets calls and generation configs name a sampler.
+
+    Raises:
+        ValueError: the name belongs to another sampler's settings.
+    """
+    register_sampler_config(sampler_class.config_class)
+    SAMPLERS[sampler_class.config_class.sampler] = sampler_class
+    return sampler_class
+
+
+for _sampler in (Adaptive, Autoregressive, DiffusionForcing, SpeculativeWavefront):
+    register_sampler(_sampler)
+
+
+def with_ticks() -> str:
+    """The samplers that have ticks, as an error offers them."""
+    return " or ".join(repr(name) for name, sampler in SAMPLERS.items() if sampler.has_ticks)
+
+
+def check_model(sampler: str, model) -> None:
+    """Refuse a sampler that the model cannot decode by.
+
+    Raises:
+        ValueError: the sampler needs an injected embedding, and the model has none.
+    """
+    if SAMPLERS[sampler].needs_injected_embedding and not model.has_injected_embedding:
+        raise ValueError(
+            f"sampler={sampler!r} needs a model with an injected embedding; {type(model).__name__} has none. Use "
+            "sampler='speculative_wavefront'."
+        )

@@ -1,0 +1,24 @@
+"""Settings of autoregressive decoding."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .sampler_config import SamplerConfig, register_sampler_config
+
+
+@register_sampler_config
+@dataclass(kw_only=True)
+class AutoregressiveConfig(SamplerConfig):
+    """Settings of `sampler="autoregressive"`: one token at a time, `num_steps` recurrences each."""
+
+    sampler: ClassVar[str] = "autoregressive"
+
+
+@dataclass(kw_only=True)
+class PlainDecodingConfig(SamplerConfig):
+    """Settings of plain transformers decoding: no sampler was named, or `sampler=False`.
+
+    Beams and the other modes of transformers are possible; sampling draws from torch's global generator.
+    """
+
+    sampler: ClassVar[bool] = False

@@ -1,0 +1,108 @@
+"""Settings of diffusion forcing."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from .early_exit import EarlyExitConfig
+from .registry import LATENT_PROCESSORS, Hook, HookSpec
+from .sampler_config import register_sampler_config
+from .validation import check_flag, check_integer, check_number, nearest
+
+NOISE_SCHEDULES = ("constant", "linear", "square_root", "dampened")
+"""What `noise_schedule` may be; `StateNoise` says what each means."""
+
+
+@register_sampler_config
+@dataclass(kw_only=True)
+class DiffusionForcingConfig(EarlyExitConfig):
+    """Settings of `sampler="diffusion_forcing"` (arXiv 2510.14961, Algorithm 1).
+
+    Args:
+        wavefront: most positions refined at once; "auto" measures what widths cost on this machine, sees how many
+            recurrences the prompt needs, and chooses it (and `inner_recurrence`, unless that is given).
+        headway: new positions a tick may add.
+        inner_recurrence: core passes in a tick (r'); when None 4, or the token's budget where that is less.
+        max_steps: recurrences after which the front position freezes anyway; `num_steps` when None. Ticks are whole:
+            the front gets the largest multiple of `inner_recurrence` within it.
+        embedding_momentum: eta, the share of a position's earlier injected embedding kept in a tick.
+        state_noise: beta, the share of fresh noise mixed into states at the start of a tick.
+        noise_schedule: how beta falls with a position's recurrences: "constant", "linear", "square_root", "dampened".
+        continuous_compute: a new position starts from its neighbour's state instead of from noise.
+        latent_processors: more of them, applied after those that the fields above make: names, dicts
+            {"name": ..., **parameters} or instances of `LatentProcessor`.
+    """
+
+    sampler: ClassVar[str] = "diffusion_forcing"
+
+    wavefront: int | str = 32
+    headway: int = 1
+    inner_recurrence: int | None = None
+    max_steps: int | None = None
+    embedding_momentum: float = 0.0
+    state_noise: float = 0.0
+    noise_schedule: str = "constant"
+    continuous_compute: bool = False
+    latent_processors: list[HookSpec] = field(default_factory=list)
+
+    def validate(self) -> None:
+        super().validate()
+        if self.wavefront != "auto":
+            if isinstance(self.wavefront, str):
+                raise ValueError(f"wavefront={self.wavefront!r} is unknown: use 'auto' or a number of positions.")
+            check_integer("wavefront", self.wavefront, 1)
+        check_integer("headway", self.headway, 1)
+        check_number("embedding_momentum", self.embedding_momentum, 1.0)
+        check_number("state_noise", self.state_noise, 1.0)
+        check_flag("continuous_compute", self.continuous_compute)
+        if not isinstance(self.latent_processors, (list, tuple)):
+            raise TypeError(f"latent_processors={self.latent_processors!r} must be a list.")
+        if self.noise_schedule not in NOISE_SCHEDULES:
+            hint = nearest(str(self.noise_schedule), NOISE_SCHEDULES)
+            raise ValueError(f"noise_schedule={self.noise_schedule!r} is unknown{hint}.")
+        for name in ("inner_recurrence", "max_steps"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), 1)
+        self.processors()
+
+    def check_depths(self) -> None:
+        for name in ("num_steps", "max_steps"):
+            budget = getattr(self, name)
+            if None not in (budget, self.inner_recurrence) and self.inner_recurrence > budget:
+                raise ValueError(
+                    f"inner_recurrence={self.inner_recurrence} is more than {name}={budget}: a tick would overrun the "
+                    f"budget of a token. Use inner_recurrence <= {budget}."
+                )
+
+    def processors(self) -> list[Hook]:
+        """The latent processors these settings name, those of the fields first: a `LatentProcessorList`.
+
+        Raises:
+            ValueError: an unknown schedule, name or parameter.
+        """
+        specs: list[HookSpec] = []
+        if self.embedding_momentum > 0:
+            specs.append({"name": "embedding_momentum", "eta": self.embedding_momentum})
+        if self.continuous_compute:
+            specs.append("continuous_compute")
+        if self.state_noise > 0:
+            specs.append({"name": "state_noise", "beta": self.state_noise, "schedule": self.noise_schedule})
+        processors = LATENT_PROCESSORS.make([*specs, *self.latent_processors])
+        # Two of a class would keep their memories under one key, and draw the same noise.
+        classes = [type(processor) for processor in processors if type(processor) in LATENT_PROCESSORS.values()]
+        for each in classes:
+            if classes.count(each) > 1:
+                raise ValueError(
+                    f"latent_processors has {each.name!r} twice, counting what embedding_momentum, state_noise and "
+                    "continuous_compute stand for: use it once."
+                )
+        return processors
+
+    def fill_depths(self, mean_recurrence: int) -> None:
+        super().fill_depths(mean_recurrence)
+        self.max_steps = self.max_steps or self.num_steps
+        if self.inner_recurrence is None and self.wavefront != "auto":
+            self.inner_recurrence = min(4, self.num_steps, self.max_steps)
+
+    @property
+    def deepest(self) -> int:
+        return max(super().deepest, self.max_steps)

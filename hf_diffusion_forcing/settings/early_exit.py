@@ -1,0 +1,56 @@
+"""Settings of the samplers that look for convergence."""
+
+from dataclasses import dataclass
+
+from .registry import EXIT_CRITERIA, Hook, HookSpec
+from .sampler_config import SamplerConfig
+from .validation import check_flag, check_integer, check_number
+
+
+@dataclass(kw_only=True)
+class EarlyExitConfig(SamplerConfig):
+    """Settings of the samplers that stop refining a position when it has converged.
+
+    Args:
+        exit_criterion: when a position has converged: a name ("latent_difference", "kl", ...), a dict
+            {"name": ..., **parameters}, {"any": [...]} or {"all": [...]} of such, or an `ExitCriterion`.
+        exit_threshold: the criterion's threshold; its own default when None (0.03 for "latent_difference").
+        prefill_steps: recurrences of the prompt; `num_steps` when None.
+        adaptive_prefill: stop refining the prompt where it has converged, its longest converged prefix at a time;
+            `prefill_steps` is then the most.
+    """
+
+    kv_sharing: str | int = "last"
+    exit_criterion: HookSpec | list = "latent_difference"
+    exit_threshold: float | None = None
+    prefill_steps: int | None = None
+    adaptive_prefill: bool = False
+
+    def validate(self) -> None:
+        super().validate()
+        check_flag("adaptive_prefill", self.adaptive_prefill)
+        if self.exit_threshold is not None:
+            check_number("exit_threshold", self.exit_threshold)
+        if self.prefill_steps is not None:
+            check_integer("prefill_steps", self.prefill_steps, 1)
+        self.criterion()
+
+    def criterion(self) -> Hook:
+        """The exit criterion these settings name, an `ExitCriterion`.
+
+        Raises:
+            ValueError: `exit_threshold` is given and the criterion has no threshold.
+        """
+        return EXIT_CRITERIA.make(self.exit_criterion, self.exit_threshold)
+
+    def fill_depths(self, mean_recurrence: int) -> None:
+        super().fill_depths(mean_recurrence)
+        self.prefill_steps = self.prefill_steps or self.num_steps
+
+    @property
+    def deepest(self) -> int:
+        return max(self.num_steps, self.prefill_steps)
+
+    @property
+    def prompt_steps(self) -> int:
+        return self.prefill_steps

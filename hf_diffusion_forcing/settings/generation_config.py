@@ -1,0 +1,203 @@
+"""The generation config of a recurrent-depth model: transformers' own, and how a sampler decodes."""
+
+import copy
+from typing import Any, Literal
+
+from transformers import GenerationConfig, PreTrainedConfig
+
+from .autoregressive import PlainDecodingConfig
+from .presets import preset, preset_sampler
+from .sampler_config import SAMPLER_CONFIGS, SamplerConfig, merged, plain, sampler_config_class, sampler_keywords
+
+SAMPLER_NAMES = ("sampler", "sampler_preset", "sampler_config")
+"""What a generation config says of a sampler; each is also a keyword of `generate()`."""
+
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+class RecurrentDepthGenerationConfig(GenerationConfig):
+    """`GenerationConfig` with a sampler.
+
+    A model's `generation_config` is always one: a plain `GenerationConfig` that is loaded, assigned or passed is copied
+    into one. Files are plain `generation_config.json`; transformers alone reads them too.
+
+    Attributes:
+        sampler: "diffusion_forcing", "speculative_wavefront", "adaptive" or "autoregressive"; False is plain
+            transformers decoding. None says nothing.
+        sampler_preset: "quality", "balanced", "fast" or "lossless".
+        sampler_config: the sampler's settings, as its dataclass (whose fields all count, and which names the sampler)
+            or as a dict of some of them.
+    """
+
+    # On the class, so that `del config.sampler` is the same as None.
+    sampler: str | Literal[False] | None = None
+    sampler_preset: str | None = None
+    sampler_config: SamplerConfig | dict[str, Any] | None = None
+    return_trace: bool | str = False
+    """Of a call alone: only what `generate()` has prepared for one has it, and it is not stored."""
+
+    @classmethod
+    def of(cls, config: GenerationConfig) -> "RecurrentDepthGenerationConfig":
+        """A generation config as one of this class: itself, or a copy."""
+        if isinstance(config, cls):
+            return config
+        own = cls.__new__(cls)
+        vars(own).update(vars(config))
+        return own
+
+    @classmethod
+    def from_model_config(cls, model_config: PreTrainedConfig | dict[str, Any]) -> "RecurrentDepthGenerationConfig":
+        """The special tokens of a model's config alone; what transformers 4 wrote there (`max_length` 20, ...) is not
+        how to generate."""
+        values = model_config if isinstance(model_config, dict) else model_config.to_dict()
+        return cls(**{name: values.get(name) for name in TOKEN_IDS})
+
+    @property
+    def names_sampler(self) -> bool:
+        """Whether it says anything of a sampler."""
+        return any(getattr(self, name) is not None for name in SAMPLER_NAMES)
+
+    def resolve(
+        self,
+        model_config: PreTrainedConfig,
+        generation_config: GenerationConfig | None = None,
+        *,
+        sampler: str | Literal[False] | None = None,
+        sampler_preset: str | None = None,
+        sampler_config: SamplerConfig | dict[str, Any] | None = None,
+        **keywords: Any,
+    ) -> SamplerConfig:
+        """What a call decodes by: the sampler's settings, validated, with every depth filled in.
+
+        `self` is the model's generation config, the arguments are those of the call. A setting is taken from the first
+        of these that has it:
+
+        1. a keyword of the call (`wavefront=8`);
+        2. `sampler_config` of the call;
+        3. `sampler_config` of a generation config: of the one that was passed if it says anything of a sampler,
+           otherwise of the model's;
+        4. the preset, of the call or else of that generation config;
+        5. the sampler's default.
+
+        The sampler itself is named by `sampler` of the call, a dataclass passed as `sampler_config`, `sampler_preset`
+        of the call, or that generation config, in this order. What the generation config has for another sampler is
+        put aside, its preset too. A source that names an `exit_criterion` puts aside the `exit_threshold` of the
+        sources below it, which was meant for another criterion. `sampler=False` is plain transformers decoding: it
+        puts aside all that is stored.
+
+        Args:
+            model_config: has `mean_recurrence`, the default depth, and `model_type`, whose presets count.
+            generation_config: the one passed with the call.
+            sampler, sampler_preset, sampler_config, keywords: of the call.
+
+        Returns:
+            The dataclass of the sampler; a `PlainDecodingConfig` where there is none.
+
+        Raises:
+            TypeError: a value of the wrong type.
+            ValueError: an unknown sampler, preset or setting (names the nearest), a value out of range, or two that do
+                not fit.
+        """
+        passed = None if generation_config is None else self.of(generation_config)
+        source = passed if passed is not None and passed.names_sampler else self
+        for config in (source, passed):
+            if config is not None:
+                config.refuse_misplaced()
+        stored_sampler, stored_preset, stored = source.stored()
+        sampler, called = named_settings(sampler, sampler_config)
+        if sampler is None:
+            sampler = stored_sampler if sampler_preset is None else preset_sampler(sampler_preset)
+        if stored_sampler not in (None, sampler) or (sampler is False and stored_sampler is None):
+            stored_preset, stored = None, {}
+        sampler_preset = stored_preset if sampler_preset is None else sampler_preset
+
+        settings = merged(stored, called, keywords)
+        plain_decoding = sampler is None or sampler is False
+        config_class = PlainDecodingConfig if plain_decoding else sampler_config_class(sampler)
+        refuse_settings_of_others(config_class, settings)
+        if sampler_preset is not None:
+            depth = settings.get("num_steps") or model_config.mean_recurrence
+            settings = merged(preset(sampler_preset, sampler, model_config.model_type, depth), settings)
+        return config_class.from_dict(settings).resolve(model_config.mean_recurrence)
+
+    def stored(self) -> tuple[str | Literal[False] | None, str | None, dict[str, Any]]:
+        """The sampler, the preset and the settings it holds; a preset alone names its sampler."""
+        sampler, settings = named_settings(self.sampler, self.sampler_config)
+        if sampler is None and self.sampler_preset is not None:
+            sampler = preset_sampler(self.sampler_preset)
+        return sampler, self.sampler_preset, settings
+
+    def refuse_misplaced(self) -> None:
+        """Refuse settings that are not where they belong, where they would go unseen.
+
+        Raises:
+            ValueError: names one.
+        """
+        if self.return_trace:
+            raise ValueError("return_trace was set on the generation config: pass it to generate() itself.")
+        if misplaced := sorted(sampler_keywords() & vars(self).keys()):
+            raise ValueError(f"{misplaced[0]} was set on the generation config itself: put it into its sampler_config.")
+
+    def with_settings(self, **settings: Any) -> "RecurrentDepthGenerationConfig":
+        """A copy with these settings of its sampler over those it has."""
+        config = copy.copy(self)
+        config.sampler, _, stored = self.stored()
+        config.sampler_config = merged(stored, settings)
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """transformers' own, without what says nothing."""
+        values = super().to_dict()
+        return {name: value for name, value in values.items() if name not in SAMPLER_NAMES or value is not None}
+
+    def to_json_string(self, *args: Any, **kwargs: Any) -> str:
+        """transformers' own, with hooks written by their names.
+
+        Raises:
+            TypeError: a hook of an unregistered class, which has no name to be written by.
+            ValueError: `sampler_config` is of another sampler than `sampler`.
+        """
+        written = copy.copy(self)
+        if isinstance(self.sampler_config, SamplerConfig):
+            written.sampler, _ = named_settings(self.sampler, self.sampler_config)
+        written.sampler_config = plain(self.sampler_config)
+        return super(RecurrentDepthGenerationConfig, written).to_json_string(*args, **kwargs)
+
+
+def named_settings(
+    sampler: str | Literal[False] | None, sampler_config: SamplerConfig | dict[str, Any] | None
+) -> tuple[str | Literal[False] | None, dict[str, Any]]:
+    """The sampler that either of the two names, and the settings as a dict.
+
+    Raises:
+        TypeError: `sampler_config` is neither a dataclass nor a dict.
+        ValueError: they are of different samplers.
+    """
+    if isinstance(sampler_config, SamplerConfig):
+        if sampler is not None and sampler != sampler_config.sampler:
+            raise ValueError(
+                f"sampler={sampler!r} does not fit sampler_config={type(sampler_config).__name__}, which is for "
+                f"{sampler_config.sampler!r}: leave out one of them."
+            )
+        return sampler_config.sampler, {name: getattr(sampler_config, name) for name in sampler_config.fields()}
+    if not isinstance(sampler_config, dict | None):
+        raise TypeError(f"sampler_config={sampler_config!r} must be a SamplerConfig or a dict of settings.")
+    return sampler, sampler_config or {}
+
+
+def refuse_settings_of_others(config_class: type[SamplerConfig], settings: dict[str, Any]) -> None:
+    """Refuse a setting that other samplers have and this one has not.
+
+    Raises:
+        ValueError: names the setting, its value and the samplers that take it.
+    """
+    for name, value in settings.items():
+        takers = [sampler for sampler, other in SAMPLER_CONFIGS.items() if name in other.fields()]
+        if takers and name not in config_class.fields():
+            decoding = (
+                f"sampler={config_class.sampler!r}" if config_class.sampler else "plain decoding, without a sampler"
+            )
+            raise ValueError(
+                f"{name}={value!r} is not a setting of {decoding}: pass sampler={' or '.join(map(repr, takers))}, or "
+                "leave it out."
+            )

@@ -1,0 +1,87 @@
+"""Settings of the lossless wavefront."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .sampler_config import SamplerConfig, register_sampler_config
+from .validation import check_integer
+
+
+@register_sampler_config
+@dataclass(kw_only=True)
+class SpeculativeWavefrontConfig(SamplerConfig):
+    """Settings of `sampler="speculative_wavefront"`: the text of autoregression, drafted at shallow depth.
+
+    The text does not depend on the drafts: only `num_steps`, `state_scale` and `seed` can change it.
+
+    Args:
+        draft_depth: recurrences after which a position drafts the next token, and by which a tick takes every
+            position deeper; divides `num_steps`. "auto" sees on the prompt how often shallow readouts agree with the
+            full depth, measures what widths cost on this machine, and chooses. None is the largest that leaves
+            16 positions in the wave, or 1.
+        second_draft_depth: recurrences after which a position proposes the next token once more; what stands behind it
+            starts anew where the two disagree. A multiple of `draft_depth` below `num_steps`, or 0 for no second
+            proposal. None is four times `draft_depth` where that fits.
+    """
+
+    sampler: ClassVar[str] = "speculative_wavefront"
+
+    draft_depth: int | str | None = None
+    second_draft_depth: int | None = None
+
+    def validate(self) -> None:
+        super().validate()
+        if self.kv_sharing != "none":
+            raise ValueError(
+                f"kv_sharing={self.kv_sharing!r} is not possible with sampler={self.sampler!r}, whose positions read "
+                "the entries of their own recurrence: leave it out, or use sampler='diffusion_forcing'."
+            )
+        if isinstance(self.draft_depth, str) and self.draft_depth != "auto":
+            raise ValueError(f"draft_depth={self.draft_depth!r} is unknown: use 'auto' or a number of recurrences.")
+        if self.draft_depth not in (None, "auto"):
+            check_integer("draft_depth", self.draft_depth, 1)
+        if self.second_draft_depth is not None:
+            check_integer("second_draft_depth", self.second_draft_depth, 0)
+
+    @property
+    def draft_depths(self) -> list[int]:
+        """Every draft depth that fits `num_steps` and `second_draft_depth`."""
+        second = self.second_draft_depth
+        return [
+            depth
+            for depth in range(1, self.num_steps)
+            if self.num_steps % depth == 0 and (not second or (second % depth == 0 and second > depth))
+        ]
+
+    def second_depth(self, draft_depth: int | str) -> int:
+        """`second_draft_depth`, filled in for a draft depth; 0 where there is none."""
+        if self.second_draft_depth is not None or not isinstance(draft_depth, int):
+            return self.second_draft_depth or 0
+        return 4 * draft_depth if 4 * draft_depth < self.num_steps else 0
+
+    def check_depths(self) -> None:
+        if self.num_steps is None:
+            return
+        if self.num_steps == 1:
+            raise ValueError(
+                f"num_steps=1 leaves no recurrence to draft with: use sampler='autoregressive' instead of "
+                f"sampler={self.sampler!r}."
+            )
+        if self.second_draft_depth is not None and self.second_draft_depth >= self.num_steps:
+            raise ValueError(
+                f"second_draft_depth={self.second_draft_depth} must be less than num_steps={self.num_steps}."
+            )
+        fitting = self.draft_depths
+        if not fitting or (isinstance(self.draft_depth, int) and self.draft_depth not in fitting):
+            remedy = f"use {' or '.join(map(str, fitting))}" if fitting else "leave second_draft_depth out"
+            raise ValueError(
+                f"draft_depth={self.draft_depth!r} does not fit num_steps={self.num_steps} and "
+                f"second_draft_depth={self.second_draft_depth}: it must divide both and be less than both; {remedy}."
+            )
+
+    def fill_depths(self, mean_recurrence: int) -> None:
+        super().fill_depths(mean_recurrence)
+        self.check_depths()  # whether any draft depth fits
+        if self.draft_depth is None:
+            widest = max(1, self.num_steps // 16)
+            self.draft_depth = max(depth for depth in self.draft_depths if depth <= widest)
