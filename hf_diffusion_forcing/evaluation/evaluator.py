@@ -63,14 +63,14 @@ def evaluate_samplers(
     check_integer("max_new_tokens", max_new_tokens, 1)
     common = generate_kwargs | {"max_new_tokens": max_new_tokens}
     named = named_samplers(samplers)
-    configs = {name: model.decoding_config(**kwargs | common) for name, kwargs in named.items()}
+    described = {
+        name: {"generate": kwargs, "settings": model.decoding_config(**kwargs | common).sampler_config.to_dict()}
+        for name, kwargs in named.items()
+    }
     check_prompts(model, tokenizer, task, max_new_tokens)
     state = process_state()
     # The processes of a model that is split over them decode every batch together.
     together = (getattr(model, "tp_size", None) or 1) > 1
-    described = {
-        name: {"generate": kwargs, "settings": configs[name].sampler_config.to_dict()} for name, kwargs in named.items()
-    }
     identity = {
         "model": describe_model(model),
         "task": task.describe(),
@@ -89,26 +89,22 @@ def evaluate_samplers(
     state.wait_for_everyone()
     done = {record["batch"]: record for record in (journal.read() if journal else [])}
     state.wait_for_everyone()
-    writes = journal is not None and (state.is_main_process or not together)
-    if writes:
-        journal.open(state.process_index)
     pending = [number for number in range(len(batches)) if number not in done]
-    shares = [pending] if together else [pending[rank :: state.num_processes] for rank in range(state.num_processes)]
-    mine = shares[0 if together else state.process_index]
+    mine = pending if together else pending[state.process_index :: state.num_processes]
+    calls = {name: kwargs | common for name, kwargs in named.items()}
     if mine:
-        for kwargs in named.values():  # the first call of a process pays for lazy initialisation
-            call = common | {"max_new_tokens": min(WARM_UP_TOKENS, max_new_tokens)}
-            run_batch(model, tokenizer, batches[mine[0]], kwargs | call, seed)
+        for kwargs in calls.values():
+            few = {"max_new_tokens": min(WARM_UP_TOKENS, max_new_tokens)}
+            run_batch(model, tokenizer, batches[mine[0]], kwargs | few, seed)
+    if journal is not None and (state.is_main_process or not together):
+        journal.open(state.process_index)
     records = []
-    shown = progress and state.is_main_process
-    for number in tqdm(mine, desc="batches", disable=not (shown and mine)):
-        runs = {
-            name: run_batch(model, tokenizer, batches[number], kwargs | common, seed) for name, kwargs in named.items()
-        }
+    for number in tqdm(mine, desc="batches", disable=not (progress and state.is_main_process and mine)):
+        runs = {name: run_batch(model, tokenizer, batches[number], kwargs, seed) for name, kwargs in calls.items()}
         records.append({"batch": number, "runs": runs})
-        if writes:
+        if journal is not None:
             journal.append(records[-1])
-    if writes:
+    if journal is not None:
         journal.close()
     # A batch has a number, so it counts once, whoever measured it.
     done |= {record["batch"]: record for record in gather_object(records)}

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from ... import RavenForCausalLM
+from ...generation.samplers import SAMPLERS
 from ...settings.sampler_config import SAMPLER_CONFIGS
 from .outcomes import Outcome, Refusal, attempt, observe
 from .probes import PROBES, Probe, ProbeError
@@ -35,9 +36,9 @@ def check_against_reference(model: RavenForCausalLM, sampler: str, probe: Probe)
     speculative wavefront is autoregression whatever its drafts are.
     Autoregression is, when greedy, transformers' own decoding; when it samples, its noise is another.
     """
-    if sampler != "autoregressive":
+    if SAMPLERS[sampler].has_ticks:
         depth = model.config.mean_recurrence
-        sharing = "none" if sampler == "speculative_wavefront" else "last"
+        sharing = "none" if SAMPLERS[sampler].is_lossless else "last"
         settings = sampler_settings(
             sampler, kv_sharing=sharing, wavefront=1, inner_recurrence=depth, exit_threshold=0.0
         )
