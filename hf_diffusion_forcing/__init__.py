@@ -1,118 +1,110 @@
 """Diffusion forcing for recurrent-depth language models, as an extension of `transformers`.
 
 Importing this package registers its model families with the Auto classes, so their checkpoints load with native code.
+It imports neither torch nor transformers: each public name is imported when it is first used (PEP 562).
 """
 
-from .cache import RecurrentDepthCache
+from importlib import import_module
+from typing import Any
+
 from .checkpoints import bundled_checkpoint
-from .generation.mixin import RecurrentDepthGenerationMixin
-from .generation.output import DiffusionForcingOutput, SamplerStats
-from .generation.trace import TokenTrace, Trace, WaveTick
-from .hooks.exit_criterion import ExitCriterion, ExitCriterionList, exit_criterion, register_exit_criterion
-from .hooks.latent_criteria import (
-    CosineCriterion,
-    ExitGateCriterion,
-    FixedCriterion,
-    LatentAccelerationCriterion,
-    LatentDifferenceCriterion,
-)
-from .hooks.latent_processor import (
-    LatentProcessor,
-    LatentProcessorList,
-    latent_processor,
-    register_latent_processor,
-)
-from .hooks.latent_processors import (
-    AndersonAcceleration,
-    ContinuousCompute,
-    EmbeddingMomentum,
-    LatentMomentum,
-    StateNoise,
-)
-from .hooks.logits_criteria import (
-    ArgmaxStabilityCriterion,
-    EntropyCriterion,
-    KLCriterion,
-    MinPKLCriterion,
-    TokenStabilityCriterion,
-)
-from .hooks.refinement import Refinement
-from .models import (
-    OuroConfig,
-    OuroModel,
-    RavenConfig,
-    RavenModel,
-    RecurrentDepthAdapter,
-    RecurrentDepthForCausalLM,
-    RecurrentDepthInterface,
-    RecurrentDepthModelOutput,
-    RecurrentDepthOutput,
-)
-from .packing import pack_linear_weights, unpack_linear_weights
-from .registration import OuroForCausalLM, RavenForCausalLM, enable_recurrent_depth
-from .settings.adaptive import AdaptiveConfig
-from .settings.autoregressive import AutoregressiveConfig
-from .settings.diffusion_forcing import DiffusionForcingConfig
-from .settings.generation_config import RecurrentDepthGenerationConfig
-from .settings.registry import EXIT_CRITERIA, LATENT_PROCESSORS
-from .settings.sampler_config import SamplerConfig
-from .settings.speculative_wavefront import SpeculativeWavefrontConfig
+from .lazy_registration import register_lazily
 from .version import __version__
 
-__all__ = [
-    "EXIT_CRITERIA",
-    "LATENT_PROCESSORS",
-    "AdaptiveConfig",
-    "AndersonAcceleration",
-    "ArgmaxStabilityCriterion",
-    "AutoregressiveConfig",
-    "ContinuousCompute",
-    "CosineCriterion",
-    "DiffusionForcingConfig",
-    "DiffusionForcingOutput",
-    "EmbeddingMomentum",
-    "EntropyCriterion",
-    "ExitCriterion",
-    "ExitCriterionList",
-    "ExitGateCriterion",
-    "FixedCriterion",
-    "KLCriterion",
-    "LatentAccelerationCriterion",
-    "LatentDifferenceCriterion",
-    "LatentMomentum",
-    "LatentProcessor",
-    "LatentProcessorList",
-    "MinPKLCriterion",
-    "OuroConfig",
-    "OuroForCausalLM",
-    "OuroModel",
-    "RavenConfig",
-    "RavenForCausalLM",
-    "RavenModel",
-    "RecurrentDepthAdapter",
-    "RecurrentDepthCache",
-    "RecurrentDepthForCausalLM",
-    "RecurrentDepthGenerationConfig",
-    "RecurrentDepthGenerationMixin",
-    "RecurrentDepthInterface",
-    "RecurrentDepthModelOutput",
-    "RecurrentDepthOutput",
-    "Refinement",
-    "SamplerConfig",
-    "SamplerStats",
-    "SpeculativeWavefrontConfig",
-    "StateNoise",
-    "TokenStabilityCriterion",
-    "TokenTrace",
-    "Trace",
-    "WaveTick",
-    "__version__",
-    "bundled_checkpoint",
-    "enable_recurrent_depth",
-    "exit_criterion",
-    "latent_processor",
-    "pack_linear_weights",
-    "register_exit_criterion",
-    "register_latent_processor",
-    "unpack_linear_weights",
-]
+NAMES: dict[str, tuple[str, ...]] = {
+    ".cache": ("RecurrentDepthCache",),
+    ".generation.mixin": ("RecurrentDepthGenerationMixin",),
+    ".generation.output": (
+        "DiffusionForcingOutput",
+        "SamplerStats",
+    ),
+    ".generation.trace": (
+        "TokenTrace",
+        "Trace",
+        "WaveTick",
+    ),
+    ".hooks.exit_criterion": (
+        "ExitCriterion",
+        "ExitCriterionList",
+        "exit_criterion",
+        "register_exit_criterion",
+    ),
+    ".hooks.latent_criteria": (
+        "CosineCriterion",
+        "ExitGateCriterion",
+        "FixedCriterion",
+        "LatentAccelerationCriterion",
+        "LatentDifferenceCriterion",
+    ),
+    ".hooks.latent_processor": (
+        "LatentProcessor",
+        "LatentProcessorList",
+        "latent_processor",
+        "register_latent_processor",
+    ),
+    ".hooks.latent_processors": (
+        "AndersonAcceleration",
+        "ContinuousCompute",
+        "EmbeddingMomentum",
+        "LatentMomentum",
+        "StateNoise",
+    ),
+    ".hooks.logits_criteria": (
+        "ArgmaxStabilityCriterion",
+        "EntropyCriterion",
+        "KLCriterion",
+        "MinPKLCriterion",
+        "TokenStabilityCriterion",
+    ),
+    ".hooks.refinement": ("Refinement",),
+    ".models": (
+        "RecurrentDepthForCausalLM",
+        "RecurrentDepthInterface",
+        "RecurrentDepthModelOutput",
+        "RecurrentDepthOutput",
+    ),
+    ".packing": (
+        "pack_linear_weights",
+        "unpack_linear_weights",
+    ),
+    ".registration": (
+        "OuroConfig",
+        "OuroForCausalLM",
+        "OuroModel",
+        "RavenConfig",
+        "RavenForCausalLM",
+        "RavenModel",
+        "RecurrentDepthAdapter",
+        "enable_recurrent_depth",
+    ),
+    ".settings.adaptive": ("AdaptiveConfig",),
+    ".settings.autoregressive": ("AutoregressiveConfig",),
+    ".settings.diffusion_forcing": ("DiffusionForcingConfig",),
+    ".settings.generation_config": ("RecurrentDepthGenerationConfig",),
+    ".settings.registry": (
+        "EXIT_CRITERIA",
+        "LATENT_PROCESSORS",
+    ),
+    ".settings.sampler_config": ("SamplerConfig",),
+    ".settings.speculative_wavefront": ("SpeculativeWavefrontConfig",),
+}
+"""The public names by the module that has them. Type checkers read the same from `__init__.pyi`."""
+
+MODULES = {name: module for module, names in NAMES.items() for name in names}
+
+__all__ = ["__version__", "bundled_checkpoint", *MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(MODULES[name], __name__), name)
+    globals()[name] = value  # the next look-up does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_lazily()

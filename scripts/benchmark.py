@@ -2,9 +2,10 @@
 
     python scripts/benchmark.py
     python scripts/benchmark.py --sweep wavefront
+    python scripts/benchmark.py --redraw
 
 The checkpoints (the bundled one and the one trained on Python source) are widened in memory without changing what they
-compute (scripts/widen_checkpoint.py), so quality is measured on the narrow ones. All rows of a table are interleaved in
+compute (evaluation/widening.py), so quality is measured on the narrow ones. All rows of a table are interleaved in
 one run, prompt by prompt. Writes docs/benchmarks/speed*.json and .md.
 """
 
@@ -21,18 +22,19 @@ from typing import Annotated, Literal
 import torch
 import transformers
 import typer
-from report_benchmark import report
-from timing import Timing, bandwidth, part_bytes, row, run, run_batch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from widen_checkpoint import widen
 
 from hf_diffusion_forcing import bundled_checkpoint, pack_linear_weights
 from hf_diffusion_forcing.evaluation.measure import accuracy, emitted_loss, solve
-from hf_diffusion_forcing.evaluation.problems import KINDS, problems
+from hf_diffusion_forcing.evaluation.problems import KINDS, problem_prompts, problems
 from hf_diffusion_forcing.evaluation.python_source import source_prompts
-from hf_diffusion_forcing.generation.cost_model import cost_curve
+from hf_diffusion_forcing.evaluation.speed_rows import Timing, bandwidth, part_bytes, row
+from hf_diffusion_forcing.evaluation.timing import Call, timed_generate
+from hf_diffusion_forcing.evaluation.widening import widen
+from hf_diffusion_forcing.generation.cost_curve import cost_curve
 from hf_diffusion_forcing.settings.presets import PRESET_SAMPLERS
+from hf_diffusion_forcing.visualization.speed import report
 
 ROOT = Path(__file__).parent.parent
 SOURCE_CHECKPOINT = ROOT / "tests" / "fixtures" / "python-source"
@@ -58,6 +60,15 @@ SWEEPS = {
 Prompts = list[torch.Tensor]
 
 
+def run(model, inputs: dict | torch.Tensor, settings: dict, max_new_tokens: int) -> Call:
+    """One timed call, with a prompt [1, length] or a batch of the tokenizer."""
+    inputs = {"input_ids": inputs} if isinstance(inputs, torch.Tensor) else dict(inputs)
+    call = timed_generate(model, inputs, {"seed": 0, "max_new_tokens": max_new_tokens} | settings, first=True)
+    if call.tokens < 1:
+        raise ValueError("A text ended at its first token: there is no decoding to time. Choose other prompts.")
+    return call
+
+
 def measure(model, prompts: Prompts, cases: dict[str, tuple[Callable, dict]], repeats: int, room: int) -> dict:
     """Time cases over prompts, interleaved, each call beside a short one of autoregression at full depth.
 
@@ -75,7 +86,7 @@ def measure(model, prompts: Prompts, cases: dict[str, tuple[Callable, dict]], re
                 prepared = prepare(input_ids)
                 timing.bases.append(run(model, prepared, SAMPLERS[BASE], BASE_TOKENS))
                 timing.calls.append(run(model, prepared, settings, room))
-    return table_of(model, timings, [call.text for call in timings[BASE].calls] if BASE in timings else None)
+    return table_of(model, timings, [call.rows[0] for call in timings[BASE].calls] if BASE in timings else None)
 
 
 def table_of(model, timings: dict[str, Timing], texts: list[list[int]] | None) -> dict:
@@ -85,7 +96,7 @@ def table_of(model, timings: dict[str, Timing], texts: list[list[int]] | None) -
         "parameters": model.num_parameters(),
         "bandwidth": statistics.median(rate for timing in timings.values() for rate in timing.rates),
         "rows": [row(name, timing, texts, parts) for name, timing in timings.items()],
-        "texts": {name: [call.text for call in timing.calls] for name, timing in timings.items()},
+        "texts": {name: [call.rows[0] for call in timing.calls] for name, timing in timings.items()},
     }
 
 
@@ -135,17 +146,11 @@ def main_tables(load_model: Callable, count: int, repeats: int, room: int, solve
     return tables
 
 
-def domain_prompts(name: str, tokenizer, count: int, seed: int = 2026, length: int = 128) -> Prompts:
-    """Prompts of a domain, [1, length] each.
-
-    Args:
-        seed: of problems.
-        length: tokens of source.
-    """
+def domain_prompts(name: str, tokenizer, count: int) -> Prompts:
+    """Prompts of a domain, [1, length] each."""
     if name == "Python source":
-        return source_prompts(tokenizer, count, length)
-    chosen = islice(problems(seed, held_out=True, kind="worked"), count)
-    return [tokenizer(p.prompt, return_tensors="pt").input_ids for p in chosen]
+        return source_prompts(tokenizer, count, 128)
+    return problem_prompts(tokenizer, count, seed=2026, kind="worked")
 
 
 def wavefront_tables(wide, prompts: Prompts, repeats: int, room: int) -> dict[str, dict]:
@@ -199,14 +204,14 @@ def batch_tables(wide, tokenizer, prompts: Prompts, repeats: int, room: int) -> 
     for name, settings in samplers.items():
         timings = {f"{name}, batch {n}": Timing() for n in SWEEPS["batch"]}
         for n in SWEEPS["batch"] if settings is AUTO else ():
-            run_batch(wide, batch(n), settings, 1)  # measures the machine
+            run(wide, batch(n), settings, 1)  # measures the machine
         # Full-depth prompts of large batches take minutes: once, without diffusion forcing.
         rounds = repeats if name.startswith("diffusion_forcing") else 1
         for _ in tqdm(range(rounds), desc=name):
             for n, timing in zip(SWEEPS["batch"], timings.values(), strict=True):
                 timing.rates.append(bandwidth(wide))
-                timing.bases.append(run_batch(wide, batch(1), settings, room))
-                timing.calls.append(run_batch(wide, batch(n), settings, room))
+                timing.bases.append(run(wide, batch(1), settings, room))
+                timing.calls.append(run(wide, batch(n), settings, room))
         tables[name] = table_of(wide, timings, None) | {"repeats": rounds}
     return tables
 
@@ -257,7 +262,15 @@ def main(
     ] = "none",
     threads: int = 2,
     output: Path = ROOT / "docs",
+    redraw: Annotated[
+        bool, typer.Option("--redraw", help="Only write the pages and plots of what was measured.")
+    ] = False,
 ):
+    if redraw:
+        for path in sorted((output / "benchmarks").glob("speed*.json")):
+            report(json.loads(path.read_text()), path.stem, output)
+            typer.echo(f"Wrote the page and the plot of {path.name}.")
+        return
     torch.set_num_threads(threads)
 
     def load_model(path, factor=factor):

@@ -9,7 +9,6 @@ formulas, over the shape of Huginn-0125 and the package's own cost model. Other 
 
 import json
 import platform
-from collections.abc import Callable
 from datetime import date
 from itertools import islice
 from pathlib import Path
@@ -25,12 +24,11 @@ from rich.console import Console
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_diffusion_forcing import RavenConfig, RavenForCausalLM, bundled_checkpoint
+from hf_diffusion_forcing import RavenConfig, bundled_checkpoint
 from hf_diffusion_forcing.evaluation.measure import accuracy, solve
+from hf_diffusion_forcing.evaluation.path_independence import approaches
 from hf_diffusion_forcing.evaluation.problems import problems
-from hf_diffusion_forcing.generation.cost_model import WIDTHS, CostCurve
-from hf_diffusion_forcing.hooks.latent_criteria import latent_difference
-from hf_diffusion_forcing.randomness import row_seeds
+from hf_diffusion_forcing.evaluation.roofline import bytes_read, roofline
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
@@ -51,54 +49,6 @@ def log_axis(axes: Axes) -> None:
 
 
 # --- path independence ---
-
-
-@torch.no_grad()
-def approaches(model, ids: torch.Tensor, position: int, steps: int, wrong_steps: int) -> dict[str, torch.Tensor]:
-    """How far one position's state is from where it ends, by where it started.
-
-    Everything before the position is final. The end is the state after 200 recurrences from noise with the true token.
-
-    Args:
-        ids: int64 [1, length], a whole text.
-        position: the position looked at, whose own token is the input.
-        steps: recurrences with the true token.
-        wrong_steps: recurrences with the wrong token, where there are any.
-
-    Returns:
-        float32 [steps + 1] by start: ||s - s_end|| / ||s_end|| after 0, 1, ... recurrences with the true token.
-    """
-    cache = model.new_cache(model.config.mean_recurrence, "last", ids.shape[1])
-    seeds = row_seeds(0, 1)
-    logits = model(ids[:, :position], past_key_values=cache, seeds=seeds, logits_to_keep=1).logits[0, -1]
-    logits[ids[0, position]] = -torch.inf
-    wrong_token = logits.argmax()[None, None]
-    positions = torch.tensor([[position]])
-
-    def embedded(token: torch.Tensor) -> torch.Tensor:
-        cache.place(positions, start=position)
-        return model.embed(token, cache.placement.positions, cache)
-
-    def refined(state: torch.Tensor, e: torch.Tensor, count: int) -> list[torch.Tensor]:
-        states = [state]
-        for _ in range(count):
-            states.append(model.recur(states[-1], e, cache.placement.positions, cache, 0))
-        return states
-
-    e = embedded(wrong_token)
-    noise = model.initialize_state(e, positions, seeds)
-    misled = refined(noise, e, wrong_steps)[-1]
-    e = embedded(ids[:, position : position + 1])
-    end = refined(noise, e, 200)[-1]
-    starts = {
-        "noise": noise,
-        "zeros": torch.zeros_like(noise),
-        f"{wrong_steps} recurrences with a wrong token": misled,
-    }
-    return {
-        name: torch.stack([latent_difference(end, state)[0, 0] for state in refined(start, e, steps)])
-        for name, start in starts.items()
-    }
 
 
 def measure_path_independence(model, tokenizer, count: int, steps: int, wrong_steps: int) -> dict:
@@ -146,12 +96,6 @@ def draw_path_independence(record: dict) -> Figure:
 # --- what ticks cost ---
 
 
-def roofline(balance: float, core_layers: int, end_layers: int) -> CostCurve:
-    """The cost curve of a machine that reads a layer in one unit of time and computes `balance` positions meanwhile."""
-    times = [max(1.0, width / balance) for width in WIDTHS]
-    return CostCurve(tuple(core_layers * time for time in times), tuple(end_layers * time for time in times))
-
-
 def draw_width(num_steps: int = 32) -> Figure:
     """Ticks over wider waves as measured, and the speedups that follow on machines of any balance."""
     config = RavenConfig.from_pretrained(HUGINN)
@@ -193,42 +137,13 @@ def draw_width(num_steps: int = 32) -> Figure:
     return figure
 
 
-def bytes_read(kv_readers: Callable[[int], tuple[int, int, int]]) -> Callable[[int, int], float]:
-    """Bytes of weights and of keys and values that a tick of Huginn-0125 reads, in bfloat16, batch 1.
-
-    Args:
-        kv_readers: for a tick of k core passes, how often a prelude, a core and a coda layer reads all keys and values
-            of a context in it.
-
-    Returns:
-        The bytes, from the core passes of a tick and the context's length.
-    """
-    config = RavenConfig.from_pretrained(HUGINN)
-    with torch.device("meta"):
-        model = RavenForCausalLM(config)
-    parts, itemsize = model.transformer, 2
-
-    def weights(*modules: torch.nn.Module) -> int:
-        return itemsize * sum(p.numel() for module in modules for p in module.parameters())
-
-    core = weights(parts.core_block, parts.adapter)
-    ends = weights(parts.prelude, parts.coda, model.lm_head)
-    entry = 2 * config.num_key_value_heads * config.head_dim * itemsize
-    layers = config.n_layers_in_prelude, config.n_layers_in_recurrent_block, config.n_layers_in_coda
-
-    def tick(passes: int, context: int) -> float:
-        reads = sum(count * times for count, times in zip(layers, kv_readers(passes), strict=True))
-        return ends + passes * core + context * entry * reads
-
-    return tick
-
-
 def draw_context(num_steps: int = 32) -> Figure:
     """Ideal speedups of Huginn-0125 over the context, by bytes read."""
     # A wave whose entries are shared reads them once for all its positions; one whose positions stand at different
     # recurrences reads those of each, and the coda's twice, for drafts and for truths.
-    shared = bytes_read(lambda passes: (1, passes, 1))
-    by_depth = bytes_read(lambda passes: (1, num_steps, 2))
+    config = RavenConfig.from_pretrained(HUGINN)
+    shared = bytes_read(config, lambda passes: (1, passes, 1))
+    by_depth = bytes_read(config, lambda passes: (1, num_steps, 2))
     contexts = list(range(64, 4097, 64))
     baseline = [shared(num_steps, context) for context in contexts]
 

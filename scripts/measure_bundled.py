@@ -27,15 +27,11 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_diffusion_forcing import bundled_checkpoint
-from hf_diffusion_forcing.evaluation.measure import (
-    Run,
-    accuracy,
-    compare,
-    recurrences_to_converge,
-    solve,
-    tick_overhead,
-)
+from hf_diffusion_forcing.evaluation.markdown import markdown_table
+from hf_diffusion_forcing.evaluation.measure import accuracy, recurrences_to_converge, solve
 from hf_diffusion_forcing.evaluation.problems import KINDS, Problem, problems
+from hf_diffusion_forcing.evaluation.runs import Run, compare
+from hf_diffusion_forcing.evaluation.timing import tick_overhead
 
 ROOT = Path(__file__).parent.parent
 DEPTHS = (1, 2, 4, 8, 16, 32)
@@ -133,17 +129,14 @@ def draw(convergence: dict[str, list[int]], quality: dict, path: Path) -> None:
     figure.savefig(path, dpi=90)
 
 
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
 def quality_table(quality: dict) -> str:
     lengths = [f"mental {n}" for n in range(1, 9)]
     header = ["decoding", "worked", "mental", "all", *lengths]
-    return markdown_table(
-        header,
-        [[name, *(f"{100 * row[column]:.1f}" for column in header[1:])] for name, row in quality.items()],
+    return "\n".join(
+        markdown_table(
+            header,
+            [[name, *(f"{100 * row[column]:.1f}" for column in header[1:])] for name, row in quality.items()],
+        )
     )
 
 
@@ -152,7 +145,7 @@ def convergence_table(convergence: dict[str, list[int]]) -> str:
     for name, depths in sorted(convergence.items()):
         cuts = statistics.quantiles(depths, n=20)
         rows.append([name, str(len(depths)), *(f"{cuts[i]:.0f}" for i in (0, 4, 9, 14, 18))])
-    return markdown_table(["positions that predict", "count", "5 %", "25 %", "median", "75 %", "95 %"], rows)
+    return "\n".join(markdown_table(["positions that predict", "count", "5 %", "25 %", "median", "75 %", "95 %"], rows))
 
 
 def speed_table(speed: dict, quality: dict) -> str:
@@ -168,7 +161,7 @@ def speed_table(speed: dict, quality: dict) -> str:
         for name, row in speed.items()
     ]
     header = ["decoding", "speed, end to end", "core passes a token", "equal tokens", "worked solved", "mental solved"]
-    return markdown_table(header, rows)
+    return "\n".join(markdown_table(header, rows))
 
 
 CARD = """---

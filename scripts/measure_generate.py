@@ -9,7 +9,6 @@ checkpoint; run it on an otherwise idle machine.
 import json
 import platform
 import statistics
-import time
 from contextlib import nullcontext
 from datetime import date
 from itertools import islice
@@ -22,11 +21,11 @@ import transformers
 import typer
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, WatermarkingConfig
-from transformers.generation.streamers import BaseStreamer
 
 from hf_diffusion_forcing import bundled_checkpoint
 from hf_diffusion_forcing.evaluation.problems import problems
-from hf_diffusion_forcing.generation.sampler import WavefrontSampler
+from hf_diffusion_forcing.evaluation.timing import timed_generate
+from hf_diffusion_forcing.generation.loop import Loop
 
 ROOT = Path(__file__).parent.parent
 FORCING = {"sampler": "diffusion_forcing", "wavefront": 16, "inner_recurrence": 4, "seed": 0}
@@ -53,26 +52,9 @@ PROCESSORS = {
 """Settings that leave most texts as they are, so that the ticks are the same ticks."""
 
 
-class FirstToken(BaseStreamer):
-    """Notes when the first new token came; the first `put` is the prompt."""
-
-    def __init__(self):
-        self.puts, self.seconds = 0, 0.0
-        self.start = time.perf_counter()
-
-    def put(self, value):
-        self.puts += 1
-        if self.puts == 2:
-            self.seconds = time.perf_counter() - self.start
-
-    def end(self):
-        pass
-
-
 def seconds_per_tick(model, input_ids: torch.Tensor, **settings) -> float:
-    start = time.perf_counter()
-    output = model.generate(input_ids, **FORCING, **settings, return_dict_in_generate=True, max_new_tokens=100)
-    return (time.perf_counter() - start) / output.stats.ticks
+    call = timed_generate(model, {"input_ids": input_ids}, FORCING | settings | {"max_new_tokens": 100})
+    return call.seconds / call.ticks
 
 
 def measure_processors(model, prompts: list[torch.Tensor]) -> dict[str, float]:
@@ -91,9 +73,8 @@ def measure_first_token(model, prompts: list[torch.Tensor]) -> dict[str, float]:
     seconds = {name: [] for name in samplers}
     for input_ids in tqdm(prompts, desc="first token"):
         for name, settings in samplers.items():
-            streamer = FirstToken()
-            model.generate(input_ids, streamer=streamer, max_new_tokens=4, **settings)
-            seconds[name].append(streamer.seconds)
+            call = timed_generate(model, {"input_ids": input_ids}, settings | {"max_new_tokens": 4}, first=True)
+            seconds[name].append(call.first)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return medians | {"ratio": medians["diffusion_forcing"] / medians["autoregressive"]}
 
@@ -105,7 +86,7 @@ def measure_batches(model, tokenizer, repeats: int) -> list[dict]:
         "diffusion_forcing": (FORCING, nullcontext),
         "diffusion_forcing, ended rows stay": (
             FORCING,
-            lambda: patch.object(WavefrontSampler, "let_rows_leave", lambda self, wave: None),
+            lambda: patch.object(Loop, "let_rows_leave", lambda self: None),
         ),
     }
     table = []
@@ -116,11 +97,8 @@ def measure_batches(model, tokenizer, repeats: int) -> list[dict]:
             inputs = tokenizer([p.prompt for p in worked], return_tensors="pt", padding=True)
             for name, (settings, context) in ways.items():
                 with context():
-                    start = time.perf_counter()
-                    ids = model.generate(**inputs, **settings, max_new_tokens=160)
-                    elapsed = time.perf_counter() - start
-                new = ids[:, inputs.input_ids.shape[1] :]
-                speeds[name].append(int((new != tokenizer.pad_token_id).sum()) / elapsed)
+                    call = timed_generate(model, inputs, settings | {"max_new_tokens": 160})
+                speeds[name].append(sum(map(len, call.rows)) / call.seconds)
         medians = {name: statistics.median(values) for name, values in speeds.items()}
         table.append({"batch": batch, **medians})
     return table

@@ -15,14 +15,15 @@ from typing import Annotated
 
 import torch
 import typer
-from benchmark import SOURCE_CHECKPOINT, domain_prompts
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_diffusion_forcing import bundled_checkpoint
+from hf_diffusion_forcing.evaluation.problems import problem_prompts
+from hf_diffusion_forcing.evaluation.python_source import source_prompts
 
 ROOT = Path(__file__).parent.parent
-CHECKPOINTS = {"problems": bundled_checkpoint(), "Python source": SOURCE_CHECKPOINT}
+CHECKPOINTS = {"problems": bundled_checkpoint(), "Python source": ROOT / "tests" / "fixtures" / "python-source"}
 CHOICES = {"greedy": {}, "sampled": {"do_sample": True, "top_k": 0}}
 
 
@@ -30,7 +31,10 @@ def rows(count: int, room: int) -> Iterator[dict]:
     """One row a domain, precision and way to choose tokens."""
     for domain, path in CHECKPOINTS.items():
         tokenizer = AutoTokenizer.from_pretrained(path)
-        asked = domain_prompts(domain, tokenizer, count, seed=2027, length=96)
+        if domain == "problems":
+            asked = problem_prompts(tokenizer, count, seed=2027, kind="worked")
+        else:
+            asked = source_prompts(tokenizer, count, 96)
         for dtype in (torch.float32, torch.bfloat16):
             model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
             for choice, settings in CHOICES.items():

@@ -7,23 +7,21 @@ On the bundled checkpoint, made eight times as wide in memory. Writes docs/bench
 
 import json
 import platform
-import statistics
 import time
-from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 import typer
-from timing import Clock
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from widen_checkpoint import widen
 
 from hf_diffusion_forcing import bundled_checkpoint, pack_linear_weights, unpack_linear_weights
 from hf_diffusion_forcing.evaluation.problems import problems
+from hf_diffusion_forcing.evaluation.timing import Clock, median_seconds
+from hf_diffusion_forcing.evaluation.widening import widen
 
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks"
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
@@ -78,17 +76,6 @@ def shares(model, input_ids: torch.Tensor) -> dict[str, dict[str, float]]:
         row["kernels a tick"] = sum(event.count for event in events) / ticks
         table[name] = row
     return table
-
-
-def median_seconds(calls: dict[str, Callable], repeats: int) -> dict[str, float]:
-    """Medians of calls made in turn, after one of each that warms up."""
-    seconds = {name: [] for name in calls}
-    for _ in range(repeats + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
 
 
 @torch.no_grad()
@@ -147,15 +134,13 @@ def compiled_costs(model, repeats: int = 15) -> list[dict]:
     for width in (1, 4, 8):
         torch.compiler.reset()  # else the limit of recompilations is reached, and the rest runs eagerly
         cache, prompt = model.new_cache(1, "last", 512), torch.arange(200)[None]
-        cache.place(prompt, start=0)
-        model.embed(torch.zeros_like(prompt), prompt, cache)
-        positions = torch.arange(200, 200 + width)[None]
-        cache.place(positions, start=200)
-        placed = model.placed(positions, cache)
+        model.embed(torch.zeros_like(prompt), cache.place(prompt, start=0))
+        at = cache.place(torch.arange(200, 200 + width)[None], start=200)
+        model.base_model.rotate(at)
         x = torch.randn(1, width, model.config.n_embd, dtype=model.dtype)
 
-        def layers(blocks, x=x, cache=cache, placed=placed):
-            return lambda: [block(x, cache, placed, 0) for block in blocks]
+        def layers(blocks, x=x, at=at):
+            return lambda: [block(x, at, 0) for block in blocks]
 
         blocks = list(model.transformer.core_block)
         compiled = layers([torch.compile(block, dynamic=False) for block in blocks])

@@ -28,8 +28,9 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_diffusion_forcing import bundled_checkpoint
-from hf_diffusion_forcing.evaluation.measure import Run, accuracy, compare, run_prompt, solve
+from hf_diffusion_forcing.evaluation.measure import accuracy, solve
 from hf_diffusion_forcing.evaluation.problems import KINDS, problems
+from hf_diffusion_forcing.evaluation.runs import Run, compare, run_prompt
 from hf_diffusion_forcing.settings.presets import PRESET_SAMPLERS
 
 ROOT = Path(__file__).parent.parent

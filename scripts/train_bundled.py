@@ -21,10 +21,10 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
-from training_corpora import Corpus, ProblemCorpus, SourceCorpus
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from hf_diffusion_forcing import RavenConfig, RavenForCausalLM
+from hf_diffusion_forcing.checkpoints.corpora import Corpus, ProblemCorpus, SourceCorpus
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 
@@ -66,6 +66,55 @@ def learning_rate_factor(step: int, steps: int, warmup: int = 100) -> float:
     return min((step + 1) / warmup, 1.0, max(0.0, (steps - step) / (steps - decay_from)))
 
 
+def model_config(
+    tokenizer: PreTrainedTokenizerFast, layers: str, width: int, heads: int, intermediate: int, backprop_depth: int
+) -> RavenConfig:
+    """The model's shape; `layers` is prelude/core/coda."""
+    prelude, core, coda = (int(n) for n in layers.split("/"))
+    std = math.sqrt(2 / (5 * width))
+    return RavenConfig(
+        vocab_size=len(tokenizer),
+        n_embd=width,
+        n_heads=heads,
+        intermediate_size=intermediate,
+        n_layers_in_prelude=prelude,
+        n_layers_in_recurrent_block=core,
+        n_layers_in_coda=coda,
+        mean_backprop_depth=backprop_depth,
+        # Output projections start larger than for 32 recurrences: the depth grows while training.
+        init_values={"std": std, "embedding": std, "out_proj": std / 4, "embed_scale": math.sqrt(width)},
+        block_size=4096,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def make_optimizers(model: RavenForCausalLM, learning_rate: float) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon for matrices, AdamW for the rest."""
+    # Muon learns a chain of three in a third of the steps that AdamW takes, at the same cost a step.
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "wte" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "wte" in name]
+    return (
+        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    )
+
+
+def save_trained(model: RavenForCausalLM, tokenizer: PreTrainedTokenizerFast, dtype: str, output: Path) -> None:
+    """Write a ready checkpoint, which decodes at depth 32."""
+    model = model.eval().to(getattr(torch, dtype))
+    model.config.mean_recurrence = 32
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        max_new_tokens=160,
+    )
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+
+
 def main(
     output: Annotated[Path, typer.Option(help="Where the checkpoint and the training state go.")] = Path(
         "runs/bundled"
@@ -99,32 +148,9 @@ def main(
         else SourceCorpus(seed, source_batch, width=256)
     )
     tokenizer = corpus.tokenizer = build_tokenizer(corpus, vocab_size)
-    prelude, core, coda = (int(n) for n in layers.split("/"))
-    std = math.sqrt(2 / (5 * width))
-    config = RavenConfig(
-        vocab_size=len(tokenizer),
-        n_embd=width,
-        n_heads=heads,
-        intermediate_size=intermediate,
-        n_layers_in_prelude=prelude,
-        n_layers_in_recurrent_block=core,
-        n_layers_in_coda=coda,
-        mean_backprop_depth=backprop_depth,
-        # Output projections start larger than for 32 recurrences: the depth grows while training.
-        init_values={"std": std, "embedding": std, "out_proj": std / 4, "embed_scale": math.sqrt(width)},
-        block_size=4096,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    config = model_config(tokenizer, layers, width, heads, intermediate, backprop_depth)
     model = RavenForCausalLM(config).train()
-    # Muon learns a chain of three in a third of the steps that AdamW takes, at the same cost a step.
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "wte" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "wte" in name]
-    optimizers = (
-        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
-    )
+    optimizers = make_optimizers(model, learning_rate)
     model, *optimizers = accelerator.prepare(model, *optimizers)
 
     state = output / "state"
@@ -164,16 +190,7 @@ def main(
             (state / "step.json").write_text(json.dumps({"step": step} | corpus.progress))
     bar.close()
 
-    model = accelerator.unwrap_model(model).eval().to(getattr(torch, dtype))
-    model.config.mean_recurrence = 32
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        max_new_tokens=160,
-    )
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    save_trained(accelerator.unwrap_model(model), tokenizer, dtype, output)
     accelerator.print(f"Wrote {output}.")
 
 

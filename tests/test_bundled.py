@@ -7,15 +7,10 @@ import pytest
 import torch
 
 import hf_diffusion_forcing
-from hf_diffusion_forcing.evaluation.measure import (
-    Run,
-    accuracy,
-    compare,
-    recurrences_to_converge,
-    solve,
-    tick_overhead,
-)
+from hf_diffusion_forcing.evaluation.measure import accuracy, recurrences_to_converge, solve
 from hf_diffusion_forcing.evaluation.problems import problems
+from hf_diffusion_forcing.evaluation.runs import Run, compare
+from hf_diffusion_forcing.evaluation.timing import tick_overhead
 
 FORCING = {"sampler": "diffusion_forcing", "wavefront": 32, "exit_threshold": 0.03, "inner_recurrence": 4}
 

@@ -4,14 +4,11 @@ import pytest
 import torch
 from conftest import left_pad
 
-from hf_diffusion_forcing.generation.cost_model import (
-    WIDTHS,
-    CostCurve,
-    PromptDepth,
-    choose_wave,
-    cost_curve,
-    steady_wave,
-)
+from hf_diffusion_forcing.generation.call import Call
+from hf_diffusion_forcing.generation.cost_curve import WIDTHS, CostCurve, cost_curve
+from hf_diffusion_forcing.generation.prompt import Prompt
+from hf_diffusion_forcing.generation.row import Row
+from hf_diffusion_forcing.generation.wave_choice import PromptDepth, choose_wave, steady_wave
 
 FLAT = CostCurve(core=(1.0,) * 7, ends=(1.0,) * 7)
 """Streaming weights decides: a wide pass costs what a narrow one does."""
@@ -42,17 +39,30 @@ def test_a_steady_wave_keeps_its_bounds():
             assert ticks >= max(1, stay / wavefront) and 1 <= positions <= min(wavefront, max(1, 1.2 * stay))
 
 
+class End:
+    """A prompt of which some positions are watched."""
+
+    def __init__(self, *watched):
+        self.watch = watched
+
+    def watched(self):
+        return torch.tensor(self.watch)
+
+
 def test_the_prompts_depth_is_the_last_recurrence_that_moved():
-    depth = PromptDepth(columns=2)
+    depth = PromptDepth()
     still, far = torch.ones(1, 3, 4), torch.ones(1, 3, 4) * 2
     for after, before in ((far, still), (far, still), (still, still)):
-        depth(after, before)
+        depth(after, before, None, End(1, 2))
     assert depth.recurrences == 3
-    one = PromptDepth(columns=1)
-    for before in (far, still):
-        one.start()
-        one(still, before)
-    assert one.recurrences == 1  # of the last chunk
+
+
+def test_the_end_of_every_row_is_watched():
+    call = Call(None, None)
+    rows = [Row(call, i, ids, 0, i, 100) for i, ids in enumerate(([1, 2, 3, 4, 5], [6, 7]))]
+    prompt = Prompt.of(rows, [(0, 5), (0, 2)], 0, torch.device("cpu"))
+    assert prompt.watched().tolist() == [3, 4, 5, 6] and prompt.lasts.tolist() == [4, 6]
+    assert prompt.watched(1).tolist() == [4, 6]
 
 
 def test_the_curve_is_measured_once(tiny):

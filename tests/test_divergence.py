@@ -12,15 +12,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from hf_diffusion_forcing.command_line.app import app
-from hf_diffusion_forcing.evaluation.divergence import (
+from hf_diffusion_forcing.evaluation.decoding import run_batch
+from hf_diffusion_forcing.evaluation.divergence import compare_samplers
+from hf_diffusion_forcing.evaluation.divergent_tokens import (
     KINDS,
     certainty,
-    compare_samplers,
     first_difference,
     readouts,
     token_kind,
 )
-from hf_diffusion_forcing.evaluation.evaluator import run_batch
 from hf_diffusion_forcing.evaluation.task import Task
 from hf_diffusion_forcing.settings.spelling import parse_sampler
 

@@ -231,8 +231,8 @@ def test_an_output_ends_at_a_stop(model):
 
 def test_the_extra_is_asked_for_by_name(monkeypatch, model, mental):
     """And the package itself does without it."""
-    absent = "import sys; sys.modules.update(datasets=None, evaluate=None, rapidfuzz=None)"
-    lean = f"{absent}; import hf_diffusion_forcing.command_line.app"
+    lean = "import sys; sys.modules.update(datasets=None, evaluate=None, rapidfuzz=None)"
+    lean += "; import hf_diffusion_forcing.command_line.app; from hf_diffusion_forcing import *"
     assert subprocess.run([sys.executable, "-c", lean], capture_output=True, timeout=120).returncode == 0
     monkeypatch.setitem(sys.modules, "rapidfuzz.distance", None)
     monkeypatch.delitem(sys.modules, "hf_diffusion_forcing.evaluation.metrics")

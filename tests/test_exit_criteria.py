@@ -60,6 +60,7 @@ def refinement(last=None, **values):
     return Refinement(
         positions=torch.arange(width).repeat(batch, 1),
         input_ids=torch.zeros(batch, width, dtype=torch.long),
+        rows=torch.arange(batch)[:, None].expand(batch, width),
         seeds=torch.arange(batch),
         model=None,
         memory={} if last is None else last.remembered,

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from hf_diffusion_forcing import Trace
+from hf_diffusion_forcing.command_line import report as report_command
 from hf_diffusion_forcing.command_line.app import app
 from hf_diffusion_forcing.evaluation.problems import problems
-from hf_diffusion_forcing.visualization import commands
 from hf_diffusion_forcing.visualization.report import Report, json_for_script, pieces
 
 HOSTILE = [
@@ -286,7 +286,7 @@ def test_other_samplers(browser, tmp_path, arguments, figures, first):
 )
 def test_a_file_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(commands, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(report_command, "load", lambda *_: pytest.fail("the model was loaded"))
     result = run(*arguments)
     assert result.exit_code == 2 and message in result.stderr
     assert list(tmp_path.iterdir()) == []

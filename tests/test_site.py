@@ -1,5 +1,6 @@
 """The site builds strictly, holds every page, and its reference names everything public."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -12,8 +13,16 @@ import yaml
 
 import hf_diffusion_forcing
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-from site_hooks import ROOT, filled, named
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def hooks():
+    """The hooks, loaded as MkDocs loads them."""
+    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "scripts" / "site_hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +49,17 @@ def test_every_page_is_in_the_navigation(site):
     assert built - pages == {"changelog/", "model-card/", "model-card-python-source/"}
 
 
-def test_a_page_is_in_the_navigation_once():
-    entries = [place for place in named(yaml.safe_load((ROOT / ".mkdocs.yml").read_text())["nav"]) if "*" not in place]
+def test_a_page_is_in_the_navigation_once(hooks):
+    entries = [
+        place for place in hooks.named(yaml.safe_load((ROOT / ".mkdocs.yml").read_text())["nav"]) if "*" not in place
+    ]
     assert len(entries) == len(set(entries))
     nav = ["a.md", {"B": ["b/c.md", "b/*"]}, "*"]
-    assert filled(nav, ["b/d.md", "b/e/f.md", "g.md"]) == ["a.md", {"B": ["b/c.md", "b/d.md", "b/e/f.md"]}, "g.md"]
+    assert hooks.filled(nav, ["b/d.md", "b/e/f.md", "g.md"]) == [
+        "a.md",
+        {"B": ["b/c.md", "b/d.md", "b/e/f.md"]},
+        "g.md",
+    ]
 
 
 def test_the_overview_links_every_page():

@@ -11,8 +11,10 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
 from hf_diffusion_forcing import RavenForCausalLM, SpeculativeWavefrontConfig
+from hf_diffusion_forcing.cache import Slots
 from hf_diffusion_forcing.evaluation.problems import problems
-from hf_diffusion_forcing.generation.cost_model import CostCurve, choose_draft_depth
+from hf_diffusion_forcing.generation.cost_curve import CostCurve
+from hf_diffusion_forcing.generation.draft_choice import choose_draft_depth
 
 SPECULATIVE = {"sampler": "speculative_wavefront"}
 PROMPT = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -118,9 +120,9 @@ def test_law_5_over_a_thousand_texts(bundled):
 class Contrarian(RavenForCausalLM):
     """Its shallow readouts propose the least likely token: every draft is wrong."""
 
-    def decode(self, s, positions, cache, readout=0, logits_to_keep=0):
-        logits = super().decode(s, positions, cache, readout, logits_to_keep)
-        signs = [1.0 if each == 0 else -1.0 for each in readout] if isinstance(readout, tuple) else [1.0]
+    def decode(self, s, at, readout=0, logits_to_keep=0):
+        logits = super().decode(s, at, readout, logits_to_keep)
+        signs = [1.0 if each == 0 else -1.0 for each in readout.host] if isinstance(readout, Slots) else [1.0]
         return logits * logits.new_tensor(signs)[:, None]
 
 

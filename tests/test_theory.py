@@ -1,16 +1,17 @@
 """docs/theory.md: path independence on the trained checkpoint, its formulas, and its figures."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
+from hf_diffusion_forcing import RavenConfig
+from hf_diffusion_forcing.evaluation.path_independence import approaches
 from hf_diffusion_forcing.evaluation.problems import problems
-from hf_diffusion_forcing.generation.cost_model import choose_wave, steady_wave
+from hf_diffusion_forcing.evaluation.roofline import bytes_read, roofline
+from hf_diffusion_forcing.generation.wave_choice import choose_wave, steady_wave
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-from draw_theory import ROOT, approaches, bytes_read, roofline
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("offset", [2, 11])
@@ -59,7 +60,9 @@ def test_ticks_a_token_are_those_of_the_sweep():
 
 
 def test_the_formulas_of_bytes():
-    shared, by_depth = bytes_read(lambda passes: (1, passes, 1)), bytes_read(lambda passes: (1, 32, 2))
+    config = RavenConfig.from_pretrained(ROOT / "tests" / "fixtures" / "published" / "huginn-0125")
+    shared = bytes_read(config, lambda passes: (1, passes, 1))
+    by_depth = bytes_read(config, lambda passes: (1, 32, 2))
     # What docs/how-it-works.md says a position of Huginn-0125 takes in 8 layers.
     assert shared(1, 1) - shared(1, 0) == 168_960
     near, far = 0, 10**9

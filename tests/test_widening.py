@@ -1,14 +1,11 @@
 """A widened checkpoint computes what its original does."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from test_cli import run
 from transformers import AutoModelForCausalLM
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-from widen_checkpoint import main, widen
+from hf_diffusion_forcing.evaluation.widening import widen
 
 
 @pytest.mark.parametrize("factor", [1, 2, 5])
@@ -27,7 +24,8 @@ def test_logits_and_tokens_are_the_originals(huginn_mini, prompts, factor):
 
 
 def test_the_bundled_checkpoint_eight_times_wider(bundled, tmp_path):
-    main(tmp_path, factor=8, dtype="float32")
+    result = run("widen", tmp_path, "--factor", 8, "--dtype", "float32")
+    assert result.exit_code == 0, result.stderr
     wide = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert sum(p.numel() for p in wide.parameters()) > 100e6
     model, tokenizer = bundled

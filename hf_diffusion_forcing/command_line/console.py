@@ -1,5 +1,7 @@
 """What every command needs: the model it was given, and a way to say what is wrong."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -14,6 +16,20 @@ def fail(message: str) -> typer.Exit:
     """Say what is wrong on standard error; raise the result to leave with status 2."""
     Console(stderr=True, soft_wrap=True).print(f"error: {message}", style="red", highlight=False, markup=False)
     return typer.Exit(2)
+
+
+@contextmanager
+def exit_on_error() -> Iterator[None]:
+    """An error that the user can mend, in what the context does, is said in one line and ends the command."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        raise fail(str(error)) from error
+
+
+def say(console: Console, message: str) -> None:
+    """Print one line as it is."""
+    console.print(message, highlight=False, markup=False, soft_wrap=True)
 
 
 def load(name: str | None, **kwargs):

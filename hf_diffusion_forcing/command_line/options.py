@@ -1,39 +1,147 @@
-"""Options that several commands have."""
+"""Options that several commands have. A group of them is a dataclass, and a command takes it as one parameter."""
 
-from typing import Annotated
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from .console import exit_on_error, fail
 
-def number_or_auto(value: str | int) -> int | str:
-    """The value of --wavefront."""
-    try:
-        return value if value == "auto" else int(value)
-    except ValueError:
-        raise typer.BadParameter(f"{value!r} is neither a number nor auto.") from None
-
-
-Wavefront = Annotated[
-    str | None, typer.Option(help="Most positions refined at once (32), or auto.", parser=number_or_auto)
-]
-ExitThreshold = Annotated[
-    float | None, typer.Option(help="A state has converged when it moves by less than this share (0.03).")
-]
-InnerRecurrence = Annotated[int | None, typer.Option(help="Core passes in a tick (4).")]
-DraftDepth = Annotated[
-    str | None, typer.Option(help="Recurrences of speculative_wavefront's drafts, or auto.", parser=number_or_auto)
-]
-NumSteps = Annotated[int | None, typer.Option(help="Recurrences of a token; the model's own depth by default.")]
-Preset = Annotated[
-    str | None, typer.Option(help="quality, balanced, fast or lossless: settings chosen by measurement.")
-]
-ExitCriterion = Annotated[str | None, typer.Option(help="When a position has converged (latent_difference).")]
-MaxNewTokens = Annotated[int, typer.Option(help="Most tokens to generate.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Most tokens of an output.", min=1)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Seed = Annotated[int, typer.Option(help="Seed of the latent states; of sample or row i it is this plus i.")]
 
 DEMO_SEED = 7
 """Of the held-out problems that commands take when they are given no prompt."""
 
 
-def given(**options) -> dict:
-    """The options that were given; the others keep the sampler's own defaults."""
-    return {name: value for name, value in options.items() if value is not None}
+def grouped(command: Callable) -> Callable:
+    """A command in whose place each parameter that is a dataclass is an option for every field of it."""
+    signature = inspect.signature(command, eval_str=True)
+    groups = {p.name: p.annotation for p in signature.parameters.values() if is_dataclass(p.annotation)}
+    parameters = []
+    for parameter in signature.parameters.values():
+        if parameter.name in groups:
+            parameters += group_parameters(groups[parameter.name])
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(command)
+    def call(**values):
+        made = {
+            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        return command(**values, **made)
+
+    del call.__wrapped__  # typer would read the annotations there
+    call.__signature__ = signature.replace(parameters=parameters)
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
+
+
+def group_parameters(group: type) -> list[inspect.Parameter]:
+    """A parameter for each field of a dataclass of options."""
+    hints = get_type_hints(group, include_extras=True)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return [inspect.Parameter(f.name, kind, default=f.default, annotation=hints[f.name]) for f in fields(group)]
+
+
+@dataclass
+class TaskOptions:
+    """What is asked."""
+
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="problems, worked, mental or python-source, which come with the package; a .json, .jsonl, .csv or "
+            ".parquet file; a folder; or a name on the Hub."
+        ),
+    ] = "problems"
+    config: Annotated[str | None, typer.Option(help="The dataset's configuration.")] = None
+    split: Annotated[str | None, typer.Option(help="May be left out where there is one; test[:100] takes a part.")] = (
+        None
+    )
+    count: Annotated[int | None, typer.Option(help="The first samples only; 100 of what comes with the package.")] = (
+        None
+    )
+    prompt_template: Annotated[
+        str | None, typer.Option(help=r"Names of columns in braces, as 'Q: {question}\nA:'; {prompt} by default.")
+    ] = None
+    reference_column: Annotated[
+        str | None, typer.Option(help="Where the right answers stand; without it outputs are not judged.")
+    ] = None
+    answer_pattern: Annotated[
+        str | None,
+        typer.Option(help="Regular expression; its first group is the answer. The whole text by default."),
+    ] = None
+
+    def task(self) -> Any:
+        """The task (`hf_diffusion_forcing.evaluation.task.Task`).
+
+        Raises:
+            typer.Exit: an option is wrong; the reason is printed.
+        """
+        from ..evaluation.task import BUNDLED, Task
+
+        with exit_on_error():
+            if self.dataset in BUNDLED:
+                for name in ("config", "split", "prompt_template", "reference_column", "answer_pattern"):
+                    if getattr(self, name) is not None:
+                        raise ValueError(
+                            f"--{name.replace('_', '-')} is of datasets; {self.dataset} brings its own prompts and "
+                            "answers: leave it out."
+                        )
+                return Task.bundled(self.dataset, 100 if self.count is None else self.count)
+            template = (self.prompt_template or "{prompt}").replace("\\n", "\n").replace("\\t", "\t")
+            return Task.from_dataset(
+                self.dataset,
+                template,
+                self.reference_column,
+                self.answer_pattern,
+                self.split,
+                self.config,
+                self.count,
+            )
+
+
+@dataclass
+class DeviceOptions:
+    """Where and in which precision a model decodes a task."""
+
+    dtype: Annotated[str, typer.Option(help="Type of the weights; auto is as they were saved.")] = "auto"
+    device_map: Annotated[
+        str | None,
+        typer.Option(help="auto (over all devices), cpu, cuda:0, ...; each process's own device by default."),
+    ] = None
+
+    def load(self, model: str | None) -> tuple:
+        """Model and tokenizer for one of maybe several processes, each of which has a device.
+
+        Raises:
+            typer.Exit: the checkpoint cannot be loaded, or the device map is for one process.
+        """
+        from ..evaluation.evaluator import process_state
+        from .console import load
+
+        state = process_state()
+        if self.device_map is not None and state.num_processes > 1:
+            raise fail(
+                f"--device-map {self.device_map} is for one process; {state.num_processes} have a device each: leave "
+                "it out."
+            )
+        network, tokenizer = load(model, dtype=self.dtype, device_map=self.device_map or state.device)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return network, tokenizer
+
+
+Stop = Annotated[list[str] | None, typer.Option(help=r"A text that ends an output, as '\nQ:'.")]
+
+
+def stop_strings(stop: list[str] | None) -> dict[str, list[str]]:
+    """Keywords of `generate()` from --stop."""
+    return {"stop_strings": [text.replace("\\n", "\n") for text in stop]} if stop else {}

@@ -3,128 +3,115 @@
 import platform
 from datetime import date
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from .console import ModelArgument, fail, load
-from .options import (
-    DEMO_SEED,
-    DraftDepth,
-    ExitCriterion,
-    ExitThreshold,
-    MaxNewTokens,
-    NumSteps,
-    Preset,
-    Wavefront,
-    given,
-)
+from ..settings.sampler_config import SAMPLER_CONFIGS
+from .console import ModelArgument, exit_on_error, load, say
+from .options import DEMO_SEED, MaxNewTokens, Seed
+from .sampler_options import DEFAULT_SAMPLER, LOSSLESS_SAMPLER, PlainSettings, Sampler, chosen_sampler
 
 REPEATS = 3
 """Calls of every sampler in the table of speeds."""
 
 
 def report(
+    settings: PlainSettings,
     model: ModelArgument = None,
     prompt: Annotated[str | None, typer.Option(help="The text to continue; a held-out problem by default.")] = None,
     html: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html"),
-    sampler: Annotated[
-        str | None,
-        typer.Option(help="adaptive, diffusion_forcing (the default without a preset), speculative_wavefront."),
-    ] = None,
-    preset: Preset = None,
-    wavefront: Wavefront = None,
-    exit_criterion: ExitCriterion = None,
-    exit_threshold: ExitThreshold = None,
-    inner_recurrence: Annotated[
-        int | None, typer.Option(help="Core passes in a tick (1 without a preset, to see every recurrence).")
-    ] = None,
-    draft_depth: DraftDepth = None,
-    num_steps: NumSteps = None,
+    sampler: Sampler = None,
     max_new_tokens: MaxNewTokens = 160,
-    seed: Annotated[int, typer.Option(help="Seed of the latent states.")] = 0,
+    seed: Seed = 0,
 ) -> None:
-    """Write one HTML page about a text: how it came about tick by tick, its pictures, and speed side by side."""
-    import torch
+    """Write one HTML page about a text: how it came about tick by tick, its pictures, and speed side by side.
 
-    from ..evaluation.measure import Run, compare
+    Without a preset, samplers that have inner_recurrence take 1, to show every recurrence.
+    """
+    named = sampler is not None or settings.preset is not None
+    kwargs = chosen_sampler(sampler, settings)
     from ..evaluation.problems import problems
+    from ..generation.samplers import SAMPLERS
     from ..visualization.report import Report, check_writable
 
-    try:
+    with exit_on_error():
         from ..visualization import figures  # noqa: F401  (what is missing is said before the model runs)
 
         html = check_writable(html)
-    except (ImportError, ValueError, OSError) as error:
-        raise fail(str(error)) from error
     console = Console()
     network, tokenizer = load(model)
+    if not named and SAMPLERS[DEFAULT_SAMPLER].needs_injected_embedding and not network.has_injected_embedding:
+        kwargs = chosen_sampler(None, settings, LOSSLESS_SAMPLER)
+    if "sampler_preset" not in kwargs and "inner_recurrence" in SAMPLER_CONFIGS[kwargs["sampler"]].fields():
+        kwargs = {"inner_recurrence": 1} | kwargs
     if prompt is None:
         prompt = next(problems(DEMO_SEED, held_out=True, kind="worked")).prompt
-    if sampler is None and preset is None:
-        sampler = "diffusion_forcing" if network.has_injected_embedding else "speculative_wavefront"
-    if sampler == "diffusion_forcing" and preset is None and inner_recurrence is None:
-        inner_recurrence = 1
-    common = {"seed": seed} | given(num_steps=num_steps)
-    settings = given(
-        sampler=sampler,
-        sampler_preset=preset,
-        wavefront=wavefront,
-        exit_criterion=exit_criterion,
-        exit_threshold=exit_threshold,
-        inner_recurrence=inner_recurrence,
-        draft_depth=draft_depth,
-    )
     inputs = tokenizer(prompt, return_tensors="pt")
     call = {"max_new_tokens": max_new_tokens}
-    try:
+    with exit_on_error():
         with console.status("Decoding with a trace ..."):
             output = network.generate(
-                **inputs, **common, **settings, **call, return_trace="latents", return_dict_in_generate=True
+                **inputs, seed=seed, **kwargs, **call, return_trace="latents", return_dict_in_generate=True
             )
-        trace, stats = output.trace, output.stats
-        if not trace.waves:
+        if not output.trace.waves:
             raise ValueError("The text ended at its first token, so there is nothing to show: give another prompt.")
-        runs = [Run("autoregressive", common | {"sampler": "autoregressive"})]
-        runs.append(Run(f"{preset or trace.sampler} (this page)", common | settings))
-        if trace.sampler != "speculative_wavefront" and trace.budget > 1:
-            runs.append(Run("speculative_wavefront", common | {"sampler": "speculative_wavefront"}))
         with console.status("Measuring the samplers side by side ..."):
-            compare(network, [inputs.input_ids] * REPEATS, runs, **call)
-    except (ValueError, TypeError) as error:
-        raise fail(str(error)) from error
+            runs = side_by_side(network, inputs.input_ids, kwargs, {"seed": seed}, output.trace, call)
+        Report(
+            name=model or "the bundled checkpoint",
+            facts=facts(network, model, kwargs, seed, output),
+            tokenizer=tokenizer,
+            prompt_ids=inputs.input_ids[0].tolist(),
+            trace=output.trace,
+            runs=runs,
+            measured=measured(network),
+        ).save(html)
+    size = html.stat().st_size / 1024
+    say(console, f"Wrote {html} ({size:.0f} KiB).")
 
+
+def side_by_side(network, input_ids, kwargs: dict[str, Any], common: dict[str, Any], trace, call: dict) -> list:
+    """The page's sampler timed beside autoregression, and beside the lossless one where that is another."""
+    from ..evaluation.runs import Run, compare
+    from ..generation.samplers import SAMPLERS
+
+    # What is said of a token's depth is said of all of them.
+    common = common | {name: kwargs[name] for name in ("num_steps",) if name in kwargs}
+    runs = [
+        Run("autoregressive", common | {"sampler": "autoregressive"}),
+        Run(f"{kwargs.get('sampler_preset') or trace.sampler} (this page)", common | kwargs),
+    ]
+    if not SAMPLERS[trace.sampler].is_lossless and trace.budget > 1:
+        runs.append(Run(LOSSLESS_SAMPLER, common | {"sampler": LOSSLESS_SAMPLER}))
+    return compare(network, [input_ids] * REPEATS, runs, **call)
+
+
+def facts(network, model: str | None, kwargs: dict[str, Any], seed: int, output) -> list[tuple[str, str]]:
+    """What the page says about the model and the call."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    shown = {name: value for name, value in settings.items() if name != "sampler"} | given(num_steps=num_steps)
-    facts = {
-        "model": f"{model or 'bundled'}, {parameters / 1e6:.1f}M parameters",
-        "sampler": trace.sampler,
-        "settings": ", ".join(f"{name}={value}" for name, value in shown.items()) or "its defaults",
-        "seed": str(seed),
-        "new tokens": str(stats.tokens_committed[0]),
-        "ticks": f"{stats.ticks} ({stats.core_passes} core passes)",
-        "tokens a tick": f"{stats.tokens_per_forward:.2f}",
-        "recurrences a token": f"{stats.recurrences_per_token:.1f} (budget {trace.budget})",
-    }
+    shown = {name: value for name, value in kwargs.items() if name != "sampler"}
+    trace, stats = output.trace, output.stats
+    return [
+        ("model", f"{model or 'bundled'}, {parameters / 1e6:.1f}M parameters"),
+        ("sampler", trace.sampler),
+        ("settings", ", ".join(f"{name}={value}" for name, value in shown.items()) or "its defaults"),
+        ("seed", str(seed)),
+        ("new tokens", str(stats.tokens_committed[0])),
+        ("ticks", f"{stats.ticks} ({stats.core_passes} core passes)"),
+        ("tokens a tick", f"{stats.tokens_per_forward:.2f}"),
+        ("recurrences a token", f"{stats.recurrences_per_token:.1f} (budget {trace.budget})"),
+    ]
+
+
+def measured(network) -> str:
+    """Where and how often the speeds were measured."""
+    import torch
+
     machine = str(network.device)
     if network.device.type == "cpu":
         threads = torch.get_num_threads()
         machine = f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
     dtype = str(network.dtype).removeprefix("torch.")
-    measured = f"Means of {REPEATS} calls, interleaved, on {machine}, {dtype}, {date.today().isoformat()}."
-    page = Report(
-        name=model or "the bundled checkpoint",
-        facts=list(facts.items()),
-        tokenizer=tokenizer,
-        prompt_ids=inputs.input_ids[0].tolist(),
-        trace=trace,
-        runs=runs,
-        measured=measured,
-    )
-    try:
-        page.save(html)
-    except (ValueError, OSError) as error:
-        raise fail(str(error)) from error
-    size = html.stat().st_size / 1024
-    console.print(f"Wrote {html} ({size:.0f} KiB).", highlight=False, markup=False, soft_wrap=True)
+    return f"Means of {REPEATS} calls, interleaved, on {machine}, {dtype}, {date.today().isoformat()}."

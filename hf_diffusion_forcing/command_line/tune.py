@@ -7,36 +7,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .console import ModelArgument, fail
-from .evaluate import (
-    AnswerPattern,
-    BatchSize,
-    Config,
-    Count,
-    Dataset,
-    DeviceMap,
-    Dtype,
-    MaxNewTokens,
-    PromptTemplate,
-    ReferenceColumn,
-    Seed,
-    Split,
-    Stop,
-    chosen_task,
-    load_on_device,
-    stop_strings,
-)
+from .console import ModelArgument, exit_on_error, fail
+from .options import AsJson, DeviceOptions, MaxNewTokens, Seed, Stop, TaskOptions, stop_strings
 
 
 def tune(
+    asked: TaskOptions,
+    place: DeviceOptions,
     model: ModelArgument = None,
-    dataset: Dataset = "problems",
-    config: Config = None,
-    split: Split = None,
-    count: Count = None,
-    prompt_template: PromptTemplate = None,
-    reference_column: ReferenceColumn = None,
-    answer_pattern: AnswerPattern = None,
     max_accuracy_loss: Annotated[
         float, typer.Option(help="Points of accuracy that may be lost against autoregression at full depth.")
     ] = 0.5,
@@ -56,7 +34,7 @@ def tune(
         int | None, typer.Option(help="Recurrences of a token; the model's own depth by default.")
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="About how long it may take.")] = None,
-    batch_size: BatchSize = 1,
+    batch_size: Annotated[int, typer.Option(help="Samples decoded together.", min=1)] = 1,
     max_new_tokens: MaxNewTokens = 160,
     stop: Stop = None,
     seed: Seed = 0,
@@ -69,18 +47,16 @@ def tune(
     output: Annotated[
         Path | None, typer.Option(help="A folder for the record of every trial, a summary and a plot.")
     ] = None,
-    dtype: Dtype = "auto",
-    device_map: DeviceMap = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a summary.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find the fastest settings for this machine that keep within an accuracy budget."""
     from .. import bundled_checkpoint
 
-    try:
+    with exit_on_error():
         from ..evaluation.candidates import parse_space
         from ..evaluation.evaluator import process_state
         from ..evaluation.journal import check_writable
-        from ..evaluation.tuning import check_save
+        from ..evaluation.stored_settings import check_save
         from ..evaluation.tuning import tune as search_settings
 
         space = None if search is None else parse_space(search)
@@ -88,13 +64,11 @@ def tune(
             check_save(save, model or bundled_checkpoint())
         if output is not None:
             check_writable(output)
-    except (ValueError, TypeError, ImportError) as error:
-        raise fail(str(error)) from error
     if process_state().num_processes > 1:
         raise fail("tune times one process on one machine: start it without accelerate launch or torchrun.")
-    task = chosen_task(dataset, config, split, count, prompt_template, reference_column, answer_pattern)
-    network, tokenizer = load_on_device(model, dtype, device_map)
-    try:
+    task = asked.task()
+    network, tokenizer = place.load(model)
+    with exit_on_error():
         result = search_settings(
             network,
             tokenizer,
@@ -115,8 +89,6 @@ def tune(
             result.write(output)
         if save is not None and result.best is not None:
             result.save(save, network, tokenizer)
-    except (ValueError, TypeError, ImportError, OSError) as error:
-        raise fail(str(error)) from error
     if as_json:
         print(json.dumps(result.to_dict()))
     else:

@@ -1,29 +1,23 @@
-"""Several samplers over the same task, side by side: in batches, over processes, and on from where a run stopped."""
+"""Several samplers over the same task, side by side: in batches, over processes, and resumable."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import platform
-import time
 from datetime import date
 from typing import Any
 
 import torch
-import transformers
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
-from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from ..settings.spelling import named_samplers
 from ..settings.validation import check_integer
-from ..version import __version__
+from .decoding import WARM_UP_TOKENS, check_prompts, run_batch
 from .journal import Journal
+from .provenance import describe_machine, describe_model, versions
 from .report import Evaluation
-from .task import Sample, Task, batched
-
-WARM_UP_TOKENS = 4
+from .task import Task, batched
 
 
 def evaluate_samplers(
@@ -69,14 +63,14 @@ def evaluate_samplers(
     check_integer("max_new_tokens", max_new_tokens, 1)
     common = generate_kwargs | {"max_new_tokens": max_new_tokens}
     named = named_samplers(samplers)
-    configs = {name: model.decoding_config(**kwargs | common) for name, kwargs in named.items()}
+    described = {
+        name: {"generate": kwargs, "settings": model.decoding_config(**kwargs | common).sampler_config.to_dict()}
+        for name, kwargs in named.items()
+    }
     check_prompts(model, tokenizer, task, max_new_tokens)
     state = process_state()
     # The processes of a model that is split over them decode every batch together.
     together = (getattr(model, "tp_size", None) or 1) > 1
-    described = {
-        name: {"generate": kwargs, "settings": configs[name].sampler_config.to_dict()} for name, kwargs in named.items()
-    }
     identity = {
         "model": describe_model(model),
         "task": task.describe(),
@@ -95,26 +89,22 @@ def evaluate_samplers(
     state.wait_for_everyone()
     done = {record["batch"]: record for record in (journal.read() if journal else [])}
     state.wait_for_everyone()
-    writes = journal is not None and (state.is_main_process or not together)
-    if writes:
-        journal.open(state.process_index)
     pending = [number for number in range(len(batches)) if number not in done]
-    shares = [pending] if together else [pending[rank :: state.num_processes] for rank in range(state.num_processes)]
-    mine = shares[0 if together else state.process_index]
+    mine = pending if together else pending[state.process_index :: state.num_processes]
+    calls = {name: kwargs | common for name, kwargs in named.items()}
     if mine:
-        for kwargs in named.values():  # the first call of a process pays for lazy initialisation
-            call = common | {"max_new_tokens": min(WARM_UP_TOKENS, max_new_tokens)}
-            run_batch(model, tokenizer, batches[mine[0]], kwargs | call, seed)
+        for kwargs in calls.values():
+            few = {"max_new_tokens": min(WARM_UP_TOKENS, max_new_tokens)}
+            run_batch(model, tokenizer, batches[mine[0]], kwargs | few, seed)
+    if journal is not None and (state.is_main_process or not together):
+        journal.open(state.process_index)
     records = []
-    shown = progress and state.is_main_process
-    for number in tqdm(mine, desc="batches", disable=not (shown and mine)):
-        runs = {
-            name: run_batch(model, tokenizer, batches[number], kwargs | common, seed) for name, kwargs in named.items()
-        }
+    for number in tqdm(mine, desc="batches", disable=not (progress and state.is_main_process and mine)):
+        runs = {name: run_batch(model, tokenizer, batches[number], kwargs, seed) for name, kwargs in calls.items()}
         records.append({"batch": number, "runs": runs})
-        if writes:
+        if journal is not None:
             journal.append(records[-1])
-    if writes:
+    if journal is not None:
         journal.close()
     # A batch has a number, so it counts once, whoever measured it.
     done |= {record["batch"]: record for record in gather_object(records)}
@@ -134,113 +124,3 @@ def process_state() -> PartialState:
     take itself for the only one otherwise."""
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     return PartialState(cpu=on_cpu)
-
-
-def check_prompts(model, tokenizer, task: Task, max_new_tokens: int) -> None:
-    """Refuse a tokenizer that cannot make batches, and prompts that leave no room for an output."""
-    if tokenizer.pad_token_id is None or tokenizer.padding_side != "left":
-        raise ValueError(
-            "The tokenizer must pad on the left: set tokenizer.padding_side = 'left', and tokenizer.pad_token = "
-            "tokenizer.eos_token where it has no pad token."
-        )
-    room = model.config.max_position_embeddings - max_new_tokens
-    lengths = list(map(len, tokenizer([sample.prompt for sample in task.samples]).input_ids))
-    longest = max(range(len(lengths)), key=lengths.__getitem__)
-    if lengths[longest] > room:
-        raise ValueError(
-            f"Sample {task.samples[longest].index} of {task.name} has {lengths[longest]} tokens; with "
-            f"max_new_tokens={max_new_tokens} the model's context of {model.config.max_position_embeddings} has room "
-            f"for {max(room, 0)}: use fewer new tokens, or shorter prompts."
-        )
-
-
-def run_batch(model, tokenizer, samples: tuple[Sample, ...], kwargs: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Decode some samples together.
-
-    Args:
-        kwargs: of `generate()`.
-        seed: sample i is decoded with seed + i.
-
-    Returns:
-        texts: the outputs.
-        tokens: ids of each output, the end token among them where there is one.
-        seconds: wall clock of the call.
-        core_passes: core calls while decoding, over all rows at once; the prompts' own passes are not counted.
-        recurrences: the same, counted once for every position in the call that a row still needed.
-        spent: with `return_trace`, recurrences and exit value of each token.
-    """
-    inputs = tokenizer([sample.prompt for sample in samples], return_tensors="pt", padding=True).to(model.device)
-    seeds = [seed + sample.index for sample in samples]
-    helper = {"tokenizer": tokenizer} if "stop_strings" in kwargs else {}
-    began = time.perf_counter()
-    output = model.generate(**inputs, seed=seeds, **kwargs, **helper, return_dict_in_generate=True)
-    new = output.sequences[:, inputs.input_ids.shape[1] :].tolist()
-    seconds = time.perf_counter() - began
-    stats = getattr(output, "stats", None)
-    if stats is not None:
-        tokens = [ids[:count] for ids, count in zip(new, stats.tokens_committed, strict=True)]
-        core_passes, recurrences = stats.core_passes, stats.positions_refined
-    else:
-        config = model.decoding_config(**kwargs)
-        tokens = [until_the_end(ids, config) for ids in new]
-        steps = config.sampler_config.num_steps
-        core_passes = steps * (max(map(len, tokens)) - 1)
-        recurrences = steps * sum(len(ids) - 1 for ids in tokens)
-    record = {
-        "texts": tokenizer.batch_decode(tokens, skip_special_tokens=True),
-        "tokens": tokens,
-        "seconds": seconds,
-        "core_passes": core_passes,
-        "recurrences": recurrences,
-    }
-    if getattr(output, "trace", None) is not None:
-        traced = map(output.trace.tokens, range(len(samples)))
-        record["spent"] = [[(token.recurrences, token.exit_value) for token in row] for row in traced]
-    return record
-
-
-def until_the_end(ids: list[int], config: transformers.GenerationConfig) -> list[int]:
-    """A row of transformers' own loop without the padding after its end."""
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    for place, token in enumerate(ids):
-        if token in ends:
-            return ids[: place + 1]
-    while len(ids) > 1 and ids[-1] == config.pad_token_id:
-        ids = ids[:-1]
-    return ids
-
-
-def describe_model(model) -> dict[str, Any]:
-    """What tells a model from another, as JSON values: its name, form, and a hash of the first weights of each tensor.
-
-    A model that was trained on in its folder is another one.
-    """
-    digest = hashlib.sha256()
-    for name, weights in model.named_parameters():
-        if isinstance(weights, DTensor):
-            weights = weights.full_tensor()  # its processes must agree on what the model is
-        few = [] if weights.device.type == "meta" else weights.detach().flatten()[:16].float().tolist()
-        digest.update(repr((name, tuple(weights.shape), few)).encode())
-    return {
-        "name": model.config.name_or_path,
-        "type": model.config.model_type,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "weights": digest.hexdigest()[:16],
-    }
-
-
-def describe_machine(model) -> str:
-    """Processor, device and threads."""
-    device = model.device
-    accelerator = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
-    return f"{platform.machine()}, {device.type}{accelerator}, {torch.get_num_threads()} threads"
-
-
-def versions() -> dict[str, str]:
-    """Of what decodes."""
-    return {
-        "hf_diffusion_forcing": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }

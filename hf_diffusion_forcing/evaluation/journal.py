@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..files import write_file
 
@@ -43,6 +43,7 @@ class Journal:
 
     def __init__(self, folder: str | os.PathLike, identity: dict[str, Any], overwrite: bool = False):
         self.folder, self.identity = check_writable(folder), json.loads(json.dumps(identity))
+        self.file: BinaryIO | None = None
         self.overwrite = overwrite
         if not self.folder.is_dir() or not {path.name for path in self.folder.iterdir()} - {f"{RUN}.partial"}:
             return
@@ -86,13 +87,16 @@ class Journal:
         self.file.truncate(written.rfind(b"\n") + 1)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write a record; it is on disk when this returns."""
+        """Write a record; it is on disk when this returns. A process that has not opened the journal writes none."""
+        if self.file is None:
+            return
         self.file.write(json.dumps(record).encode() + b"\n")
         self.file.flush()
         os.fsync(self.file.fileno())
 
     def close(self) -> None:
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
 
 
 def differences(there: Any, here: Any, name: str = "") -> list[str]:

@@ -9,6 +9,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 KINDS = ("worked", "mental")
 MAX_CHAIN = 8
@@ -160,3 +161,9 @@ def problems(
             while problem.held_out != held_out:
                 problem = make(rng, rng.randint(*(lengths or span)))
             yield problem
+
+
+def problem_prompts(tokenizer, count: int, seed: int, kind: str | None = None) -> list:
+    """The first held-out problems of a stream as ids, int64 [1, length] each."""
+    chosen = islice(problems(seed, held_out=True, kind=kind), count)
+    return [tokenizer(problem.prompt, return_tensors="pt").input_ids for problem in chosen]

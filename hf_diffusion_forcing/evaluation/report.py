@@ -16,6 +16,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..files import write_file
+from .markdown import markdown_table
+from .provenance import provenance
 from .task import Task, find_answer
 
 COLUMNS = {
@@ -205,19 +207,3 @@ class Evaluation:
         write_file(folder / "results.csv", self.to_csv())
         write_file(folder / "results.md", self.to_markdown())
         write_file(folder / "results.json", json.dumps(self.to_dict(), indent=1) + "\n")
-
-
-def provenance(settings: dict[str, Any]) -> str:
-    """Where, with which versions and when something was measured."""
-    known = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
-    return f"{settings['machine']}; {known}; {settings['date']}"
-
-
-def markdown_table(headings: list[str], rows: Iterable[list[str]]) -> list[str]:
-    """The lines of a Markdown table."""
-    rule = "| --- |" + " ---: |" * (len(headings) - 1)
-    return [markdown_row(headings), rule, *map(markdown_row, rows)]
-
-
-def markdown_row(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -39,21 +39,21 @@ class Loop:
             self.rows.append(row)
             if not row.has_ended:
                 self.sampler.begin(row)
-        self._let_rows_leave()
+        self.let_rows_leave()
 
     def tick(self) -> None:
         """One tick over all rows; those that have ended leave."""
         self.sampler.tick(self.rows)
-        self._let_rows_leave()
+        self.let_rows_leave()
 
     def end(self, row: Row) -> None:
         """End a row from outside, though its last token did not."""
         row.has_ended = True
         if row in self.rows:
             self.sampler.end(row)
-            self._let_rows_leave()
+            self.let_rows_leave()
 
-    def _let_rows_leave(self) -> None:
+    def let_rows_leave(self) -> None:
         """Rows that have ended give up their seats to the last of those that go on."""
         for seat in reversed(range(len(self.rows))):
             if self.rows[seat].has_ended:

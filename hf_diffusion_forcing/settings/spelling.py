@@ -6,8 +6,6 @@ import json
 import re
 from typing import Any
 
-import yaml
-
 from .sampler_config import sampler_config_class
 
 SPELLING = re.compile(r"(?P<sampler>\w+)(:(?P<settings>\w+=.*))?", re.DOTALL)
@@ -23,6 +21,20 @@ def parse_sampler(text: str) -> dict[str, Any]:
     Raises:
         ValueError, TypeError: the spelling, the sampler or a setting is wrong.
     """
+    kwargs = spelled_sampler(text)
+    try:
+        check_sampler(kwargs)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{text!r}: {error}") from error
+    return kwargs
+
+
+def spelled_sampler(text: str) -> dict[str, Any]:
+    """What `parse_sampler` returns, before it is checked.
+
+    Raises:
+        ValueError: the spelling is wrong.
+    """
     match = SPELLING.fullmatch(text.strip())
     if match is None:
         raise ValueError(
@@ -35,10 +47,6 @@ def parse_sampler(text: str) -> dict[str, Any]:
         if name in kwargs:
             raise ValueError(f"{text!r} says {name} twice.")
         kwargs[name] = parse_value(text, value)
-    try:
-        check_sampler(kwargs)
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"{text!r}: {error}") from error
     return kwargs
 
 
@@ -54,6 +62,8 @@ def parse_value(text: str, value: str) -> Any:
         return json.loads(value)
     except json.JSONDecodeError:
         pass
+    import yaml  # only here: most values are JSON, and the command line shows its help without it
+
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:

@@ -9,6 +9,7 @@ from .latents import principal_components
 
 try:
     from matplotlib import colormaps
+    from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
     from matplotlib.collections import LineCollection, PatchCollection
     from matplotlib.colors import LogNorm, Normalize
@@ -121,14 +122,19 @@ def plot_wavefront(
     axes.set_aspect("equal")
     if committed or dropped:
         axes.legend(loc="upper right", frameon=False)
+    _add_colour_bar(axes, shapes, trace, by_value)
+    return figure
+
+
+def _add_colour_bar(axes: Axes, shapes: PatchCollection, trace: Trace, by_value: bool) -> None:
+    """What the colours of cells mean; a line where the threshold is."""
     name = _value_name(trace) if by_value else "recurrences since the input token last changed"
-    bar = figure.colorbar(shapes, ax=axes, shrink=0.6, label=name)
+    bar = axes.figure.colorbar(shapes, ax=axes, shrink=0.6, label=name)
     if not by_value:
         bar.locator = MaxNLocator(integer=True)
-    elif trace.threshold and low <= trace.threshold <= high:
+    elif trace.threshold and shapes.norm.vmin <= trace.threshold <= shapes.get_array().max():
         bar.ax.axhline(trace.threshold, color="white", linewidth=3)
         bar.ax.axhline(trace.threshold, color="black", linewidth=1)
-    return figure
 
 
 def plot_convergence(trace: Trace, row: int = 0) -> Figure:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from ..evaluation.measure import Run
 from ..files import write_file
 from ..generation.trace import Trace
 from ..version import __version__
@@ -25,6 +24,8 @@ from ..version import __version__
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from transformers import PreTrainedTokenizerBase
+
+    from ..evaluation.runs import Run
 
 SHADES = 12
 """Steps of the colour scale that text is coloured by."""

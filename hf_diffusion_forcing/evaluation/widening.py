@@ -1,21 +1,14 @@
-"""Make a checkpoint k times wider that computes the same function, to time decoding where weights stream from memory.
-
-    python scripts/widen_checkpoint.py OUT --factor 8 --dtype bfloat16
+"""A checkpoint made k times wider that computes the same function, to time decoding as at realistic model sizes.
 
 Channels, heads and MLP channels are repeated k times, and every linear map is tiled and divided by k: each repeat of an
 output sums k equal shares of each input. RMSNorm does not see the difference; RoPE and the size of a head stay. The
 result has about k^2 times the weights and converges as the trained original does.
 """
 
-from pathlib import Path
-from typing import Annotated
-
 import torch
-import typer
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_diffusion_forcing import RavenConfig, RavenForCausalLM, bundled_checkpoint
+from .. import RavenConfig, RavenForCausalLM
 
 
 def tile(weight: torch.Tensor, factor: int, outputs: int = 1, inputs: int = 1) -> torch.Tensor:
@@ -65,21 +58,3 @@ def widen(model: RavenForCausalLM, factor: int) -> RavenForCausalLM:
     wide.load_state_dict(state, assign=True)
     wide.generation_config = model.generation_config
     return wide.eval()
-
-
-def main(
-    output: Annotated[Path, typer.Argument(help="Folder to write.")],
-    checkpoint: Annotated[str | None, typer.Option(help="Huginn layout; the bundled one by default.")] = None,
-    factor: Annotated[int, typer.Option(help="How many times as wide.")] = 8,
-    dtype: Annotated[str, typer.Option(help="Of the weights written: float32, bfloat16 or float16.")] = "bfloat16",
-):
-    path = checkpoint or bundled_checkpoint()
-    wide = widen(AutoModelForCausalLM.from_pretrained(path), factor).to(getattr(torch, dtype))
-    wide.save_pretrained(output)
-    AutoTokenizer.from_pretrained(path).save_pretrained(output)
-    count = sum(p.numel() for p in wide.parameters())
-    typer.echo(f"Wrote {output}: {count / 1e6:.0f}M parameters in {dtype}.")
-
-
-if __name__ == "__main__":
-    typer.run(main)

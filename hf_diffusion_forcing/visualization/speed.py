@@ -1,18 +1,8 @@
-"""Write the pages and plots of what scripts/benchmark.py has measured.
+"""The pages and plots of what scripts/benchmark.py has measured."""
 
-python scripts/draw_benchmark.py
-"""
-
-import json
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-import typer
-
-ROOT = Path(__file__).parent.parent
+from matplotlib.figure import Figure
 
 
 def draw(record: dict, path: Path) -> None:
@@ -20,7 +10,8 @@ def draw(record: dict, path: Path) -> None:
     tables = record["tables"]
     height = 0.6 + sum(0.9 + 0.3 * len(each["rows"]) for each in tables)
     ratios = [len(each["rows"]) + 2 for each in tables]
-    figure, panels = plt.subplots(len(tables), 1, figsize=(8, height), squeeze=False, height_ratios=ratios)
+    figure = Figure(figsize=(8, height))
+    panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=ratios)
     for axes, each in zip(panels[:, 0], tables, strict=True):
         rows = each["rows"][::-1]
         speeds = [row["speedup"] for row in rows]
@@ -34,7 +25,6 @@ def draw(record: dict, path: Path) -> None:
         axes.tick_params(labelsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=90)
-    plt.close(figure)
 
 
 COLUMNS = {
@@ -109,13 +99,3 @@ def report(record: dict, name: str, docs: Path) -> str:
     text = page(record, f"../images/{name}.png")
     (docs / "benchmarks" / f"{name}.md").write_text(text)
     return text
-
-
-def main(docs: Path = ROOT / "docs"):
-    for path in sorted((docs / "benchmarks").glob("speed*.json")):
-        report(json.loads(path.read_text()), path.stem, docs)
-        typer.echo(f"Wrote the page and the plot of {path.name}.")
-
-
-if __name__ == "__main__":
-    typer.run(main)

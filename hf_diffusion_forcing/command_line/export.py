@@ -1,0 +1,67 @@
+"""The command `export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ..settings.presets import PRESET_SAMPLERS
+from .checkpoint_files import list_files
+from .console import exit_on_error, load
+from .sampler_options import SPELLING_HELP, Preset, chosen_sampler
+
+DEFAULT_PRESET = "balanced"
+
+
+def export(
+    choice: Preset,
+    model: Annotated[str, typer.Argument(help="A checkpoint folder or Hub id.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    sampler: Annotated[
+        str | None,
+        typer.Option(help=f"How the exported model decodes, with a preset: {SPELLING_HELP}"),
+    ] = None,
+    repo_id: Annotated[
+        str | None, typer.Option(help="Where it will be pushed, for the code in the model card; OUT's name by default.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
+) -> None:
+    """Write a folder that decodes by diffusion forcing wherever it is loaded, ready to push."""
+    preset, settings = stored_preset(sampler, choice)
+    from ..hub.export import export_checkpoint
+    from ..hub.staging import check_destination
+
+    with exit_on_error():
+        check_destination(out, overwrite)  # before the weights are loaded
+        network, tokenizer = load(model)
+        out = export_checkpoint(
+            network,
+            tokenizer,
+            out,
+            preset,
+            sampler_config=settings,
+            source=model,
+            repo_id=repo_id,
+            overwrite=overwrite,
+        )
+        list_files(Console(), out)
+
+
+def stored_preset(sampler: str | None, choice: Preset) -> tuple[str, dict | None]:
+    """The preset that an exported model stores, and the settings over it.
+
+    Raises:
+        typer.Exit: the sampler, the preset or a setting is wrong, or no preset is named; the reason is printed.
+    """
+    if sampler is None and choice.preset is None:
+        return DEFAULT_PRESET, None
+    settings = chosen_sampler(sampler, choice)
+    del settings["sampler"]
+    with exit_on_error():
+        if "sampler_preset" not in settings:
+            raise ValueError(
+                f"--sampler {sampler} names no preset, which an exported model stores: add preset={DEFAULT_PRESET} "
+                f"or another of {', '.join(PRESET_SAMPLERS)}."
+            )
+    return settings.pop("sampler_preset"), settings or None

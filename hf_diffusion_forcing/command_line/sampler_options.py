@@ -1,0 +1,184 @@
+"""How a command is told its sampler: `--sampler NAME:setting=value,...`, or an option for each setting.
+
+Names, helps and defaults are those of the samplers' dataclasses, so a new setting is an option of every command.
+"""
+
+from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from ..settings.presets import PRESET_SAMPLERS, preset_sampler
+from ..settings.sampler_config import SAMPLER_CONFIGS, SamplerConfig, field_help
+from ..settings.spelling import check_sampler, parse_value, spelled_sampler
+from .console import exit_on_error
+
+SPELLING_HELP = (
+    "NAME or NAME:setting=value,setting=value, as diffusion_forcing:preset=fast,wavefront=16. Names: "
+    f"{', '.join(SAMPLER_CONFIGS)}."
+)
+DEFAULT_SAMPLER = "diffusion_forcing"
+LOSSLESS_SAMPLER = preset_sampler("lossless")
+COMPARED_SAMPLERS = ("autoregressive", DEFAULT_SAMPLER, LOSSLESS_SAMPLER)
+"""The samplers side by side, where a command is not told which; the first is the baseline."""
+
+COMMON = ("seed",)
+"""Settings that are no option of their own: a command says what its seed is for."""
+
+Sampler = Annotated[
+    str | None, typer.Option(help=f"{SPELLING_HELP} {DEFAULT_SAMPLER}, or the sampler of --preset, by default.")
+]
+Samplers = Annotated[
+    list[str], typer.Option(help=f"{SPELLING_HELP} May be given several times; the first is the baseline.")
+]
+
+
+def owners(name: str) -> list[type[SamplerConfig]]:
+    """The settings classes that have a field."""
+    return [config_class for config_class in SAMPLER_CONFIGS.values() if name in config_class.fields()]
+
+
+def setting_names() -> list[str]:
+    """All settings that are options, those of every sampler first."""
+    names = dict.fromkeys(name for config_class in SAMPLER_CONFIGS.values() for name in config_class.fields())
+    return [name for name in names if name not in COMMON]
+
+
+def option_of(name: str) -> Any:
+    """The annotated type of a setting's option."""
+    having = owners(name)
+    defaults = {config_class.sampler: field_default(config_class, name) for config_class in having}
+    (first, *others) = dict.fromkeys(map(repr, defaults.values()))
+    if others:
+        said = ", ".join(f"{default} with {sampler}" for sampler, default in defaults.items())
+    else:
+        said = "" if first in ("None", "[]") else str(defaults[having[0].sampler])
+    text = field_help(having[0], name).replace("`", "")
+    text = text.removesuffix(".") + "." + (f" Default: {said}." if said else "")
+    every = len(having) == len(SAMPLER_CONFIGS)
+    panel = "Settings of every sampler" if every else f"Settings of {', '.join(c.sampler for c in having)}"
+    shown = {"help": escape(text), "rich_help_panel": panel}
+    if isinstance(defaults[having[0].sampler], bool):
+        return Annotated[bool | None, typer.Option(**shown)]
+
+    def read(value: str) -> Any:
+        try:
+            return parse_value(f"--{name.replace('_', '-')}", value)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return Annotated[str | None, typer.Option(parser=read, metavar="VALUE", **shown)]
+
+
+def field_default(config_class: type[SamplerConfig], name: str) -> Any:
+    """The default of a setting."""
+    (found,) = (each for each in fields(config_class) if each.name == name)
+    return found.default if found.default_factory is MISSING else found.default_factory()
+
+
+@dataclass
+class Preset:
+    """The option of the presets."""
+
+    preset: Annotated[
+        str | None, typer.Option(help=f"{', '.join(PRESET_SAMPLERS)}: settings chosen by measurement.")
+    ] = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that were given, as keywords of `generate()`; the others keep the sampler's own defaults."""
+        values = asdict(self)
+        values["sampler_preset"] = values.pop("preset")
+        return {name: value for name, value in values.items() if value is not None}
+
+
+PlainSettings = make_dataclass(
+    "PlainSettings", [(name, option_of(name), field(default=None)) for name in setting_names()], bases=(Preset,)
+)
+"""An option for each setting of any sampler, for commands that decode by one configuration."""
+
+
+def with_settings(sampler: str, plain: dict[str, Any]) -> dict[str, Any]:
+    """Keywords of `generate()` from a sampler's spelling and from settings that were given as options.
+
+    Raises:
+        ValueError: the spelling is wrong, or says a setting that is also an option.
+    """
+    kwargs = spelled_sampler(sampler)
+    for name in plain:
+        if name in kwargs:
+            option = "--" + name.removeprefix("sampler_").replace("_", "-")
+            raise ValueError(f"{name} is given twice, in --sampler {sampler} and by {option}: leave out one of them.")
+    return kwargs | plain
+
+
+def chosen_sampler(sampler: str | None, plain: Preset, default: str = DEFAULT_SAMPLER) -> dict[str, Any]:
+    """Keywords of `generate()` for a command that decodes by one configuration, checked without a model.
+
+    Args:
+        sampler: what --sampler says.
+        plain: the other options.
+        default: the sampler where neither --sampler nor --preset names one.
+
+    Raises:
+        typer.Exit: the sampler, the preset or a setting is wrong; the reason is printed.
+    """
+    given = plain.given
+    with exit_on_error():
+        if sampler is None:
+            sampler = preset_sampler(given["sampler_preset"]) if "sampler_preset" in given else default
+        kwargs = with_settings(sampler, given)
+        check_options(given, [kwargs["sampler"]])
+        check_sampler(kwargs)
+    return kwargs
+
+
+def check_options(given: dict[str, Any], samplers: list[str]) -> None:
+    """ValueError for an option that is a setting of none of the samplers."""
+    for name, value in given.items():
+        having = [config_class.sampler for config_class in owners(name)]
+        if having and not set(having) & set(samplers) and set(samplers) <= set(SAMPLER_CONFIGS):
+            raise ValueError(
+                f"{name}={value!r} is not a setting of {' or '.join(samplers)}, but of {' and '.join(having)}: leave "
+                "it out, or choose another sampler."
+            )
+
+
+def compared_samplers(samplers: list[str], plain: Preset) -> dict[str, dict[str, Any]]:
+    """Keywords of `generate()` by spelling, for a command that decodes by several samplers.
+
+    A setting that is given as an option is of every sampler that has it, a preset of its own sampler.
+
+    Raises:
+        typer.Exit: a sampler, the preset or a setting is wrong; the reason is printed.
+    """
+    given = plain.given
+    with exit_on_error():
+        names = [spelled_sampler(text)["sampler"] for text in samplers]
+        check_options(given, names)
+        preset = given.pop("sampler_preset", None)
+        if preset is not None and preset_sampler(preset) not in names:
+            raise ValueError(
+                f"--preset {preset} is of {preset_sampler(preset)}, which is not compared: leave it out, or add "
+                f"--sampler {preset_sampler(preset)}."
+            )
+        chosen = {}
+        for text, name in zip(samplers, names, strict=True):
+            own = {setting: value for setting, value in given.items() if name in {c.sampler for c in owners(setting)}}
+            if preset is not None and preset_sampler(preset) == name:
+                own["sampler_preset"] = preset
+            kwargs = with_settings(text, own)
+            check_sampler(kwargs)
+            chosen[text] = kwargs
+        if len(chosen) < len(samplers):
+            raise ValueError(f"A sampler is given twice: {', '.join(samplers)}. Leave out one of them.")
+    return chosen
+
+
+def without_undraftable(samplers: tuple[str, ...], plain: Preset) -> tuple[str, ...]:
+    """The samplers that one recurrence a token is enough for, where that is all there are: it leaves none to draft
+    with."""
+    if plain.given.get("num_steps") != 1:
+        return samplers
+    return tuple(name for name in samplers if "draft_depth" not in SAMPLER_CONFIGS[name].fields())

@@ -1,0 +1,288 @@
+"""A probe for every argument of `generate()`: a call with it, and one without."""
+
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from transformers import (
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+    SynthIDTextWatermarkingConfig,
+    WatermarkingConfig,
+)
+from transformers.generation import CompileConfig
+
+from ... import RavenForCausalLM
+from .subjects import (
+    BATCH,
+    DICT,
+    ENDING,
+    EVEN,
+    GREEDY,
+    IDS,
+    NEGATIVE,
+    NO_PROMPT,
+    ODD,
+    PROMPT,
+    REPEATING,
+    SAMPLED,
+    SCORED,
+    AtLength8,
+    ByScores,
+    OtherParity,
+    Recorder,
+    cache_of_another_text,
+    one_process_group,
+    tokenizer,
+)
+
+KEYWORDS = (
+    "input_ids",
+    "attention_mask",
+    "past_key_values",
+    "inputs_embeds",
+    "position_ids",
+    "logits_to_keep",
+    "tokenizer",
+    "assistant_tokenizer",
+    "trust_remote_code",
+    "use_model_defaults",
+)
+"""What users pass to `generate()` that is neither in its signature nor in `GenerationConfig`."""
+
+
+class ProbeError(Exception):
+    """What must be looked at before the page can be written."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A call with an argument and one without: what differs is what the argument does.
+
+    Attributes:
+        argument: its name.
+        given: keywords that exercise it, or a function of the model and the sampler's settings that makes them anew
+            for every call.
+        base: the call without it, greedy by default.
+        no_effect: why it may do nothing.
+        remark: a note where it works.
+        variant: told after the name where an argument has several probes.
+        around: entered around the calls.
+    """
+
+    argument: str
+    given: dict | Callable[[RavenForCausalLM, dict], dict]
+    base: dict = field(default_factory=lambda: GREEDY)
+    no_effect: str = ""
+    remark: str = ""
+    variant: str = ""
+    around: Callable[[], AbstractContextManager] = nullcontext
+
+    def added(self, model: RavenForCausalLM, settings: dict) -> dict:
+        """The keywords that the call with the argument adds to `base`."""
+        return self.given(model, settings) if callable(self.given) else self.given
+
+
+def stop_strings(model, settings) -> dict:
+    return {"stop_strings": list("acegikmoqsuwy"), "tokenizer": tokenizer()}
+
+
+def unused(reason: str, **given) -> list[Probe]:
+    """Arguments that other ways of decoding use, one by one."""
+    return [Probe(name, {name: value}, no_effect=reason) for name, value in given.items()]
+
+
+PROBES: dict[str, list[Probe]] = {
+    "Prompt": [
+        Probe("inputs", {"inputs": IDS}, NO_PROMPT),
+        Probe("input_ids", {"input_ids": IDS}, NO_PROMPT),
+        Probe("attention_mask", {"attention_mask": torch.tensor([[0, 1, 1, 1, 1]])}),
+        Probe("position_ids", {"position_ids": torch.arange(5)[None]}),
+        Probe("inputs_embeds", {"inputs_embeds": torch.zeros(1, 5, 32)}),
+        Probe(
+            "token_healing",
+            lambda model, settings: {"token_healing": True, "tokenizer": tokenizer()},
+            remark="the prompt's last token is chosen by plain decoding, which `seed` does not reach",
+        ),
+    ],
+    "Length": [
+        Probe("max_length", {"max_length": 12}, PROMPT),
+        Probe("max_new_tokens", {"max_new_tokens": 6}, PROMPT),
+        Probe("min_length", {"min_length": 12}, ENDING),
+        Probe("min_new_tokens", {"min_new_tokens": 7}, ENDING),
+    ],
+    "Stopping": [
+        Probe("stopping_criteria", {"stopping_criteria": StoppingCriteriaList([AtLength8()])}),
+        Probe(
+            "stopping_criteria",
+            {"stopping_criteria": StoppingCriteriaList([ByScores()])},
+            SCORED,
+            variant="one that reads `scores`",
+        ),
+        Probe("eos_token_id", {"eos_token_id": EVEN}),
+        Probe("stop_strings", stop_strings),
+        Probe("tokenizer", stop_strings, remark="for `stop_strings` and `token_healing`"),
+        Probe("max_time", {"max_time": 0.0}),
+    ],
+    "Sampling": [
+        Probe("do_sample", {"do_sample": True}),
+        Probe("temperature", {"temperature": 0.2}, SAMPLED),
+        Probe("top_k", {"top_k": 2}, SAMPLED),
+        Probe("top_p", {"top_p": 0.2}, SAMPLED),
+        Probe("min_p", {"min_p": 0.8}, SAMPLED),
+        Probe("top_h", {"top_h": 0.2}, SAMPLED),
+        Probe("typical_p", {"typical_p": 0.1}, SAMPLED),
+        Probe("epsilon_cutoff", {"epsilon_cutoff": 0.05}, SAMPLED),
+        Probe("eta_cutoff", {"eta_cutoff": 0.5}, SAMPLED),
+        Probe("num_return_sequences", {"num_return_sequences": 2}, SAMPLED),
+    ],
+    "Processors": [
+        Probe("logits_processor", {"logits_processor": LogitsProcessorList([OtherParity()])}),
+        Probe(
+            "prefix_allowed_tokens_fn",
+            {"prefix_allowed_tokens_fn": lambda row, ids: ODD if int(ids[-1]) % 2 == 0 else EVEN},
+        ),
+        Probe("repetition_penalty", {"repetition_penalty": 50.0}, REPEATING),
+        Probe("encoder_repetition_penalty", {"encoder_repetition_penalty": 0.01}, REPEATING),
+        Probe("no_repeat_ngram_size", {"no_repeat_ngram_size": 1}, REPEATING),
+        Probe("encoder_no_repeat_ngram_size", {"encoder_no_repeat_ngram_size": 1}, REPEATING),
+        Probe("bad_words_ids", {"bad_words_ids": [[token] for token in EVEN]}),
+        Probe("suppress_tokens", {"suppress_tokens": EVEN}),
+        Probe("begin_suppress_tokens", {"begin_suppress_tokens": list(range(60))}),
+        Probe("sequence_bias", {"sequence_bias": [[[7], 20.0]]}),
+        Probe("forced_bos_token_id", {"forced_bos_token_id": 9}, GREEDY | {"input_ids": IDS[:, :1]}),
+        Probe("forced_eos_token_id", {"forced_eos_token_id": 60}),
+        Probe(
+            "exponential_decay_length_penalty",
+            {"exponential_decay_length_penalty": (2, 20.0)},
+            GREEDY | {"eos_token_id": 7},
+        ),
+        Probe("renormalize_logits", {"renormalize_logits": True}, SCORED | {"do_sample": True}),
+        Probe(
+            "remove_invalid_values",
+            {"remove_invalid_values": True},
+            SCORED | {"sequence_bias": [[[7], float("inf")]]},
+        ),
+        Probe(
+            "watermarking_config",
+            {"watermarking_config": WatermarkingConfig(bias=20.0)},
+            variant="`WatermarkingConfig`",
+        ),
+        Probe(
+            "watermarking_config",
+            {"watermarking_config": SynthIDTextWatermarkingConfig(keys=[1, 2, 3], ngram_len=3)},
+            SAMPLED,
+            variant="`SynthIDTextWatermarkingConfig`",
+        ),
+        Probe("guidance_scale", {"guidance_scale": 3.0}),
+        Probe("negative_prompt_ids", {"negative_prompt_ids": NEGATIVE}, GREEDY | {"guidance_scale": 3.0}),
+        Probe(
+            "negative_prompt_attention_mask",
+            {"negative_prompt_attention_mask": torch.tensor([[0, 0, 1]])},
+            GREEDY | {"guidance_scale": 3.0, "negative_prompt_ids": NEGATIVE},
+        ),
+    ],
+    "Outputs": [
+        Probe("return_dict_in_generate", {"return_dict_in_generate": True}),
+        Probe("output_scores", {"output_scores": True}, DICT),
+        Probe("output_logits", {"output_logits": True}, DICT),
+        Probe("output_attentions", {"output_attentions": True}, DICT),
+        Probe("output_hidden_states", {"output_hidden_states": True}, DICT),
+        Probe(
+            "streamer",
+            lambda model, settings: {"streamer": Recorder()},
+            remark="for one row; with `autoregressive` for several",
+        ),
+        Probe("logits_to_keep", {"logits_to_keep": 3}, no_effect="only the last of the prompt's logits are used"),
+    ],
+    "Cache": [
+        Probe(
+            "past_key_values",
+            cache_of_another_text,
+            remark="a `RecurrentDepthCache`, from an earlier `generate()` or from `model.new_cache(...)`",
+        ),
+        Probe("use_cache", {"use_cache": False}),
+        Probe("cache_implementation", {"cache_implementation": "static"}, variant='`"static"`'),
+        Probe("cache_implementation", {"cache_implementation": "paged"}, variant='`"paged"`'),
+        *unused("used by quantized caches only", cache_config={"nbits": 4}),
+        *unused("used by static caches only", max_cache_len=64),
+        Probe("prefill_chunk_size", {"prefill_chunk_size": 2}),
+    ],
+    "Beams": [
+        Probe("num_beams", {"num_beams": 2}),
+        *unused("used by beam search only", early_stopping=True, length_penalty=3.0),
+        *unused("used by group beam search only", num_beam_groups=2, diversity_penalty=1.0),
+        Probe("constraints", {"constraints": ["a constraint"]}),
+        Probe("force_words_ids", {"force_words_ids": [[7]]}),
+    ],
+    "Assisted generation": [
+        Probe("assistant_model", lambda model, settings: {"assistant_model": model}),
+        Probe("prompt_lookup_num_tokens", {"prompt_lookup_num_tokens": 3}),
+        Probe("assistant_early_exit", {"assistant_early_exit": 2}),
+        Probe("use_mtp", {"use_mtp": True}),
+        Probe("is_assistant", {"is_assistant": True}),
+        *unused(
+            "used by assisted generation only",
+            assistant_tokenizer="any",
+            num_assistant_tokens=3,
+            num_assistant_tokens_schedule="heuristic",
+            assistant_confidence_threshold=0.9,
+            max_matching_ngram_size=3,
+            assistant_lookbehind=2,
+            target_lookbehind=2,
+            assistant_ensemble_weight=0.5,
+            speculation_type="dflash",
+        ),
+    ],
+    "Special tokens": [
+        Probe("pad_token_id", {"pad_token_id": 60}, ENDING | {"input_ids": BATCH}),
+        Probe("bos_token_id", {"bos_token_id": 2}, NO_PROMPT),
+        *unused("used by encoder-decoder models only", decoder_start_token_id=3),
+    ],
+    "Other": [
+        Probe("generation_config", {"generation_config": GenerationConfig(max_new_tokens=4)}, PROMPT),
+        Probe(
+            "custom_generate",
+            {"custom_generate": lambda model, input_ids, **kwargs: input_ids[:, :2]},
+            remark="decodes in the sampler's place",
+        ),
+        *unused("used by generation modes that load code from the Hub only", trust_remote_code=True),
+        Probe(
+            "synced_gpus",
+            {"synced_gpus": True},
+            no_effect="keeps processes in step; the probe has one",
+            around=one_process_group,
+        ),
+        Probe("penalty_alpha", {"penalty_alpha": 0.6, "top_k": 4}),
+        Probe("dola_layers", {"dola_layers": "low"}),
+        *unused("used by contrastive search only", low_memory=True),
+        *unused(
+            "used where the forward pass is compiled, which it is not with a `RecurrentDepthCache`",
+            compile_config=CompileConfig(),
+            disable_compile=True,
+        ),
+        *unused("used by `generate_batch()` only", continuous_batching_config=ContinuousBatchingConfig()),
+        Probe("use_model_defaults", {"use_model_defaults": True}),
+    ],
+}
+
+
+def arguments() -> set[str]:
+    """Every argument the page must know."""
+    signature = set(inspect.signature(GenerationMixin.generate).parameters) - {"self", "kwargs"}
+    fields = {name for name in GenerationConfig().to_dict() if not name.startswith("_")} - {"transformers_version"}
+    return signature | fields | set(KEYWORDS)
+
+
+def check_probes() -> None:
+    """Refuse an argument without a probe, and a probe for what is no argument."""
+    probed = {probe.argument for group in PROBES.values() for probe in group}
+    if missing := sorted(arguments() - probed):
+        raise ProbeError(f"generate() takes arguments that have no probe: {', '.join(missing)}. Write them one.")
+    if gone := sorted(probed - arguments()):
+        raise ProbeError(f"There are probes for what generate() does not take: {', '.join(gone)}. Remove them.")

@@ -1,0 +1,55 @@
+"""Where a measurement comes from: the model, the machine, the versions."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from typing import Any
+
+import torch
+import transformers
+from torch.distributed.tensor import DTensor
+
+from ..version import __version__
+
+
+def describe_model(model) -> dict[str, Any]:
+    """What tells a model from another, as JSON values: its name, form, and a hash of the first weights of each tensor.
+
+    A model that was trained on in its folder is another one.
+    """
+    digest = hashlib.sha256()
+    for name, weights in model.named_parameters():
+        if isinstance(weights, DTensor):
+            weights = weights.full_tensor()  # its processes must agree on what the model is
+        few = [] if weights.device.type == "meta" else weights.detach().flatten()[:16].float().tolist()
+        digest.update(repr((name, tuple(weights.shape), few)).encode())
+    return {
+        "name": model.config.name_or_path,
+        "type": model.config.model_type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "weights": digest.hexdigest()[:16],
+    }
+
+
+def describe_machine(model) -> str:
+    """Processor, device and threads."""
+    device = model.device
+    accelerator = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+    return f"{platform.machine()}, {device.type}{accelerator}, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """Of what decodes."""
+    return {
+        "hf_diffusion_forcing": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def provenance(settings: dict[str, Any]) -> str:
+    """Where, with which versions and when something was measured."""
+    known = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
+    return f"{settings['machine']}; {known}; {settings['date']}"

@@ -1,0 +1,93 @@
+"""Calls of one sampler beside short calls of autoregression, and the row of a table they make."""
+
+import statistics
+from dataclasses import dataclass, field
+
+import torch
+
+from .. import RavenForCausalLM
+from .measure import equal_tokens
+from .timing import Call, median_seconds
+
+
+@dataclass
+class Timing:
+    """All calls of one sampler, each with what surrounded it.
+
+    The speed of memory changes from minute to minute on a shared machine. So each call stands beside a short one of the
+    base and a reading of the weights' speed, made just before it.
+
+    Attributes:
+        calls: in order.
+        bases: the base's call before each.
+        rates: bytes a second at which linear layers read their weights, before each.
+    """
+
+    calls: list[Call] = field(default_factory=list)
+    bases: list[Call] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+
+    def sum(self, name: str) -> float:
+        """The sum of an attribute over the calls."""
+        return sum(getattr(call, name) for call in self.calls)
+
+
+def part_bytes(model: RavenForCausalLM) -> dict[str, int]:
+    """Bytes of the linear weights that a pass over the prelude, the core, and the coda with the head reads."""
+    parts = {"prelude": 0, "core": 0, "coda": 0}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            size = module.weight.numel() * module.weight.element_size()
+            core = "core_block" in name or "adapter" in name
+            parts["core" if core else "prelude" if "prelude" in name else "coda"] += size
+    return parts
+
+
+@torch.no_grad()
+def bandwidth(model: RavenForCausalLM, repeats: int = 9) -> float:
+    """Bytes a second at which the model's own linear layers read their weights, one position at a time."""
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    inputs = [torch.zeros(1, 1, layer.weight.shape[1], dtype=layer.weight.dtype) for layer in layers]
+
+    def read() -> None:
+        for layer, x in zip(layers, inputs, strict=True):
+            layer(x)
+
+    size = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
+    return size / median_seconds({"layers": read}, repeats)["layers"]
+
+
+def row(name: str, timing: Timing, texts: list[list[int]] | None, parts: dict[str, int]) -> dict:
+    """One row of a table, call by call against the base.
+
+    Args:
+        texts: the base's own, for the share of equal tokens; None where that means nothing.
+        parts: bytes of a pass over each part of the model.
+    """
+    pairs = list(zip(timing.bases, timing.calls, strict=True))
+    ideal = []
+    for call, rate in zip(timing.calls, timing.rates, strict=True):
+        # The ends run once a tick, but once a token where a tick is one recurrence of one token.
+        ends = call.tokens if name.startswith("adaptive") else call.ticks
+        ideal.append(((parts["prelude"] + parts["coda"]) * ends + parts["core"] * call.core_passes) / rate)
+    speedups = [base.seconds_per_token / call.seconds_per_token for base, call in pairs]
+    whole = [(base.first + call.tokens * base.seconds_per_token) / call.seconds for base, call in pairs]
+    equal = None
+    if texts is not None:
+        equal = equal_tokens([call.rows[0] for call in timing.calls], texts) / sum(map(len, texts))
+    return {
+        "sampler": name,
+        "tokens_per_second": timing.sum("tokens") / timing.sum("decoding"),
+        "speedup": statistics.median(speedups),
+        "speedup_range": [min(speedups), max(speedups)],
+        "speedup_end_to_end": statistics.median(whole),
+        "first_token_speedup": statistics.median(base.first / call.first for base, call in pairs),
+        "core_passes_per_token": timing.sum("core_passes") / timing.sum("tokens"),
+        "positions_per_core_pass": timing.sum("recurrences") / timing.sum("core_passes"),
+        "equal_share": equal,
+        "ms_per_tick": 1000 * statistics.median(call.decoding / call.ticks for call in timing.calls),
+        "tick_over_ideal": statistics.median(
+            call.decoding / seconds for call, seconds in zip(timing.calls, ideal, strict=True)
+        ),
+        "kv_bytes": timing.calls[-1].output.past_key_values.nbytes,
+    }
