@@ -408,6 +408,19 @@ class RecurrentDepthCache(Cache):
     def is_compileable(self) -> bool:
         return False
 
+    @property
+    def is_croppable(self) -> bool:
+        return True
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """Of each layer, whether it is a linear one: none is.
+
+        transformers takes a cache without layer objects of its own for linear throughout, and would pass the whole text
+        where only the new ids are meant.
+        """
+        return [False] * self.num_layers
+
     def crop(self, length: int) -> None:
         """Forget the last columns: -n forgets n, 0 none, a positive number keeps that many. Copies nothing."""
         self.columns = min(self.columns, length) if length > 0 else max(self.columns + length, 0)

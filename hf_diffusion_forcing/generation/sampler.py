@@ -11,6 +11,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from ..cache import RecurrentDepthCache
+from ..compat import CACHE
 from ..configuration import SamplerConfig
 from ..randomness import row_seeds
 from .choice import TokenChoice
@@ -39,7 +40,7 @@ class WavefrontSampler(ABC):
         config: the sampler's settings, every depth filled in.
         streamer: gets each committed token once, in order, and drafts if it has a `put_draft`.
         attention_mask: [batch, columns], or None when there is no padding.
-        past_key_values: an empty cache, or one that holds the first columns. `input_ids` may then be the new ids
+        cache: an empty cache, or one that holds the first columns. `input_ids` may then be the new ids
             alone, with an `attention_mask` over all columns, as in transformers.
         columns: all columns up to the last id.
         return_trace: record what every tick does; with "latents" its states too.
@@ -55,13 +56,13 @@ class WavefrontSampler(ABC):
         config: SamplerConfig,
         streamer: BaseStreamer | None,
         attention_mask: torch.Tensor | None,
-        past_key_values: RecurrentDepthCache,
+        cache: RecurrentDepthCache,
         columns: int,
         return_trace: bool | str = False,
     ):
         pad = None if generation_config._pad_token_tensor is None else int(generation_config._pad_token_tensor)
         batch, length = input_ids.shape
-        self.model, self.config, self.cache = model, config, past_key_values
+        self.model, self.config, self.cache = model, config, cache
         self.generation_config = generation_config
         self.committed = CommittedTokens(
             input_ids,
@@ -167,7 +168,7 @@ class WavefrontSampler(ABC):
         return self.model(
             input_ids,
             attention_mask=attention_mask,
-            past_key_values=self.cache,
+            cache=self.cache,
             num_steps=self.config.prompt_steps,
             state_scale=self.config.state_scale,
             seeds=self.seeds,
@@ -267,7 +268,7 @@ class WavefrontSampler(ABC):
             sequences=sequences,
             scores=committed.stacked(committed.scores),
             logits=committed.stacked(committed.logits),
-            past_key_values=self.cache,
             stats=self.stats,
             trace=self.trace,
+            **{CACHE: self.cache},
         )

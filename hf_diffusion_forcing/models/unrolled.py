@@ -45,7 +45,7 @@ class UnrolledModel:
         read: Callable[[torch.Tensor, torch.Tensor, RecurrentDepthCache | NoCache], torch.Tensor],
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None,
-        past_key_values: RecurrentDepthCache | None,
+        cache: RecurrentDepthCache | None,
         use_cache: bool | None,
         num_steps: int | None,
         state_scale: float,
@@ -79,10 +79,9 @@ class UnrolledModel:
         if use_cache is None:
             # Entries are written in place, which autograd does not allow: no cache where gradients are wanted.
             use_cache = config.use_cache and not self.training and not torch.is_grad_enabled()
-        if past_key_values is None and use_cache:
-            past_key_values = self.new_cache(num_steps, "none")
-        cache = past_key_values if past_key_values is not None else NoCache()
-        seen = cache.columns if past_key_values is not None else 0
+        kept = self.new_cache(num_steps, "none") if cache is None and use_cache else cache
+        cache = NoCache() if kept is None else kept
+        seen = 0 if kept is None else kept.columns
         if seen + width > config.max_position_embeddings:
             limit = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
             raise ValueError(
@@ -104,7 +103,7 @@ class UnrolledModel:
         s = self.initialize_state(e, positions, seeds, state_scale)
         s = self.unroll(s, e, positions, cache, num_steps, on_recurrence)
         y = read(s, positions, cache)
-        if past_key_values is not None:
-            past_key_values.settle(num_steps)
-            past_key_values.columns += width
-        return y, s, past_key_values
+        if kept is not None:
+            kept.settle(num_steps)
+            kept.columns += width
+        return y, s, kept
