@@ -89,5 +89,5 @@ def row(name: str, timing: Timing, texts: list[list[int]] | None, parts: dict[st
         "tick_over_ideal": statistics.median(
             call.decoding / seconds for call, seconds in zip(timing.calls, ideal, strict=True)
         ),
-        "kv_bytes": timing.calls[-1].output.past_key_values.nbytes,
+        "kv_bytes": timing.calls[-1].output.cache.nbytes,
     }

@@ -44,7 +44,7 @@ from .subjects import (
 KEYWORDS = (
     "input_ids",
     "attention_mask",
-    "past_key_values",
+    "cache",
     "inputs_embeds",
     "position_ids",
     "logits_to_keep",
@@ -202,9 +202,10 @@ PROBES: dict[str, list[Probe]] = {
     ],
     "Cache": [
         Probe(
-            "past_key_values",
+            "cache",
             cache_of_another_text,
-            remark="a `RecurrentDepthCache`, from an earlier `generate()` or from `model.new_cache(...)`",
+            remark="a `RecurrentDepthCache`, from an earlier `generate()` or from `model.new_cache(...)`; also "
+            "`past_key_values`, its name before transformers 5.24",
         ),
         Probe("use_cache", {"use_cache": False}),
         Probe("cache_implementation", {"cache_implementation": "static"}, variant='`"static"`'),

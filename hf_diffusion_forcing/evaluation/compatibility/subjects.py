@@ -88,7 +88,7 @@ def cache_of_another_text(model, settings: dict) -> dict:
     """The first columns of the prompt are taken from a cache, which was made of other tokens."""
     kept = {name: settings[name] for name in ("sampler", "kv_sharing", "seed") if name in settings}
     other = model.generate(IDS[:, :4] + 20, **kept, max_new_tokens=1, return_dict_in_generate=True)
-    return {"past_key_values": other.past_key_values}
+    return {"cache": other.cache}
 
 
 @contextmanager
