@@ -8,7 +8,7 @@ from conftest import FAMILIES
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from hf_diffusion_forcing.cache.recurrent_depth_cache import NoCache
+from hf_diffusion_forcing.cache import NoCache
 
 IDS = torch.randint(0, 128, (2, 16), generator=torch.manual_seed(0))
 LINEAR = {"ouro": ["q_proj", "v_proj", "down_proj"]}
@@ -56,12 +56,12 @@ def test_backpropagation_through_all_recurrences_is_autograd(model):
     model(IDS, labels=IDS, num_steps=4, seeds=seeds).loss.backward()
     got = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    positions, cache = torch.arange(16).expand(2, 16), NoCache()
-    e = model.embed(IDS, positions, cache)
-    s = model.initialize_state(e, positions, seeds)
+    at = NoCache().place(torch.arange(16).expand(2, 16))
+    e = model.embed(IDS, at)
+    s = model.initialize_state(e, at.positions, seeds)
     for depth in range(4):
-        s = model.recur(s, e, positions, cache, depth)
-    logits = model.decode(s, positions, cache)
+        s = model.recur(s, e, at, depth)
+    logits = model.decode(s, at)
     torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten()).backward()
     expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert got.keys() == expected.keys()
