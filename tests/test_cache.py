@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 
 from hf_diffusion_forcing import RecurrentDepthCache
-from hf_diffusion_forcing.cache.unpadding import Unpadding
 
 
 def expected_bytes(model, batch, capacity, slots):
@@ -21,13 +20,13 @@ def test_law_9_bytes(tiny, kv_sharing):
         ids, sampler="autoregressive", kv_sharing=kv_sharing, max_new_tokens=14, return_dict_in_generate=True
     )
     slots = 1 if kv_sharing == "last" else tiny.config.mean_recurrence
-    assert output.cache.nbytes == expected_bytes(tiny, 3, 24, slots)
+    assert output.cache.nbytes == expected_bytes(tiny, 3, 64, slots)  # memory grows by 64 positions
 
 
 def test_sharing_costs_what_a_fixed_depth_model_costs(tiny):
     ids = torch.randint(0, 61, (1, 10))
     output = tiny.generate(ids, sampler="diffusion_forcing", max_new_tokens=6, return_dict_in_generate=True)
-    assert output.cache.nbytes == expected_bytes(tiny, 1, 16, slots=1)
+    assert output.cache.nbytes == expected_bytes(tiny, 1, 64, slots=1)
 
 
 def stored(cache, layer=0, slot=0):
@@ -36,10 +35,9 @@ def stored(cache, layer=0, slot=0):
 
 def attend(cache, positions, values, **kwargs):
     """Write numbers as keys and values at positions of a one-layer, one-channel cache."""
-    positions = torch.tensor(positions)
-    cache.place(positions, **{k: v for k, v in kwargs.items() if k != "slot"})
+    at = cache.place(torch.tensor(positions), **{k: v for k, v in kwargs.items() if k != "slot"})
     x = torch.tensor(values, dtype=torch.float32)[:, None, :, None]
-    return cache.attend(0, torch.zeros_like(x), x, x, kwargs.get("slot", 0))[:, 0, :, 0]
+    return at.attend(0, torch.zeros_like(x), x, x, kwargs.get("slot", 0))[:, 0, :, 0]
 
 
 def one_layer(num_steps=1, kv_sharing="last", capacity=0):
@@ -69,8 +67,8 @@ def test_many_positions_after_others_see_up_to_their_own(before, width, kv_heads
     query, keys, values = (torch.randn(2, heads, before + width, 8) for heads in (4, kv_heads, kv_heads))
     cache = RecurrentDepthCache(1, 0, 0, 1)
     for start, stop in ((0, before), (before, before + width)):
-        cache.place(torch.arange(start, stop).expand(2, -1), start=start)
-        seen = cache.attend(0, *(x[:, :, start:stop] for x in (query, keys, values)))
+        at = cache.place(torch.arange(start, stop).expand(2, -1), start=start)
+        seen = at.attend(0, *(x[:, :, start:stop] for x in (query, keys, values)))
     mask = torch.ones(width, before + width, dtype=torch.bool).tril(before)
     expected = F.scaled_dot_product_attention(query[:, :, before:], keys, values, mask, enable_gqa=True)
     torch.testing.assert_close(seen, expected, atol=1e-5, rtol=0)
@@ -80,7 +78,7 @@ def test_growth_keeps_what_was_written():
     cache = one_layer(capacity=2)
     attend(cache, [[0, 1]], [[1.0, 2.0]], start=0)
     attend(cache, [[2]], [[3.0]], start=2)
-    assert cache.capacity == 4
+    assert cache.capacity == 64
     assert stored(cache)[0, :3].tolist() == [1.0, 2.0, 3.0]
 
 
@@ -94,13 +92,13 @@ def test_positions_at_different_recurrences_see_the_last_there_has_been():
 
 
 def test_a_tensor_of_equal_depths_is_that_depth(tiny):
-    ids = torch.randint(0, 61, (2, 6))
-    positions = torch.arange(6).expand(2, 6)
+    ids = torch.randint(0, 61, (1, 12))
+    positions, rows = torch.arange(6).repeat(2)[None], torch.arange(2).repeat_interleave(6)[None]
     outputs = []
-    for depth in (1, torch.ones(2, 6, dtype=torch.long)):
-        cache = tiny.new_cache(3, "none", 8)
-        e = tiny.embed(ids, positions, cache)
-        outputs.append(tiny.recur(e, e, positions, cache, depth))
+    for depth in (1, torch.ones(1, 12, dtype=torch.long)):
+        at = tiny.new_cache(3, "none", 8).place_rows(positions, rows, [6, 6], 6, depth=depth)
+        e = tiny.embed(ids, at)
+        outputs.append(tiny.recur(e, e, at, 0))
     torch.testing.assert_close(*outputs)
 
 
@@ -131,20 +129,3 @@ def test_bad_settings():
         one_layer(num_steps=0)
     with pytest.raises(ValueError, match="num_steps=2"):
         one_layer(num_steps=2, kv_sharing="none").slot(2)
-
-
-def test_ragged_rows_without_their_padding():
-    cells, places = torch.tensor([1, 2, 3, 4, 5]), torch.tensor([[0, 0, 1], [2, 3, 4]])
-    unpadding = Unpadding(cells, places)
-    positions = torch.tensor([[-1, 0, 1], [0, 1, 2]])
-    q, k, v = torch.randn(3, 2, 3, 4, 8).unbind()  # [batch, width, heads, head_dim]
-    whole, spared = one_layer(), one_layer()
-    whole.place(positions)
-    expected = whole.attend(0, *(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
-    placed = spared.place(positions, unpadding=unpadding)
-    assert placed.positions.tolist() == [[0, 1, 0, 1, 2]] and unpadding.rows.tolist() == [0, 0, 1, 1, 1]
-    y = spared.attend(0, *(unpadding.unpad(x).transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
-    torch.testing.assert_close(y, unpadding.unpad(expected))
-    torch.testing.assert_close(spared.keys[0][..., :-1, :], whole.keys[0][..., :-1, :])
-    assert unpadding.pad(placed.positions).tolist() == [[0, 0, 1], [0, 1, 2]]
-    assert Unpadding().pad(positions) is positions and Unpadding().unpad(positions) is positions

@@ -306,15 +306,14 @@ def expected_exit(model, ids, threshold):
     """Recurrences of the last of `ids`, and the token it then predicts, from the definition."""
     cache, remaining = model.new_cache(4, "none"), 1.0
     model(ids[:, :-1], cache=cache, num_steps=4)
-    positions = torch.tensor([[ids.shape[1] - 1]])
-    cache.place(positions)
-    s = model.embed(ids[:, -1:], positions, cache)
+    at = cache.place(torch.tensor([[ids.shape[1] - 1]]))
+    s = model.embed(ids[:, -1:], at)
     for step in range(4):
-        s = model.recur(s, None, positions, cache, step)
+        s = model.recur(s, None, at, step)
         remaining *= 1 - model.exit_gate(s).sigmoid().item()
         if 1 - remaining >= threshold:
             break
-    return step + 1, model.decode(s, positions, cache).argmax().item()
+    return step + 1, model.decode(s, at).argmax().item()
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.6, 0.8, 0.9, 1.0])

@@ -21,7 +21,7 @@ from hf_diffusion_forcing import (
     RavenModel,
     bundled_checkpoint,
 )
-from hf_diffusion_forcing.models.huginn_raven.layout import layout_of
+from hf_diffusion_forcing.models.huginn_raven.configuration_huginn_raven import layout_of
 
 BASES = {"huginn": RavenModel, "llama": RavenModel, "olmo": RavenModel, "ouro": OuroModel}
 CLASSES = {"huginn": RavenForCausalLM, "llama": RavenForCausalLM, "olmo": RavenForCausalLM, "ouro": OuroForCausalLM}

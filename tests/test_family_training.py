@@ -56,12 +56,12 @@ def test_backpropagation_through_all_recurrences_is_autograd(model):
     model(IDS, labels=IDS, num_steps=4, seeds=seeds).loss.backward()
     got = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    positions, cache = torch.arange(16).expand(2, 16), NoCache()
-    e = model.embed(IDS, positions, cache)
-    s = model.initialize_state(e, positions, seeds)
+    at = NoCache().place(torch.arange(16).expand(2, 16))
+    e = model.embed(IDS, at)
+    s = model.initialize_state(e, at.positions, seeds)
     for depth in range(4):
-        s = model.recur(s, e, positions, cache, depth)
-    logits = model.decode(s, positions, cache)
+        s = model.recur(s, e, at, depth)
+    logits = model.decode(s, at)
     torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten()).backward()
     expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert got.keys() == expected.keys()

@@ -31,12 +31,12 @@ def test_backpropagation_through_all_recurrences_is_autograd(tiny):
     tiny(IDS, labels=IDS, num_steps=4, seeds=seeds).loss.backward()
     truncated = gradients(tiny)
     tiny.zero_grad()
-    positions, cache = torch.arange(11).expand(2, 11), NoCache()
-    e = tiny.embed(IDS, positions, cache)
-    s = tiny.initialize_state(e, positions, seeds)
+    at = NoCache().place(torch.arange(11).expand(2, 11))
+    e = tiny.embed(IDS, at)
+    s = tiny.initialize_state(e, at.positions, seeds)
     for depth in range(4):
-        s = tiny.recur(s, e, positions, cache, depth)
-    tiny.loss_function(tiny.decode(s, positions, cache), labels=IDS, vocab_size=61).backward()
+        s = tiny.recur(s, e, at, depth)
+    tiny.loss_function(tiny.decode(s, at), labels=IDS, vocab_size=61).backward()
     for name, gradient in gradients(tiny).items():
         torch.testing.assert_close(truncated[name], gradient, atol=1e-6, rtol=1e-4)
 
