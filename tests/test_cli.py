@@ -13,8 +13,14 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
 from hf_diffusion_forcing.command_line.app import app
-from hf_diffusion_forcing.command_line.sampler_options import PlainSettings, chosen_sampler, option_of, setting_names
-from hf_diffusion_forcing.settings.sampler_config import SAMPLER_CONFIGS
+from hf_diffusion_forcing.command_line.sampler_options import (
+    PlainSettings,
+    chosen_sampler,
+    option_of,
+    owners,
+    setting_names,
+)
+from hf_diffusion_forcing.settings.sampler_config import SAMPLER_CONFIGS, field_help
 from hf_diffusion_forcing.settings.spelling import parse_sampler
 
 PROMPT = "Q: Start at 3 + 2. Last digit?\nA:"
@@ -149,10 +155,11 @@ def test_every_setting_of_every_sampler_is_an_option():
 
 
 def test_the_help_of_a_setting_is_its_docstring():
-    shown = run("generate", "--help").stdout
-    assert "Default: 32." in " ".join(shown.split())
+    shown = " ".join(run("generate", "--help").stdout.replace("│", " ").split())
+    assert "Default: 32." in shown and "Default: latent_difference." in shown
     for name in setting_names():
-        assert option_of(name).__metadata__[0].help[0].isupper()
+        said = field_help(owners(name)[0], name).replace("`", "").removesuffix(".")
+        assert said and " ".join(option_of(name).__metadata__[0].help.replace("\\", "").split()).startswith(said)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_every_family_has_a_stand_in_of_its_config():
 LOAD = f"""
 path = {str(HUGINN_MINI)!r}
 model = AutoModelForCausalLM.from_pretrained(path)
-print(type(model).__name__, hasattr(model, "own_generation_config"))
+print(type(model).__name__, isinstance(model, hf_diffusion_forcing.RecurrentDepthGenerationMixin))
 """
 
 

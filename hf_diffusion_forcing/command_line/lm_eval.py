@@ -1,7 +1,6 @@
 """The command `lm-eval`: lm-evaluation-harness, with this package's model families registered."""
 
 import sys
-from unittest.mock import patch
 
 import typer
 
@@ -16,6 +15,8 @@ def lm_eval(context: typer.Context) -> None:
         raise fail(
             f'lm-evaluation-harness is not installed ({error}): pip install "hf-diffusion-forcing[lm-eval]"'
         ) from error
+    from unittest.mock import patch  # only here: it imports asyncio, which the help of all commands would wait for
+
     try:
         with patch.object(sys, "argv", ["hf-diffusion-forcing lm-eval", *context.args]):
             cli_evaluate()
