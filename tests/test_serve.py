@@ -187,10 +187,10 @@ def test_the_sampler_of_a_served_model():
     assert (config.sampler, config.sampler_config, config.sampler_preset) == ("autoregressive", {"num_steps": 3}, None)
     with pytest.raises(ValueError, match="inner_recurrence=7 is more than num_steps=6"):
         choose_sampler(model, "diffusion_forcing", inner_recurrence=7)
+    assert config.sampler == "autoregressive"
     config.sampler, config.sampler_preset, config.sampler_config = None, "quality", None
     choose_sampler(model, num_steps=2)  # less than the preset's inner recurrence
     assert model.decoding_config().sampler_config.inner_recurrence == 2
-    assert config.sampler == "autoregressive"
 
 
 @pytest.mark.parametrize(
