@@ -70,7 +70,7 @@ def approaches(model, ids: torch.Tensor, position: int, steps: int, wrong_steps:
     """
     cache = model.new_cache(model.config.mean_recurrence, "last", ids.shape[1])
     seeds = row_seeds(0, 1)
-    logits = model(ids[:, :position], past_key_values=cache, seeds=seeds, logits_to_keep=1).logits[0, -1]
+    logits = model(ids[:, :position], cache=cache, seeds=seeds, logits_to_keep=1).logits[0, -1]
     logits[ids[0, position]] = -torch.inf
     wrong_token = logits.argmax()[None, None]
     positions = torch.tensor([[position]])

@@ -45,8 +45,8 @@ def rows(count: int, room: int) -> Iterator[dict]:
                     tokens += output.stats.decoded_tokens
                     waves += output.stats.waves
                     passes += output.stats.core_passes
-                    kv_bytes[0] += output.past_key_values.nbytes
-                    kv_bytes[1] += expected.past_key_values.nbytes
+                    kv_bytes[0] += output.cache.nbytes
+                    kv_bytes[1] += expected.cache.nbytes
                 depth, steps = output.stats.draft_depth, model.config.mean_recurrence
                 yield {
                     "domain": domain,

@@ -121,7 +121,7 @@ def _call(model, output, settings: dict, total: float, first: float, text: list[
         stats.ticks if stats else steps,
         stats.core_passes if stats else depth * steps,
         stats.positions_refined if stats else depth * steps * len(output.sequences),
-        output.past_key_values.nbytes,
+        output.cache.nbytes,
     )
 
 

@@ -47,7 +47,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "compatibility.md"
 KEYWORDS = (
     "input_ids",
     "attention_mask",
-    "past_key_values",
+    "cache",
     "inputs_embeds",
     "position_ids",
     "logits_to_keep",
@@ -138,7 +138,7 @@ def cache_of_another_text(model, settings: dict) -> dict:
     """The first columns of the prompt are taken from a cache, which was made of other tokens."""
     kept = {name: settings[name] for name in ("sampler", "kv_sharing", "seed") if name in settings}
     other = model.generate(IDS[:, :4] + 20, **kept, max_new_tokens=1, return_dict_in_generate=True)
-    return {"past_key_values": other.past_key_values}
+    return {"cache": other.cache}
 
 
 @contextmanager
@@ -296,9 +296,10 @@ PROBES: dict[str, list[Probe]] = {
     ],
     "Cache": [
         Probe(
-            "past_key_values",
+            "cache",
             cache_of_another_text,
-            remark="a `RecurrentDepthCache`, from an earlier `generate()` or from `model.new_cache(...)`",
+            remark="a `RecurrentDepthCache`, from an earlier `generate()` or from `model.new_cache(...)`; also "
+            "`past_key_values`, its name before transformers 5.24",
         ),
         Probe("use_cache", {"use_cache": False}),
         Probe("cache_implementation", {"cache_implementation": "static"}, variant='`"static"`'),

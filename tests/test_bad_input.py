@@ -54,7 +54,7 @@ def idle(tiny, monkeypatch):
         ({"seeds": torch.tensor([1])}, ValueError, "did you mean 'seed'"),
         ({"seed": 2**63 - 1}, ValueError, "64 bits"),
         ({"guidance_scale": 1.5}, ValueError, "guidance_scale=1.5"),
-        ({"past_key_values": DynamicCache()}, TypeError, "RecurrentDepthCache"),
+        ({"cache": DynamicCache()}, TypeError, "RecurrentDepthCache"),
         ({"max_new_tokens": 126}, ValueError, r"max_new_tokens <= 125"),
         ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, ValueError, "prompt is empty"),
         ({"input_ids": torch.zeros(2, 0, dtype=torch.long)}, ValueError, "prompt is empty"),
@@ -80,9 +80,7 @@ def test_assistant_model(idle):
 def test_a_cache_of_the_other_sharing(tiny):
     first = tiny.generate(PROMPT, sampler="autoregressive", max_new_tokens=2, return_dict_in_generate=True)
     with pytest.raises(ValueError, match="kv_sharing='none'"):
-        tiny.generate(
-            first.sequences, sampler="diffusion_forcing", past_key_values=first.past_key_values, max_new_tokens=2
-        )
+        tiny.generate(first.sequences, sampler="diffusion_forcing", cache=first.cache, max_new_tokens=2)
 
 
 def test_a_model_that_is_not_recurrent_depth():
@@ -110,7 +108,7 @@ def test_a_streamer_takes_one_row(idle):
 def test_a_cache_that_holds_more_than_the_text(tiny):
     first = tiny.generate(PROMPT, sampler="diffusion_forcing", max_new_tokens=6, return_dict_in_generate=True)
     with pytest.raises(ValueError, match="holds 8 columns"):
-        tiny.generate(PROMPT, sampler="diffusion_forcing", past_key_values=first.past_key_values, max_new_tokens=2)
+        tiny.generate(PROMPT, sampler="diffusion_forcing", cache=first.cache, max_new_tokens=2)
 
 
 def test_forward(tiny):

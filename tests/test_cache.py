@@ -20,13 +20,13 @@ def test_law_9_bytes(tiny, kv_sharing):
         ids, sampler="autoregressive", kv_sharing=kv_sharing, max_new_tokens=14, return_dict_in_generate=True
     )
     slots = 1 if kv_sharing == "last" else tiny.config.mean_recurrence
-    assert output.past_key_values.nbytes == expected_bytes(tiny, 3, 64, slots)  # memory grows by 64 positions
+    assert output.cache.nbytes == expected_bytes(tiny, 3, 64, slots)  # memory grows by 64 positions
 
 
 def test_sharing_costs_what_a_fixed_depth_model_costs(tiny):
     ids = torch.randint(0, 61, (1, 10))
     output = tiny.generate(ids, sampler="diffusion_forcing", max_new_tokens=6, return_dict_in_generate=True)
-    assert output.past_key_values.nbytes == expected_bytes(tiny, 1, 64, slots=1)
+    assert output.cache.nbytes == expected_bytes(tiny, 1, 64, slots=1)
 
 
 def stored(cache, layer=0, slot=0):

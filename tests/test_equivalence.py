@@ -129,16 +129,14 @@ def test_a_conversation_continues_from_its_cache(huginn_mini, prompts):
     common = exact | {"num_steps": 8, "seed": 0, "max_new_tokens": 12, "return_dict_in_generate": True}
     first = huginn_mini.generate(torch.tensor([prompts[0]]), **common)
     turn = torch.cat((first.sequences, torch.tensor([prompts[1]])), dim=1)
-    assert first.past_key_values.get_seq_length() == first.sequences.shape[1] - 1
-    continued = huginn_mini.generate(turn, past_key_values=first.past_key_values, **common)
+    assert first.cache.get_seq_length() == first.sequences.shape[1] - 1
+    continued = huginn_mini.generate(turn, cache=first.cache, **common)
     afresh = huginn_mini.generate(turn, **common)
     assert continued.sequences.tolist() == afresh.sequences.tolist()
     # Or the new ids alone, with a mask over everything.
     seen = first.sequences.shape[1] - 1
     again = huginn_mini.generate(torch.tensor([prompts[0]]), **common)
-    alone = huginn_mini.generate(
-        turn[:, seen:], attention_mask=torch.ones_like(turn), past_key_values=again.past_key_values, **common
-    )
+    alone = huginn_mini.generate(turn[:, seen:], attention_mask=torch.ones_like(turn), cache=again.cache, **common)
     assert alone.sequences[0].tolist() == afresh.sequences[0, seen:].tolist()
 
 
@@ -153,7 +151,7 @@ def test_rows_that_ended_apart_continue_from_one_cache(huginn_mini, prompts):
     assert len({len(text) - len(row) for text, row in zip(texts, rows, strict=True)}) == 2
     # Both rows in full again, as a new left-padded batch.
     turn = left_pad([text + prompts[3] for text in texts])
-    held = first.past_key_values.get_seq_length()
+    held = first.cache.get_seq_length()
     assert held == max(map(len, rows)) + min(len(t) - len(r) for t, r in zip(texts, rows, strict=True)) - 1
     afresh = huginn_mini.generate(**turn, **common, max_new_tokens=6)
     alone = [
@@ -181,10 +179,10 @@ def test_new_ids_alone_sample_as_the_whole_text_does(tiny, sampler):
     first = tiny.generate(torch.tensor([[3, 1, 4]]), **common)
     turn = torch.cat((first.sequences, torch.tensor([[5, 9, 2]])), dim=1)
     whole = tiny.generate(turn, **common).sequences[0, turn.shape[1] :]
-    held = first.past_key_values.get_seq_length()
+    held = first.cache.get_seq_length()
     new = turn[:, held:]
-    cache = first.past_key_values
-    alone = tiny.generate(new, attention_mask=torch.ones_like(turn), past_key_values=cache, **common).sequences
+    cache = first.cache
+    alone = tiny.generate(new, attention_mask=torch.ones_like(turn), cache=cache, **common).sequences
     assert alone[0, new.shape[1] :].tolist() == whole.tolist()
 
 
@@ -194,8 +192,8 @@ def test_ids_that_are_neither_all_nor_the_new_ones_are_refused(tiny, sampler):
     first = tiny.generate(
         torch.tensor([[3, 1, 4]]), sampler="autoregressive", max_new_tokens=5, return_dict_in_generate=True
     )
-    turn, kept = torch.cat((first.sequences, torch.tensor([[5, 9]])), dim=1), first.past_key_values
-    settings = {"sampler": sampler, "past_key_values": kept, "max_new_tokens": 2, "num_steps": 6, "kv_sharing": "none"}
+    turn, kept = torch.cat((first.sequences, torch.tensor([[5, 9]])), dim=1), first.cache
+    settings = {"sampler": sampler, "cache": kept, "max_new_tokens": 2, "num_steps": 6, "kv_sharing": "none"}
     for ids in (turn[:, 4:], turn[:, -2:]):
         with pytest.raises(ValueError, match=r"holds 7 columns; the call speaks of 10 and has \d ids: pass the whole"):
             tiny.generate(ids, attention_mask=torch.ones_like(turn), **settings)
@@ -207,7 +205,7 @@ def test_deeper_refinement_than_the_prompt_had_sees_its_last_entries(tiny):
     ids = torch.tensor([[3, 1, 4, 1, 5]])
     cache = tiny.new_cache(9, "none", 8)
     with torch.no_grad():
-        tiny(ids, past_key_values=cache, num_steps=4, seeds=seeds)
+        tiny(ids, cache=cache, num_steps=4, seeds=seeds)
     for layer in (1, 2):
         keys = cache.keys[layer][:, :, :, positions[0]]
         assert keys[3].abs().min() > 0

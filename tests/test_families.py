@@ -74,7 +74,7 @@ def test_law_1_retrofitted_token_by_token(retrofitted):
     model, golden = retrofitted
     cache, logits = model.new_cache(8, "none"), []
     for ids in golden["input_ids"].split([16] + [1] * 8, dim=1):
-        logits.append(model(ids, num_steps=8, state_scale=0.0, past_key_values=cache).logits)
+        logits.append(model(ids, num_steps=8, state_scale=0.0, cache=cache).logits)
     torch.testing.assert_close(torch.cat(logits, dim=1), golden["cached_logits_8"], **CLOSE)
 
 
@@ -244,7 +244,7 @@ def test_law_8_lengths_and_ends_are_exact(family, name):
 @pytest.mark.parametrize(("kv_sharing", "slots"), [("last", 1), ("none", 4), (3, 3)])
 def test_law_9_the_cache_holds_what_it_says(family, kv_sharing, slots):
     common = {"sampler": "autoregressive", "kv_sharing": kv_sharing, "num_steps": 4, "max_new_tokens": 5, "seed": 0}
-    cache = family.generate(**left_pad(ROWS), **common, use_cache=True, return_dict_in_generate=True).past_key_values
+    cache = family.generate(**left_pad(ROWS), **common, use_cache=True, return_dict_in_generate=True).cache
     config = family.config
     core = cache.num_core_layers
     entry = 2 * len(ROWS) * config.num_key_value_heads * (cache.capacity + 1) * config.head_dim * 4
@@ -305,7 +305,7 @@ def test_the_context_is_not_overrun(family):
 def expected_exit(model, ids, threshold):
     """Recurrences of the last of `ids`, and the token it then predicts, from the definition."""
     cache, remaining = model.new_cache(4, "none"), 1.0
-    model(ids[:, :-1], past_key_values=cache, num_steps=4)
+    model(ids[:, :-1], cache=cache, num_steps=4)
     at = cache.place(torch.tensor([[ids.shape[1] - 1]]))
     s = model.embed(ids[:, -1:], at)
     for step in range(4):

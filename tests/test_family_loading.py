@@ -112,7 +112,7 @@ def test_automodel_gives_what_the_head_reads(name, warnings):
     assert torch.equal(base(IDS, **common, return_dict=False)[0], output.last_hidden_state)
     # The same in two calls over a cache, and without one.
     first = base(IDS[:, :4], **common | {"attention_mask": MASK[:, :4]})
-    rest = base(IDS[:, 4:], **common, past_key_values=first.past_key_values)
+    rest = base(IDS[:, 4:], **common, cache=first.cache)
     for tensor in (rest.last_hidden_state, base(IDS, **common, use_cache=False).last_hidden_state[:, 4:]):
         torch.testing.assert_close(tensor, output.last_hidden_state[:, 4:], atol=1e-4, rtol=0)
 

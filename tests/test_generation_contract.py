@@ -34,8 +34,8 @@ def test_dict_outputs(tiny, sampler, do_sample):
     forcing = sampler.get("sampler") in ("adaptive", "diffusion_forcing", "speculative_wavefront")
     assert isinstance(output, DiffusionForcingOutput if forcing else GenerateDecoderOnlyOutput)
     assert output.sequences.tolist() == ids.tolist() == output["sequences"].tolist()
-    assert isinstance(output.past_key_values, RecurrentDepthCache)
-    assert output.past_key_values.get_seq_length() == ids.shape[1] - 1
+    assert isinstance(output.cache, RecurrentDepthCache)
+    assert output.cache.get_seq_length() == ids.shape[1] - 1
 
 
 def test_without_a_cache_the_text_is_the_same(tiny):

@@ -124,7 +124,7 @@ def test_kv_slots(tiny):
     outputs = {slots: forcing(tiny, kv_sharing=slots, **common) for slots in ("last", 1, 3, 6, "none")}
     texts = {slots: output.sequences.tolist() for slots, output in outputs.items()}
     assert texts["last"] == texts[1] and texts["none"] == texts[6]
-    bytes_of = {slots: output.past_key_values.nbytes for slots, output in outputs.items()}
+    bytes_of = {slots: output.cache.nbytes for slots, output in outputs.items()}
     layers = {slots: 1 + 2 * count + 1 for slots, count in {"last": 1, 1: 1, 3: 3, 6: 6, "none": 6}.items()}
     assert {slots: count * bytes_of["last"] for slots, count in layers.items()} == {
         slots: layers["last"] * size for slots, size in bytes_of.items()

@@ -77,13 +77,13 @@ def test_a_conversation_goes_on_from_its_cache(huginn_mini, prompts, sampler):
         common.pop("exit_threshold")
     first = huginn_mini.generate(torch.tensor([prompts[0]]), return_dict_in_generate=True, **common)
     text = torch.cat((first.sequences, torch.tensor([prompts[1]])), dim=1)
-    seen = first.past_key_values.get_seq_length()
+    seen = first.cache.get_seq_length()
     assert seen == first.sequences.shape[1] - 1
     lengths = []
     embed = huginn_mini.embed
     try:
         huginn_mini.embed = lambda ids, *rest: lengths.append(ids.shape[1]) or embed(ids, *rest)
-        second = huginn_mini.generate(text, past_key_values=first.past_key_values, **common)
+        second = huginn_mini.generate(text, cache=first.cache, **common)
     finally:
         del huginn_mini.embed
     assert lengths[0] == text.shape[1] - seen
@@ -101,7 +101,7 @@ def test_rows_that_ended_early_stay_in_the_cache(huginn_mini, prompts, sampler, 
     output = huginn_mini.generate(
         **inputs, **common, max_new_tokens=48, eos_token_id=ord("."), return_dict_in_generate=True
     )
-    cache = output.past_key_values
+    cache = output.cache
     assert len(set(output.stats.tokens_committed)) > 1
     assert cache.batch_size == len(prompts)
     assert output.stats.tokens_committed.count(min(output.stats.tokens_committed)) == 1
@@ -110,7 +110,7 @@ def test_rows_that_ended_early_stay_in_the_cache(huginn_mini, prompts, sampler, 
     assert cache.get_seq_length() == columns - 1
     ids = output.sequences[:, :columns]
     mask = torch.cat((inputs["attention_mask"], torch.ones(len(ids), shortest, dtype=torch.long)), dim=1)
-    again = huginn_mini.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=8, **common)
+    again = huginn_mini.generate(ids, attention_mask=mask, cache=cache, max_new_tokens=8, **common)
     # Every row goes on as it does with a cache of its own.
     for row, prompt in enumerate(prompts):
         alone = huginn_mini.generate(
@@ -120,7 +120,7 @@ def test_rows_that_ended_early_stay_in_the_cache(huginn_mini, prompts, sampler, 
             return_dict_in_generate=True,
         )
         expected = huginn_mini.generate(
-            alone.sequences, past_key_values=alone.past_key_values, max_new_tokens=8, **common | {"seed": 3 + row}
+            alone.sequences, cache=alone.cache, max_new_tokens=8, **common | {"seed": 3 + row}
         )
         assert again[row, columns:].tolist() == expected[0, len(prompt) + shortest :].tolist()
 
@@ -131,7 +131,5 @@ def test_a_cache_made_in_inference_mode_goes_on_outside_it(tiny):
         first = tiny.generate(torch.tensor([ROWS[0]]), **common, return_dict_in_generate=True)
     plain = tiny.generate(torch.tensor([ROWS[0]]), **common, return_dict_in_generate=True)
     ids = plain.sequences
-    inside, outside = (
-        tiny.generate(ids, past_key_values=cache, **common) for cache in (first.past_key_values, plain.past_key_values)
-    )
+    inside, outside = (tiny.generate(ids, cache=cache, **common) for cache in (first.cache, plain.cache))
     assert inside.tolist() == outside.tolist()

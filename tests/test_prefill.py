@@ -19,7 +19,7 @@ def prefill(model, ids, **settings):
     output = model.generate(
         ids, **{"max_new_tokens": 1, "seed": 0} | settings, return_dict_in_generate=True, output_logits=True
     )
-    return output.stats.prefill_core_passes, output.logits[0], output.past_key_values
+    return output.stats.prefill_core_passes, output.logits[0], output.cache
 
 
 @pytest.mark.parametrize("kv_sharing", ["last", "none", 3])
@@ -145,7 +145,7 @@ def test_ragged_prompts_that_stop_apart_keep_what_they_would_alone(bundled, kv_s
     for row, prompt in enumerate(prompts):
         alone = model.generate(torch.tensor([prompt]), **settings, seed=1 + row)
         passes.append(alone.stats.prefill_core_passes)
-        cache, own = together.past_key_values, alone.past_key_values
+        cache, own = together.cache, alone.cache
         for tensors, theirs in ((cache.keys, own.keys), (cache.values, own.values)):
             for mine, single in zip(tensors, theirs, strict=True):
                 span = slice(0, len(prompt))

@@ -8,6 +8,8 @@ import torch
 from conftest import left_pad, new_tokens
 from transformers import LogitsProcessor, LogitsProcessorList, TopKLogitsWarper, WatermarkingConfig
 
+from hf_diffusion_forcing import compat
+
 PROMPT = torch.tensor([[3, 1, 4, 1, 5]])
 
 
@@ -195,6 +197,35 @@ def test_a_prefix_function_is_strict_where_the_prefix_is_final(tiny):
         tiny.generate(
             PROMPT, sampler="diffusion_forcing", max_new_tokens=4, prefix_allowed_tokens_fn=lambda row, ids: []
         )
+
+
+def test_a_prefix_function_gets_the_number_transformers_gives_it(tiny):
+    """With several texts of a prompt that is the prompt's number since transformers 5.24, the row's before."""
+    asked = {}
+
+    def counting(sampler):
+        def allowed(number, ids):
+            asked.setdefault(sampler, set()).add(number)
+            last = int(ids[-1])
+            if len(ids) > PROMPT.shape[1] and not 10 <= last < 20:
+                raise KeyError(last)
+            # Texts part, so that rows are of different lengths when they are asked about.
+            return [10 + (last + 1) % 10, 10 + (last + 3) % 10] if last >= 10 else [10, 13]
+
+        return allowed
+
+    common = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 16, "seed": 5}
+    for settings in (
+        {"sampler": "autoregressive"},
+        {"sampler": "diffusion_forcing", "wavefront": 8, "inner_recurrence": 2, "exit_threshold": 0.3},
+        {"sampler": "speculative_wavefront", "draft_depth": 1},
+    ):
+        sampler = settings["sampler"]
+        ids = tiny.generate(PROMPT.repeat(2, 1), prefix_allowed_tokens_fn=counting(sampler), **settings, **common)
+        for row in ids[:, PROMPT.shape[1] :].tolist():
+            assert all((after - before) % 10 in (1, 3) for before, after in pairwise(row))
+    assert asked["diffusion_forcing"] == asked["speculative_wavefront"] == asked["autoregressive"]
+    assert len(asked["autoregressive"]) == (2 if compat.RENAMED else 6)
 
 
 def test_prefix_free_processors_are_called_once_a_wave(tiny):

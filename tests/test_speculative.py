@@ -240,9 +240,9 @@ def test_a_conversation_continues_from_either_samplers_cache(huginn_mini, prompt
     for first_by, then_by in (("autoregressive", "speculative_wavefront"), ("speculative_wavefront",) * 2):
         first = huginn_mini.generate(torch.tensor([prompts[0]]), sampler=first_by, **common)
         turn = torch.cat((first.sequences, torch.tensor([prompts[1]])), dim=1)
-        held = first.past_key_values
+        held = first.cache
         assert held.get_seq_length() == first.sequences.shape[1] - 1
-        continued = huginn_mini.generate(turn, sampler=then_by, past_key_values=held, **common).sequences.tolist()
+        continued = huginn_mini.generate(turn, sampler=then_by, cache=held, **common).sequences.tolist()
         whole = whole or huginn_mini.generate(turn, sampler="autoregressive", **common).sequences.tolist()
         assert continued == whole
 
@@ -252,7 +252,7 @@ def test_a_deeper_turn_reads_what_a_shallower_one_left(tiny):
     texts = []
     for sampler in ("autoregressive", "speculative_wavefront"):
         cache = tiny.new_cache(6, "none")
-        common = {"seed": 0, "past_key_values": cache, "return_dict_in_generate": True}
+        common = {"seed": 0, "cache": cache, "return_dict_in_generate": True}
         first = tiny.generate(PROMPT, sampler=sampler, num_steps=4, max_new_tokens=9, **common)
         turn = torch.cat((first.sequences, PROMPT), dim=1)
         second = tiny.generate(turn, sampler="autoregressive", num_steps=6, max_new_tokens=9, **common)
@@ -262,7 +262,7 @@ def test_a_deeper_turn_reads_what_a_shallower_one_left(tiny):
 
 def test_a_conversation_in_and_out_of_inference_mode(tiny):
     cache = tiny.new_cache(6, "none", 200)
-    common = {"seed": 0, "max_new_tokens": 4, "past_key_values": cache} | SPECULATIVE
+    common = {"seed": 0, "max_new_tokens": 4, "cache": cache} | SPECULATIVE
     text = tiny.generate(PROMPT, **common)
     with torch.inference_mode():
         text = tiny.generate(torch.cat((text, PROMPT), dim=1), **common)
@@ -288,8 +288,8 @@ def test_a_constraint_that_knows_no_drafts(wild):
 def test_memory_is_autoregressions_and_one_timeline_of_drafts(tiny):
     """One more entry per position in the coda; nothing else."""
     common = {"seed": 0, "num_steps": 6, "max_new_tokens": 12, "return_dict_in_generate": True}
-    autoregressive = tiny.generate(PROMPT, sampler="autoregressive", **common).past_key_values.nbytes
-    speculative = run(tiny, draft_depth=1, num_steps=6, max_new_tokens=12).past_key_values.nbytes
+    autoregressive = tiny.generate(PROMPT, sampler="autoregressive", **common).cache.nbytes
+    speculative = run(tiny, draft_depth=1, num_steps=6, max_new_tokens=12).cache.nbytes
     layers = 1 + 6 * 2 + 1
     assert speculative * layers == autoregressive * (layers + 1)
 

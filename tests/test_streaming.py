@@ -69,11 +69,11 @@ def test_an_interrupt_leaves_the_callers_cache_usable(huginn_mini, prompts, samp
     cache = huginn_mini.new_cache(8, **sharing)
     streamer = Stop()
     with pytest.raises(KeyboardInterrupt):
-        huginn_mini.generate(ids, past_key_values=cache, streamer=streamer, **common | {"max_new_tokens": 200})
+        huginn_mini.generate(ids, cache=cache, streamer=streamer, **common | {"max_new_tokens": 200})
     held = cache.get_seq_length()
     assert held >= len(prompts[0])
     text = torch.tensor([streamer.committed[: held + 1]])
-    resumed = huginn_mini.generate(text, past_key_values=cache, **common)
+    resumed = huginn_mini.generate(text, cache=cache, **common)
     assert resumed.shape[1] == text.shape[1] + 16
     assert cache.get_seq_length() == resumed.shape[1] - 1
 

@@ -216,7 +216,7 @@ def test_streaming_and_a_conversation(huginn_mini, prompts):
     columns = first.sequences.shape[1] - 1 + ids.shape[1]
     second = huginn_mini.generate(
         ids,
-        past_key_values=first.past_key_values,
+        cache=first.cache,
         attention_mask=torch.ones(1, columns, dtype=torch.long),
         **call,
         **TRACED,

@@ -113,11 +113,11 @@ def test_the_loss_falls(checkpointing):
 
 
 def test_no_cache_is_made_while_training(tiny):
-    assert tiny.train()(IDS).past_key_values is None
-    assert tiny.eval()(IDS).past_key_values is None
+    assert tiny.train()(IDS).cache is None
+    assert tiny.eval()(IDS).cache is None
     with torch.no_grad():
-        assert tiny(IDS).past_key_values is not None
-        assert tiny(IDS, use_cache=False).past_key_values is None
+        assert tiny(IDS).cache is not None
+        assert tiny(IDS, use_cache=False).cache is None
 
 
 def test_gradients_in_eval_mode(tiny):

@@ -7,6 +7,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from ..cache import RecurrentDepthCache
+from ..compat import CACHE
 from ..models.interface import RecurrentDepthInterface
 from ..randomness import row_seeds
 from ..settings.sampler_configs import SamplerConfig
@@ -175,7 +176,7 @@ class Batch:
             sequences=sequences,
             scores=self._stacked([row.scores for row in self.rows]),
             logits=self._stacked([row.logits for row in self.rows]),
-            past_key_values=self.cache,
             stats=self.stats,
             trace=self.trace,
+            **{CACHE: self.cache},
         )

@@ -104,7 +104,8 @@ class TokenChoice:
         self.final_lengths: dict[int, int] = {}
         self.vocabulary = 0
         processors = [
-            PrefixConstrainedLogitsProcessor(self._tolerant(p._prefix_allowed_tokens_fn), p._num_beams)
+            # One row to a group, so that the function below is told the row; which prompt it is of, it counts itself.
+            PrefixConstrainedLogitsProcessor(self._tolerant(p._prefix_allowed_tokens_fn, p._num_beams), 1)
             if type(p) is PrefixConstrainedLogitsProcessor
             else p
             for p in processors
@@ -120,14 +121,19 @@ class TokenChoice:
             self.ids = input_ids.new_full((batch, room), 0 if pad_token_id is None else pad_token_id)
             self.ids[:, :length] = input_ids
 
-    def _tolerant(self, allowed_tokens: Callable) -> Callable:
-        """`prefix_allowed_tokens_fn` that allows everything where a draft's prefix is beyond it."""
+    def _tolerant(self, allowed_tokens: Callable, rows_per_prompt: int) -> Callable:
+        """`prefix_allowed_tokens_fn` that allows everything where a draft's prefix is beyond it.
+
+        Args:
+            allowed_tokens: of a prompt's number and ids.
+            rows_per_prompt: rows of the batch that continue the same prompt, as transformers counts them.
+        """
 
         def tolerant(row: int, ids: torch.Tensor) -> list[int] | range:
             if len(ids) == self.final_lengths.get(row):
-                return allowed_tokens(row, ids)
+                return allowed_tokens(row // rows_per_prompt, ids)
             try:
-                allowed = allowed_tokens(row, ids)
+                allowed = allowed_tokens(row // rows_per_prompt, ids)
             except Exception:  # whatever the user's function raises where it was never meant to be called
                 return range(self.vocabulary)
             return allowed if len(allowed) > 0 else range(self.vocabulary)

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from transformers import (
     GenerationConfig,
-    GenerationMixin,
     LogitsProcessorList,
     StoppingCriteriaList,
     SynthIDTextWatermarkLogitsProcessor,
@@ -14,7 +13,8 @@ from transformers import (
 )
 from transformers.generation import GenerationMode
 
-from ..cache.recurrent_depth_cache import RecurrentDepthCache
+from ..cache import RecurrentDepthCache
+from ..compat import CACHE, NEW_NAME, OLD_NAME, CacheGenerationMixin
 from ..randomness import row_seeds
 from ..settings.presets import preset, preset_sampler
 from ..settings.sampler_configs import (
@@ -41,7 +41,7 @@ CALL_KEYWORDS = {"sampler", "sampler_config", "sampler_preset", "return_trace"}
 """What a call may say besides a sampler's settings; `return_trace` is of the call alone and is stored nowhere."""
 
 
-class RecurrentDepthGenerationMixin(GenerationMixin):
+class RecurrentDepthGenerationMixin(CacheGenerationMixin):
     """`GenerationMixin` for recurrent-depth models.
 
     `generate()` takes `sampler="diffusion_forcing"`, `"speculative_wavefront"`, `"adaptive"` or `"autoregressive"`,
@@ -160,7 +160,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             )
 
     def _refuse_unknown_keywords(self, model_kwargs: dict[str, Any]) -> None:
-        known = {"input_ids", "attention_mask", "past_key_values", "use_cache", "logits_to_keep"}
+        known = {"input_ids", "attention_mask", CACHE, "use_cache", "logits_to_keep"}
         remedies = {
             "position_ids": "positions are counted from attention_mask's first real token",
             "inputs_embeds": "pass input_ids",
@@ -172,7 +172,9 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                 continue
             if name in remedies:
                 raise ValueError(f"generate() does not take {name} for this model: {remedies[name]}.")
-            candidates = SAMPLER_KEYWORDS | CALL_KEYWORDS | known | set(GenerationConfig().to_dict())
+            candidates = (
+                SAMPLER_KEYWORDS | CALL_KEYWORDS | known | {OLD_NAME, NEW_NAME} | set(GenerationConfig().to_dict())
+            )
             raise ValueError(f"generate() has no keyword {name!r}{_nearest_only(name, candidates)}.")
 
     def init_continuous_batching(self, *args, **kwargs):
@@ -241,24 +243,24 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             model_kwargs["seeds"] = seeds.repeat_interleave(generation_config.num_beams)
             model_kwargs |= {"num_steps": settings.num_steps, "state_scale": settings.state_scale}
         steps = settings.deepest
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE)
         if cache is None:
             if generation_config.use_cache is not False:
-                model_kwargs["past_key_values"] = self.new_cache(steps, settings.kv_sharing)
+                model_kwargs[CACHE] = self.new_cache(steps, settings.kv_sharing)
             return
         if not isinstance(cache, RecurrentDepthCache):
             raise TypeError(
-                f"past_key_values is a {type(cache).__name__}; a recurrent-depth model needs a RecurrentDepthCache: "
+                f"cache is a {type(cache).__name__}; a recurrent-depth model needs a RecurrentDepthCache: "
                 "pass the one an earlier generate() returned, or model.new_cache(...)."
             )
         if generation_config.sampler is not None and cache.kv_sharing != settings.kv_sharing:
             raise ValueError(
-                f"past_key_values was made with kv_sharing={cache.kv_sharing!r}, the call asks for "
+                f"cache was made with kv_sharing={cache.kv_sharing!r}, the call asks for "
                 f"{settings.kv_sharing!r}: pass kv_sharing={cache.kv_sharing!r}, or start a new cache."
             )
         if cache.kv_sharing == "none" and cache.num_steps < steps:
             raise ValueError(
-                f"past_key_values has room for num_steps={cache.num_steps}, the call asks for {steps}: "
+                f"cache has room for num_steps={cache.num_steps}, the call asks for {steps}: "
                 f"use at most {cache.num_steps}, or start a new cache."
             )
 
@@ -290,11 +292,11 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         seen = cache.columns if cache is not None else 0
         if columns <= seen or input_ids.shape[1] not in (columns, columns - seen):
             raise ValueError(
-                f"past_key_values holds {seen} columns; the call speaks of {columns} and has {input_ids.shape[1]} ids: "
+                f"cache holds {seen} columns; the call speaks of {columns} and has {input_ids.shape[1]} ids: "
                 "pass the whole text, or the new ids with an attention_mask over the whole text."
             )
         if cache is not None and cache.batch_size not in (-1, len(input_ids)):
-            raise ValueError(f"past_key_values has {cache.batch_size} rows, the batch {len(input_ids)}.")
+            raise ValueError(f"cache has {cache.batch_size} rows, the batch {len(input_ids)}.")
         limit, length = self.config.max_position_embeddings, columns - input_ids.shape[1] + max_length
         if length > limit:
             remedy = (
@@ -320,7 +322,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
         attention_mask = model_kwargs.get("attention_mask")
         if attention_mask is not None:
             attention_mask = model_kwargs["attention_mask"] = attention_mask.long()
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE)
         columns = (
             getattr(generation_config, "_mask_length", input_ids.shape[1])
             if attention_mask is None
@@ -361,7 +363,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
                 processor.model = partial(self, **depth_and_noise)
                 if generation_config.use_cache is not False:
                     cache = self.new_cache(config.deepest, config.kv_sharing)
-                    processor.unconditional_context["past_key_values"] = cache
+                    processor.unconditional_context[CACHE] = cache
         scores = None
         if sampler is not None and generation_config.do_sample:
             # The same keyed noise as the parallel samplers; the argmax of transformers' greedy loop then samples.

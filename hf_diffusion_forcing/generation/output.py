@@ -2,10 +2,9 @@
 
 from dataclasses import asdict, dataclass, field
 
-import torch
-from transformers.utils import ModelOutput
+from transformers.generation import GenerateDecoderOnlyOutput
 
-from ..cache.recurrent_depth_cache import RecurrentDepthCache
+from ..compat import CacheOutput
 from .trace import Trace
 
 
@@ -78,22 +77,22 @@ class SamplerStats:
 
 
 @dataclass
-class DiffusionForcingOutput(ModelOutput):
+class DiffusionForcingOutput(CacheOutput, GenerateDecoderOnlyOutput):
     """Output of `generate(sampler="diffusion_forcing", return_dict_in_generate=True)`.
+
+    The fields of transformers' own output of a text without beams, and what the sampler did.
 
     Attributes:
         sequences: int64 [batch, length], prompt and new tokens; rows that ended early are padded on the right.
         scores: with `output_scores`, per new token float32 [batch, vocabulary] after the processors; zeros where a row
             had ended.
         logits: with `output_logits`, the same before the processors.
-        past_key_values: the cache; it holds every column but the last of the row that ended first.
+        cache: a `RecurrentDepthCache` that holds every column but the last of the row that ended first; also
+            `past_key_values`, its name before transformers 5.24.
+        attentions, hidden_states: not kept.
         stats: `SamplerStats` of the call.
         trace: with `return_trace`, the `Trace` of the call.
     """
 
-    sequences: torch.LongTensor
-    scores: tuple[torch.FloatTensor, ...] | None = None
-    logits: tuple[torch.FloatTensor, ...] | None = None
-    past_key_values: RecurrentDepthCache | None = None
     stats: SamplerStats | None = None
     trace: Trace | None = None

@@ -17,8 +17,8 @@ the preset `{preset}`{changes}.
 
 ## Use
 
-Needed are transformers 5.23 or later and the Python package `hf-diffusion-forcing`. Where the package is imported, the
-model loads with the package's own code and nothing in this repository is executed:
+Needed is the Python package `hf-diffusion-forcing`, which brings the transformers it was tried with. Where the package
+is imported, the model loads with the package's own code and nothing in this repository is executed:
 
 ```python
 import hf_diffusion_forcing

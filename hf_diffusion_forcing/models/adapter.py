@@ -2,6 +2,8 @@
 
 from typing import ClassVar
 
+from transformers import GenerationMixin
+
 from ..cache import RecurrentDepthCache
 from .causal_lm import RecurrentDepthForCausalLM
 
@@ -21,6 +23,10 @@ class RecurrentDepthAdapter(RecurrentDepthForCausalLM):
 
     layers: ClassVar[tuple[int, int, int]]
     mean_recurrence: ClassVar[int]
+
+    # transformers' own, whatever the model's class has: what it prepares goes to the forward() of this package, and a
+    # class written for another version of transformers calls the cache by another name.
+    prepare_inputs_for_generation = GenerationMixin.prepare_inputs_for_generation
 
     def new_cache(self, num_steps, kv_sharing="last", capacity=0):
         return RecurrentDepthCache(*self.layers, num_steps, kv_sharing, capacity)

@@ -9,12 +9,13 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ..cache import Placement, RecurrentDepthCache, Slots
+from ..compat import CACHE, CacheOutput, takes_cache
 from .rotary import inverse_frequencies, rotations
 from .unrolled import UnrolledModel
 
 
 @dataclass
-class RecurrentDepthModelOutput(BaseModelOutputWithPast):
+class RecurrentDepthModelOutput(CacheOutput, BaseModelOutputWithPast):
     """`BaseModelOutputWithPast` and the latents.
 
     Attributes:
@@ -63,11 +64,12 @@ class RecurrentDepthModel(UnrolledModel):
         """
         raise NotImplementedError
 
+    @takes_cache
     def forward(
         self,
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: RecurrentDepthCache | None = None,
+        cache: RecurrentDepthCache | None = None,
         use_cache: bool | None = None,
         num_steps: int | None = None,
         state_scale: float = 1.0,
@@ -88,7 +90,7 @@ class RecurrentDepthModel(UnrolledModel):
             self.read_out,
             input_ids,
             attention_mask,
-            past_key_values,
+            cache,
             use_cache,
             num_steps,
             state_scale,
@@ -96,5 +98,5 @@ class RecurrentDepthModel(UnrolledModel):
             on_recurrence,
             kwargs,
         )
-        output = RecurrentDepthModelOutput(last_hidden_state=hidden, past_key_values=cache, latents=self.latents(s))
+        output = RecurrentDepthModelOutput(last_hidden_state=hidden, latents=self.latents(s), **{CACHE: cache})
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()

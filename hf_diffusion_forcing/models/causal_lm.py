@@ -10,12 +10,13 @@ import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..cache import RecurrentDepthCache
+from ..compat import CACHE, CacheOutput, takes_cache
 from .interface import RecurrentDepthInterface
 from .unrolled import UnrolledModel
 
 
 @dataclass
-class RecurrentDepthOutput(CausalLMOutputWithPast):
+class RecurrentDepthOutput(CacheOutput, CausalLMOutputWithPast):
     """`CausalLMOutputWithPast` and the latents that were read out.
 
     Attributes:
@@ -33,11 +34,12 @@ class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
     `padded_vocab_size` and `use_cache`.
     """
 
+    @takes_cache
     def forward(
         self,
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: RecurrentDepthCache | None = None,
+        cache: RecurrentDepthCache | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         num_steps: int | None = None,
@@ -53,7 +55,7 @@ class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
         Args:
             input_ids: int64 [batch, width].
             attention_mask: [batch, columns seen so far + width], 1 for real tokens; padding may stand on either side.
-            past_key_values: a cache that holds the earlier columns.
+            cache: a cache that holds the earlier columns; also `past_key_values`, its name before transformers 5.24.
             labels: int64 [batch, width]; -100 is ignored; gives `loss` (shifted cross-entropy).
             use_cache: make a cache when none is given; by default only where no gradients are wanted.
             num_steps: recurrences; `mean_recurrence` by default, `sample_depth()` while training.
@@ -70,7 +72,7 @@ class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
             partial(self.decode, logits_to_keep=logits_to_keep),
             input_ids,
             attention_mask,
-            past_key_values,
+            cache,
             use_cache,
             num_steps,
             state_scale,
@@ -81,7 +83,7 @@ class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
         config, loss = self.config, None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=config.padded_vocab_size, **kwargs)
-        output = RecurrentDepthOutput(loss=loss, logits=logits, past_key_values=cache, latents=self.latents(s))
+        output = RecurrentDepthOutput(loss=loss, logits=logits, latents=self.latents(s), **{CACHE: cache})
         return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 

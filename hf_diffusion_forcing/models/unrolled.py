@@ -52,7 +52,7 @@ class UnrolledModel:
         read: Callable[[torch.Tensor, Placement], torch.Tensor],
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None,
-        past_key_values: RecurrentDepthCache | None,
+        cache: RecurrentDepthCache | None,
         use_cache: bool | None,
         num_steps: int | None,
         state_scale: float,
@@ -82,7 +82,7 @@ class UnrolledModel:
         if use_cache is None:
             # Entries are written in place, which autograd does not allow: no cache where gradients are wanted.
             use_cache = self.config.use_cache and not self.training and not torch.is_grad_enabled()
-        kept = self.new_cache(num_steps, "none") if past_key_values is None and use_cache else past_key_values
+        kept = self.new_cache(num_steps, "none") if cache is None and use_cache else cache
         cache = NoCache() if kept is None else kept
         seen = cache.columns
         self._check_columns(batch, width, seen, attention_mask)

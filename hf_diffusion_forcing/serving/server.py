@@ -78,9 +78,12 @@ class LoadedModel(ModelManager):
     def _load_model(self, *args, **kwargs) -> PreTrainedModel:
         return self.model
 
-    def get_gen_models(self, cache_dir: str | None = None) -> list[dict]:
+    def list_models(self, cache_dir: str | None = None) -> list[dict]:
         """The list at /v1/models."""
         return [{"id": self.force_model, "object": "model", "created": self.since, "owned_by": "hf-diffusion-forcing"}]
+
+    # Its name before transformers 5.24.
+    get_gen_models = list_models
 
 
 class Seeded:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from ...compat import CACHE
 from ...settings.validation import nearest
 from ..rotary import check_rope_type
 from ..sizes import check_heads, check_positive, check_sizes
@@ -74,7 +75,7 @@ class RavenConfig(PreTrainedConfig):
     """
 
     model_type = "huginn_raven"
-    keys_to_ignore_at_inference = ["past_key_values", "latents"]
+    keys_to_ignore_at_inference = [CACHE, "latents"]
     attribute_map = {
         "hidden_size": "n_embd",
         "num_attention_heads": "n_heads",

@@ -3,6 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from ...compat import CACHE
 from ..rotary import check_rope_type
 from ..sizes import check_heads, check_positive, check_sizes
 
@@ -37,7 +38,7 @@ class OuroConfig(PreTrainedConfig):
     """
 
     model_type = "ouro"
-    keys_to_ignore_at_inference = ["past_key_values", "latents"]
+    keys_to_ignore_at_inference = [CACHE, "latents"]
     attribute_map = {"mean_recurrence": "total_ut_steps", "padded_vocab_size": "vocab_size"}
     default_theta = 1_000_000.0
     base_model_tp_plan = {
