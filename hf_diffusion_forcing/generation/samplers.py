@@ -36,7 +36,7 @@ def register_sampler(
     return sampler_class
 
 
-for _sampler in (Adaptive, Autoregressive, DiffusionForcing, SpeculativeWavefront):
+for _sampler in (Autoregressive, Adaptive, DiffusionForcing, SpeculativeWavefront):
     register_sampler(_sampler)
 
 
