@@ -299,6 +299,30 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
                 None if pad is None else int(pad),
                 generation_config.return_trace,
             ).run()
+        return self._sample_autoregressively(
+            input_ids,
+            logits_processor,
+            stopping_criteria,
+            generation_config,
+            synced_gpus,
+            streamer,
+            columns,
+            model_kwargs,
+        )
+
+    def _sample_autoregressively(
+        self,
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: RecurrentDepthGenerationConfig,
+        synced_gpus: bool,
+        streamer,
+        columns: int,
+        model_kwargs: dict[str, Any],
+    ):
+        """transformers' own loop, with the depth, the state noise and the sampling noise of the settings."""
+        config, attention_mask = generation_config.sampler_config, model_kwargs.get("attention_mask")
         batch, length = input_ids.shape
         seeds = row_seeds(config.seed, batch, input_ids.device)
         depth_and_noise = {"num_steps": config.num_steps, "state_scale": config.state_scale, "seeds": seeds}
@@ -311,7 +335,7 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
                     cache = self.new_cache(config.deepest, config.kv_sharing)
                     processor.unconditional_context[CACHE] = cache
         scores = None
-        if sampler and generation_config.do_sample:
+        if generation_config.sampler and generation_config.do_sample:
             # The same keyed noise as the parallel samplers; the argmax of transformers' greedy loop then samples.
             seen = torch.full_like(seeds, columns) if attention_mask is None else attention_mask.sum(-1)
             scores = [] if generation_config.output_scores else None

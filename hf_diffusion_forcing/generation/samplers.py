@@ -31,7 +31,7 @@ def register_sampler(sampler_class: type[Sampler]) -> type[Sampler]:
     return sampler_class
 
 
-for _sampler in (Adaptive, Autoregressive, DiffusionForcing, SpeculativeWavefront):
+for _sampler in (Autoregressive, Adaptive, DiffusionForcing, SpeculativeWavefront):
     register_sampler(_sampler)
 
 

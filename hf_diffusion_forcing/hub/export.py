@@ -60,13 +60,7 @@ def export_checkpoint(
         ValueError: a preset that is unknown or does not fit the model, settings that do not fit, a bad `repo_id`, or
             `out` is there and not empty.
     """
-    if not isinstance(model, RecurrentDepthGenerationMixin):
-        raise TypeError(
-            f"{type(model).__name__} is not a recurrent-depth model. (Of a wrapped one pass what is inside: a PEFT "
-            "model's merge_and_unload(), a compiled model's _orig_mod.)"
-        )
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise TypeError(f"tokenizer={tokenizer!r} is not a transformers tokenizer.")
+    _check_types(model, tokenizer)
     if repo_id is not None:
         validate_repo_id(repo_id)
     sampler, settings = named_settings(preset_sampler(preset), sampler_config)
@@ -94,6 +88,17 @@ def export_checkpoint(
         card.save_images(stage)
         model_card(model, repo_id or out.name, preset, settings, card).save(stage / "README.md")
     return out
+
+
+def _check_types(model: Any, tokenizer: Any) -> None:
+    """TypeError unless they are a recurrent-depth model and a tokenizer."""
+    if not isinstance(model, RecurrentDepthGenerationMixin):
+        raise TypeError(
+            f"{type(model).__name__} is not a recurrent-depth model. (Of a wrapped one pass what is inside: a PEFT "
+            "model's merge_and_unload(), a compiled model's _orig_mod.)"
+        )
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise TypeError(f"tokenizer={tokenizer!r} is not a transformers tokenizer.")
 
 
 def _store_sampler(model: RecurrentDepthGenerationMixin, folder: Path, preset: str, settings: dict[str, Any]) -> None:

@@ -3,7 +3,11 @@
 Nothing here but the generation config imports torch or transformers, so that commands can read settings fast.
 """
 
-# Each registers its sampler's name.
-from . import adaptive, autoregressive, diffusion_forcing, speculative_wavefront
+from .adaptive import AdaptiveConfig
+from .autoregressive import AutoregressiveConfig
+from .diffusion_forcing import DiffusionForcingConfig
+from .sampler_config import register_sampler_config
+from .speculative_wavefront import SpeculativeWavefrontConfig
 
-__all__ = ["adaptive", "autoregressive", "diffusion_forcing", "speculative_wavefront"]
+for _config in (AutoregressiveConfig, AdaptiveConfig, DiffusionForcingConfig, SpeculativeWavefrontConfig):
+    register_sampler_config(_config)

@@ -4,10 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .early_exit import EarlyExitConfig
-from .sampler_config import register_sampler_config
 
 
-@register_sampler_config
 @dataclass(kw_only=True)
 class AdaptiveConfig(EarlyExitConfig):
     """Settings of `sampler="adaptive"`: one token at a time, refined until it has converged, `num_steps` at most."""

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .sampler_config import SamplerConfig, register_sampler_config
+from .sampler_config import SamplerConfig
 
 
-@register_sampler_config
 @dataclass(kw_only=True)
 class AutoregressiveConfig(SamplerConfig):
     """Settings of `sampler="autoregressive"`: one token at a time, `num_steps` recurrences each."""

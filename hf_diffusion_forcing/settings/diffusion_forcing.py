@@ -5,14 +5,12 @@ from typing import ClassVar
 
 from .early_exit import EarlyExitConfig
 from .registry import LATENT_PROCESSORS, Hook, HookSpec
-from .sampler_config import register_sampler_config
 from .validation import check_flag, check_integer, check_number, nearest
 
 NOISE_SCHEDULES = ("constant", "linear", "square_root", "dampened")
 """What `noise_schedule` may be; `StateNoise` says what each means."""
 
 
-@register_sampler_config
 @dataclass(kw_only=True)
 class DiffusionForcingConfig(EarlyExitConfig):
     """Settings of `sampler="diffusion_forcing"` (arXiv 2510.14961, Algorithm 1).

@@ -100,9 +100,8 @@ class RecurrentDepthGenerationConfig(GenerationConfig):
         """
         passed = None if generation_config is None else self.of(generation_config)
         source = passed if passed is not None and passed.names_sampler else self
-        for config in (source, passed):
-            if config is not None:
-                config.refuse_misplaced()
+        for config in filter(None, (source, passed)):
+            config.refuse_misplaced()
         stored_sampler, stored_preset, stored = source.stored()
         sampler, called = named_settings(sampler, sampler_config)
         if sampler is None:
@@ -112,8 +111,7 @@ class RecurrentDepthGenerationConfig(GenerationConfig):
         sampler_preset = stored_preset if sampler_preset is None else sampler_preset
 
         settings = merged(stored, called, keywords)
-        plain_decoding = sampler is None or sampler is False
-        config_class = PlainDecodingConfig if plain_decoding else sampler_config_class(sampler)
+        config_class = PlainDecodingConfig if sampler in (None, False) else sampler_config_class(sampler)
         refuse_settings_of_others(config_class, settings)
         if sampler_preset is not None:
             depth = settings.get("num_steps") or model_config.mean_recurrence

@@ -193,7 +193,7 @@ class SamplerConfig:
 
 
 def register_sampler_config(config_class: type[SamplerConfig]) -> type[SamplerConfig]:
-    """Class decorator: lets calls and files name a sampler. It stands above `@dataclass`.
+    """Let calls and files name a sampler; returns its settings class.
 
     Raises:
         ValueError: the name belongs to another class.

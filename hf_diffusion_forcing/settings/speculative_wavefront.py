@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .sampler_config import SamplerConfig, register_sampler_config
+from .sampler_config import SamplerConfig
 from .validation import check_integer
 
 
-@register_sampler_config
 @dataclass(kw_only=True)
 class SpeculativeWavefrontConfig(SamplerConfig):
     """Settings of `sampler="speculative_wavefront"`: the text of autoregression, drafted at shallow depth.
