@@ -118,7 +118,7 @@ def test_settings_over_the_preset(bundled, tmp_path, inputs, settings):
     export_checkpoint(model, bundled[1], tmp_path / "out", "quality", sampler_config=settings)
     assert model.generation_config.sampler == "adaptive"
     stored = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert getattr(stored.generation_config, "sampler_config", {}) == settings
+    assert (stored.generation_config.sampler_config or {}) == settings
     expected = decoded(bundled[0], inputs, sampler="diffusion_forcing", sampler_preset="quality", **settings)
     assert decoded(stored, inputs).stats == expected.stats
 
@@ -137,7 +137,8 @@ def test_remote_code_the_checkpoint_came_with_is_left_behind(huginn_mini, bundle
         ({"preset": "fastest"}, ValueError, "did you mean 'fast'"),
         ({"sampler_config": {"wave_front": 3}}, ValueError, "did you mean 'wavefront'"),
         ({"sampler_config": {"inner_recurrence": 999}}, ValueError, "inner_recurrence=999 is more than num_steps"),
-        ({"sampler_config": AdaptiveConfig()}, TypeError, "must be a dict"),
+        ({"sampler_config": AdaptiveConfig()}, ValueError, "sampler_config=AdaptiveConfig, which is for 'adaptive'"),
+        ({"sampler_config": 3}, TypeError, "must be a SamplerConfig or a dict"),
         ({"repo_id": "no//name"}, ValueError, "no//name"),
         ({"source": "/no/such/folder"}, ValueError, "neither a folder nor"),
         ({"tokenizer": None}, TypeError, "tokenizer=None"),

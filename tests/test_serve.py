@@ -127,11 +127,14 @@ def test_a_request_can_bring_its_own_settings(ask, bundled, telling):
     assert answer == generate(bundled, prompt, sampler="autoregressive", seed=0) != hasty
 
 
-def test_seeds_of_requests_at_the_same_time(ask, bundled, telling):
-    """Every request is sampled with its own seed, whatever else is on its way."""
+@pytest.mark.parametrize(
+    "named", [{"sampler": "diffusion_forcing", "sampler_config": HASTY}, {}], ids=["own", "stored"]
+)
+def test_seeds_of_requests_at_the_same_time(ask, bundled, telling, named):
+    """Every request is sampled with its own seed, whatever else is on its way and whoever names the sampler."""
     prompt = telling[0][0]
     sampled = {"do_sample": True, "temperature": 3.0}
-    config = json.dumps(sampled | {"sampler": "diffusion_forcing", "sampler_config": HASTY})
+    config = json.dumps(sampled | named)
 
     def sample(seed):
         answer = ask(prompt, seed=seed, max_tokens=12, extra_body={"generation_config": config})
@@ -185,6 +188,9 @@ def test_the_sampler_of_a_served_model():
     with pytest.raises(ValueError, match="inner_recurrence=7 is more than num_steps=6"):
         choose_sampler(model, "diffusion_forcing", inner_recurrence=7)
     assert config.sampler == "autoregressive"
+    config.sampler, config.sampler_preset, config.sampler_config = None, "quality", None
+    choose_sampler(model, num_steps=2)  # less than the preset's inner recurrence
+    assert model.decoding_config().sampler_config.inner_recurrence == 2
 
 
 @pytest.mark.parametrize(

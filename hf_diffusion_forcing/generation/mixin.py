@@ -160,7 +160,7 @@ class RecurrentDepthGenerationMixin(GenerationMixin):
             if generation_config.cache_implementation is not None:
                 raise ValueError(
                     f"cache_implementation={generation_config.cache_implementation!r} is not possible with "
-                    f"sampler={sampler!r}: its cache is a RecurrentDepthCache. Leave the argument out."
+                    f"sampler={sampler!r}: its cache is a RecurrentDepthCache, leave the argument out."
                 )
             if generation_config.guidance_scale not in (None, 1) and has_ticks:
                 raise ValueError(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from ..evaluation.runs import Run
 from ..files import write_file
 from ..generation.trace import Trace
 from ..version import __version__
@@ -24,8 +25,6 @@ from ..version import __version__
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from transformers import PreTrainedTokenizerBase
-
-    from ..evaluation.runs import Run
 
 SHADES = 12
 """Steps of the colour scale that text is coloured by."""
