@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from hf_diffusion_forcing import RavenConfig, RavenForCausalLM
-from hf_diffusion_forcing.checkpoints.corpora import Corpus, ProblemCorpus, SourceCorpus
+from hf_diffusion_forcing.evaluation.corpora import Corpus, ProblemCorpus, SourceCorpus
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 

@@ -8,8 +8,8 @@ from itertools import islice
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from ..evaluation.problems import CHAT_TEMPLATE, MAX_CHAIN, Problem, problems
-from ..evaluation.python_source import read_source, source_files
+from .problems import CHAT_TEMPLATE, MAX_CHAIN, Problem, problems
+from .python_source import read_source, source_files
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Token ids and labels, int64 [rows, width]; -100 is not learned."""
