@@ -12,8 +12,9 @@ def comparison_table(title: str, runs, problems=None, answers=None) -> Table:
     """One row a run against the first: right answers (when known), tokens, core passes, time, equal tokens."""
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     columns = ["sampler", "right", "tokens", "core\npasses", "seconds", "tokens\n/s", "speedup", "equal"]
-    for name in columns if problems else columns[:1] + columns[2:]:
-        table.add_column(name, justify="left" if name == "sampler" else "right", no_wrap=name != "sampler")
+    table.add_column(columns[0], overflow="fold", min_width=len("speculative_wavefront"))  # spellings may be long
+    for name in columns[1:] if problems else columns[2:]:
+        table.add_column(name, justify="right", no_wrap=True)
     base = runs[0]
     for position, run in enumerate(runs):
         cells = [
