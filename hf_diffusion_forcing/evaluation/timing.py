@@ -154,17 +154,17 @@ def tick_overhead(model, input_ids: torch.Tensor, **generate_kwargs) -> float:
         return call
 
     class Timed(DiffusionForcing):
-        def tick(self, wave):
+        def tick(self, rows):
             nonlocal total
             start = time.perf_counter()
-            super().tick(wave)
+            super().tick(rows)
             total += time.perf_counter() - start
 
-        def prefill(self, *args):
+        def read(self, rows, first_seat):
             nonlocal inside
-            wave = super().prefill(*args)
+            first = super().read(rows, first_seat)
             inside = 0.0
-            return wave
+            return first
 
     total = 0.0
     verbs = {name: getattr(model, name) for name in ("embed", "recur", "decode")}
