@@ -7,15 +7,10 @@ import inspect
 import logging
 import re
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from conftest import left_pad, tiny_config
-from looped_model import LoopedConfig, LoopedLM
-from test_adapter import LoopedAdapter
-from test_generation_contract import SAMPLERS
 from transformers import (
     PrefixConstrainedLogitsProcessor,
     Trainer,
@@ -32,8 +27,10 @@ from hf_diffusion_forcing import (
     compat,
     enable_recurrent_depth,
 )
+from support import ROOT, SAMPLERS, left_pad, tiny_config
+from support.looped_adapter import LoopedAdapter
+from support.looped_model import LoopedConfig, LoopedLM
 
-ROOT = Path(__file__).parent.parent
 PROMPT = torch.tensor([[3, 1, 4, 1, 5]])
 NAMES = ["cache", "past_key_values"]
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import HUGINN_MINI, left_pad, tiny_config
 from peft import LoraConfig, PeftModel, get_peft_model
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from transformers import AutoModelForCausalLM, TorchAoConfig
 
 from hf_diffusion_forcing import RavenForCausalLM
+from support import HUGINN_MINI, left_pad, tiny_config
 
 PROMPT = torch.tensor([[81, 58, 32, 68, 97, 110]])
 SHORT = {"num_steps": 8, "seed": 0, "max_new_tokens": 12}

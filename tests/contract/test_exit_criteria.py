@@ -30,7 +30,7 @@ from hf_diffusion_forcing import (
     register_exit_criterion,
 )
 
-# The gate is a model's own: test_families.py has models with one.
+# The gate is a model's own: tests/families has models with one.
 NAMES = sorted(EXIT_CRITERIA.keys() - {"exit_gate"})
 DISTANCES = [name for name in NAMES if hasattr(EXIT_CRITERIA[name], "threshold")]
 ACROSS_TICKS = ["argmax_stability", "entropy", "kl", "latent_acceleration", "min_p_kl", "token_stability"]

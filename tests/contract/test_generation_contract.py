@@ -2,21 +2,14 @@
 
 import pytest
 import torch
-from conftest import left_pad
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from hf_diffusion_forcing.cache import RecurrentDepthCache
 from hf_diffusion_forcing.generation.output import DiffusionForcingOutput
+from support import SAMPLERS, left_pad
 
 ROWS = [[3, 1, 4, 1, 5], [9, 2]]
-SAMPLERS = {
-    "plain": {},
-    "autoregressive": {"sampler": "autoregressive"},
-    "adaptive": {"sampler": "adaptive", "exit_threshold": 0.1},
-    "diffusion_forcing": {"sampler": "diffusion_forcing", "wavefront": 4, "inner_recurrence": 2},
-    "speculative_wavefront": {"sampler": "speculative_wavefront", "draft_depth": 1, "second_draft_depth": 3},
-}
 
 
 @pytest.fixture(params=SAMPLERS)

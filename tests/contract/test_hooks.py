@@ -19,7 +19,7 @@ from hf_diffusion_forcing import (
 from hf_diffusion_forcing.settings.presets import PRESETS
 
 PROMPT = torch.tensor([[3, 1, 4, 1, 5]])
-# The gate is a model's own: test_families.py has models with one.
+# The gate is a model's own: tests/families has models with one.
 SPECS = {name: {"name": name} for name in EXIT_CRITERIA if name != "exit_gate"} | {
     "fixed": {"name": "fixed", "steps": 4},
     "any": {"any": ["latent_difference", "kl"]},

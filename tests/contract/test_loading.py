@@ -6,12 +6,12 @@ import shutil
 
 import pytest
 import torch
-from conftest import HUGINN_MINI, tiny_config
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from hf_diffusion_forcing import RavenConfig, RavenForCausalLM
+from support import HUGINN_MINI, tiny_config
 
 PROMPT = torch.tensor([[81, 58, 32, 68, 97, 110]])
 

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from conftest import left_pad
+
+from support import left_pad
 
 ROWS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3]]
 EXACT = {"sampler": "diffusion_forcing", "wavefront": 1, "inner_recurrence": 6}

@@ -6,11 +6,11 @@ from itertools import islice
 import jinja2
 import pytest
 import torch
-from conftest import tiny_config
 from transformers import TextIteratorStreamer, pipeline
 
 from hf_diffusion_forcing import RavenForCausalLM
 from hf_diffusion_forcing.evaluation.problems import CHAT_TEMPLATE, problems
+from support import tiny_config
 
 FORCING = {"sampler": "diffusion_forcing", "wavefront": 16, "exit_threshold": 0.05, "seed": 0}
 GREEDY = {"do_sample": False, "max_new_tokens": 24}  # a pipeline samples unless told otherwise

@@ -6,11 +6,11 @@ from typing import ClassVar
 
 import pytest
 import torch
-from conftest import left_pad, new_tokens
 
 from hf_diffusion_forcing import ExitCriterion
 from hf_diffusion_forcing.evaluation.measure import accuracy, solve
 from hf_diffusion_forcing.evaluation.problems import problems
+from support import left_pad, new_tokens
 
 ADAPTIVE = {"sampler": "diffusion_forcing", "adaptive_prefill": True, "inner_recurrence": 1}
 

@@ -5,7 +5,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from conftest import tiny_config
 
 from hf_diffusion_forcing import (
     AdaptiveConfig,
@@ -22,6 +21,7 @@ from hf_diffusion_forcing.generation.samplers import SAMPLERS
 from hf_diffusion_forcing.hub.export import export_checkpoint
 from hf_diffusion_forcing.serving.server import choose_sampler
 from hf_diffusion_forcing.settings.presets import PRESET_SAMPLERS
+from support import tiny_config
 
 FORCING = "diffusion_forcing"
 CASES = {

@@ -5,10 +5,10 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import left_pad, new_tokens
 from transformers import LogitsProcessor, LogitsProcessorList, TopKLogitsWarper, WatermarkingConfig
 
 from hf_diffusion_forcing import compat
+from support import left_pad, new_tokens
 
 PROMPT = torch.tensor([[3, 1, 4, 1, 5]])
 

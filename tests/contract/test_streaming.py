@@ -7,23 +7,10 @@ from threading import Thread
 import pytest
 import torch
 from transformers import AsyncTextIteratorStreamer, TextDiffusionStreamer, TextIteratorStreamer, TextStreamer
-from transformers.generation.streamers import BaseStreamer
+
+from support.streamers import Recorder
 
 SAMPLERS = ["adaptive", "autoregressive", "diffusion_forcing", "speculative_wavefront"]
-
-
-class Recorder(BaseStreamer):
-    def __init__(self):
-        self.committed, self.drafts, self.ended = [], [], 0
-
-    def put(self, value):
-        self.committed += value.flatten().tolist()
-
-    def put_draft(self, value, **kwargs):
-        self.drafts.append(value.tolist())
-
-    def end(self):
-        self.ended += 1
 
 
 def test_tokens_and_drafts(huginn_mini, prompts):

@@ -6,16 +6,15 @@ import tracemalloc
 
 import pytest
 import torch
-from conftest import left_pad
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_streaming import Recorder
-from test_termination import random_model
 from transformers import GenerationConfig
 
 from hf_diffusion_forcing import Trace, WaveTick
 from hf_diffusion_forcing.generation import trace as trace_module
 from hf_diffusion_forcing.generation.trace import as_bits, from_bits
+from support import left_pad, random_model
+from support.streamers import Recorder
 
 ROWS = [[3, 1, 4], [1, 5, 9, 2, 6], [5], [3, 5, 8, 9, 7, 9], [3, 2]]
 SAMPLERS = {

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from conftest import left_pad
 
 from hf_diffusion_forcing.generation.call import Call
 from hf_diffusion_forcing.generation.cost_curve import WIDTHS, CostCurve, cost_curve
 from hf_diffusion_forcing.generation.prompt import Prompt
 from hf_diffusion_forcing.generation.row import Row
 from hf_diffusion_forcing.generation.wave_choice import PromptDepth, choose_wave, steady_wave
+from support import left_pad
 
 FLAT = CostCurve(core=(1.0,) * 7, ends=(1.0,) * 7)
 """Streaming weights decides: a wide pass costs what a narrow one does."""

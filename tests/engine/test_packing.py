@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from conftest import left_pad, tiny_config
 
 from hf_diffusion_forcing import RavenForCausalLM, pack_linear_weights, unpack_linear_weights
 from hf_diffusion_forcing.packing import PackedLinear
+from support import left_pad, tiny_config
 
 ROWS = [[3, 1, 4, 1, 5], [9, 2]]
 

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from conftest import FIXTURES
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -23,6 +22,7 @@ from hf_diffusion_forcing.evaluation.divergent_tokens import (
 )
 from hf_diffusion_forcing.evaluation.task import Task
 from hf_diffusion_forcing.settings.spelling import parse_sampler
+from support import FIXTURES
 
 CHECKPOINT = FIXTURES / "python-source"
 BASELINE = "autoregressive:num_steps=8"

@@ -12,25 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from typer.testing import CliRunner
 
 import hf_diffusion_forcing.evaluation
-from hf_diffusion_forcing.command_line.app import app
 from hf_diffusion_forcing.evaluation.evaluator import evaluate_samplers
 from hf_diffusion_forcing.evaluation.journal import Journal
 from hf_diffusion_forcing.evaluation.metrics import EditDistance, ExactAnswer, TokenAgreement, wilson_interval
 from hf_diffusion_forcing.evaluation.task import Sample, Task
 from hf_diffusion_forcing.settings.spelling import parse_sampler
+from support.commands import run
 
 SAMPLERS = ["autoregressive:num_steps=4", "diffusion_forcing:preset=fast", "speculative_wavefront:num_steps=4"]
 ARGUMENTS = {"batch_size": 2, "max_new_tokens": 8, "progress": False}
 COMMAND = ["evaluate", "--dataset", "mental", "--count", "7", "--batch-size", "2", "--max-new-tokens", "8"]
 COMMAND += [word for sampler in SAMPLERS for word in ("--sampler", sampler)]
 TIMES = {"seconds", "tokens_per_second", "speedup"}
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, list(map(str, arguments)))
 
 
 def counts(result):

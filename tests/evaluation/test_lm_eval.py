@@ -3,7 +3,6 @@
 import json
 import sys
 from itertools import islice
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +11,8 @@ from typer.testing import CliRunner
 from hf_diffusion_forcing import bundled_checkpoint
 from hf_diffusion_forcing.command_line.app import app
 from hf_diffusion_forcing.evaluation.problems import problems
+from support import ROOT
 
-ROOT = Path(__file__).parent.parent
 TASKS = "tests/fixtures/lm-eval"
 ROWS = [json.loads(line) for line in (ROOT / TASKS / "problems.jsonl").read_text().splitlines()]
 

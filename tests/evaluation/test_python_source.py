@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FIXTURES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_diffusion_forcing.evaluation.measure import emitted_loss
 from hf_diffusion_forcing.evaluation.python_source import read_source, source_files, source_prompts
+from support import FIXTURES
 
 CHECKPOINT = FIXTURES / "python-source"
 

@@ -2,10 +2,8 @@
 
 import json
 from itertools import count
-from pathlib import Path
 
 import pytest
-from conftest import FAMILIES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -23,6 +21,7 @@ from hf_diffusion_forcing.evaluation.task import Sample, Task
 from hf_diffusion_forcing.evaluation.tuning import trials_for, tune
 from hf_diffusion_forcing.generation.output import DiffusionForcingOutput
 from hf_diffusion_forcing.settings.spelling import parse_sampler
+from support import FAMILIES, ROOT
 
 BASELINE = {"sampler": "autoregressive"}
 FORCING = {"sampler": "diffusion_forcing"}
@@ -424,7 +423,7 @@ def test_the_command(tmp_path):
     ],
 )
 def test_wrong_arguments_say_what_to_do(arguments, message, monkeypatch):
-    monkeypatch.chdir(Path(__file__).parent.parent)
+    monkeypatch.chdir(ROOT)
     monkeypatch.setattr("hf_diffusion_forcing.evaluation.tuning.run_batch", None)  # nothing is decoded before
     result = command(*arguments)
     assert result.exit_code == 2 and isinstance(result.exception, SystemExit)

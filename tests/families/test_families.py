@@ -5,12 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import FAMILIES, left_pad, new_tokens
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from hf_diffusion_forcing import bundled_checkpoint
 from hf_diffusion_forcing.hub import export_checkpoint
+from support import FAMILIES, left_pad, new_tokens
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
 RETROFITTED = ("llama", "olmo")

@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 import torch
-from conftest import FAMILIES, FIXTURES
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -22,6 +21,7 @@ from hf_diffusion_forcing import (
     bundled_checkpoint,
 )
 from hf_diffusion_forcing.models.huginn_raven.configuration_huginn_raven import layout_of
+from support import FAMILIES, FIXTURES
 
 BASES = {"huginn": RavenModel, "llama": RavenModel, "olmo": RavenModel, "ouro": OuroModel}
 CLASSES = {"huginn": RavenForCausalLM, "llama": RavenForCausalLM, "olmo": RavenForCausalLM, "ouro": OuroForCausalLM}

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from conftest import FAMILIES
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from hf_diffusion_forcing.cache import NoCache
+from support import FAMILIES
 
 IDS = torch.randint(0, 128, (2, 16), generator=torch.manual_seed(0))
 LINEAR = {"ouro": ["q_proj", "v_proj", "down_proj"]}

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_config
 
 from hf_diffusion_forcing import RavenForCausalLM
 from hf_diffusion_forcing.cache import NoCache
+from support import tiny_config
 
 IDS = torch.randint(0, 61, (2, 11), generator=torch.manual_seed(0))
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from test_cli import run
 from transformers import AutoModelForCausalLM
 
 from hf_diffusion_forcing.evaluation.widening import widen
+from support.commands import run
 
 
 @pytest.mark.parametrize("factor", [1, 2, 5])

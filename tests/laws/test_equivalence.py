@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from conftest import left_pad, new_tokens
+
+from support import left_pad, new_tokens
 
 FORCING = {"sampler": "diffusion_forcing", "wavefront": 12, "exit_threshold": 0.03, "inner_recurrence": 2}
 STABILISED = FORCING | {"embedding_momentum": 0.1, "state_noise": 0.05}

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from conftest import left_pad, tiny_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hf_diffusion_forcing import RavenForCausalLM
+from support import left_pad, tiny_config
 
 VOCABULARY = 61
 

@@ -4,7 +4,6 @@ from itertools import islice
 
 import pytest
 import torch
-from conftest import left_pad, new_tokens, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LogitsProcessor, LogitsProcessorList
@@ -15,6 +14,7 @@ from hf_diffusion_forcing.cache import Slots
 from hf_diffusion_forcing.evaluation.problems import problems
 from hf_diffusion_forcing.generation.cost_curve import CostCurve
 from hf_diffusion_forcing.generation.draft_choice import choose_draft_depth
+from support import left_pad, new_tokens, tiny_config
 
 SPECULATIVE = {"sampler": "speculative_wavefront"}
 PROMPT = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])

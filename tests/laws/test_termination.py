@@ -4,13 +4,12 @@ import math
 
 import pytest
 import torch
-from conftest import left_pad, new_tokens, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation.streamers import BaseStreamer
 
-from hf_diffusion_forcing import RavenForCausalLM
 from hf_diffusion_forcing.evaluation.problems import problems
+from support import left_pad, new_tokens, random_model
 
 EXACT = [
     {"sampler": "autoregressive"},
@@ -124,13 +123,6 @@ def test_any_settings_end_exactly(
         assert len(alone) == end
         assert together[row][:end] == alone
         assert set(together[row][end:]) <= {0}
-
-
-def random_model(cache={}):  # noqa: B006 - one model for all examples
-    if not cache:
-        torch.manual_seed(0)
-        cache["model"] = RavenForCausalLM(tiny_config()).eval()
-    return cache["model"]
 
 
 def test_several_eos_ids(tiny):

@@ -7,8 +7,6 @@ from itertools import islice
 
 import openai
 import pytest
-from conftest import tiny_config
-from serving import serving
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -16,6 +14,8 @@ from hf_diffusion_forcing import RavenForCausalLM, bundled_checkpoint
 from hf_diffusion_forcing.command_line.app import app
 from hf_diffusion_forcing.evaluation.problems import problems
 from hf_diffusion_forcing.serving.server import choose_sampler
+from support import tiny_config
+from support.serving import serving
 
 HASTY = {"wavefront": 8, "inner_recurrence": 1, "exit_threshold": 1e6, "seed": 0}
 """One recurrence a token: no other way of decoding says quite the same."""

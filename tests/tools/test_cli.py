@@ -8,9 +8,7 @@ from dataclasses import fields
 
 import pytest
 import typer
-from conftest import HUGINN_MINI
 from transformers import GPT2Config, GPT2LMHeadModel
-from typer.testing import CliRunner
 
 from hf_diffusion_forcing.command_line.app import app
 from hf_diffusion_forcing.command_line.sampler_options import (
@@ -22,12 +20,10 @@ from hf_diffusion_forcing.command_line.sampler_options import (
 )
 from hf_diffusion_forcing.settings.sampler_config import SAMPLER_CONFIGS, field_help
 from hf_diffusion_forcing.settings.spelling import parse_sampler
+from support import HUGINN_MINI
+from support.commands import run
 
 PROMPT = "Q: Start at 3 + 2. Last digit?\nA:"
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, list(map(str, arguments)))
 
 
 def test_the_main_job_piped():

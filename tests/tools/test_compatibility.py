@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from transformers import GenerationConfig
@@ -11,8 +10,8 @@ from hf_diffusion_forcing.evaluation.compatibility.findings import find, quiet
 from hf_diffusion_forcing.evaluation.compatibility.page import is_current, page
 from hf_diffusion_forcing.evaluation.compatibility.probes import Probe, ProbeError, check_probes
 from hf_diffusion_forcing.evaluation.compatibility.subjects import tiny_model
+from support import ROOT
 
-ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "compatibility.md"
 
 

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from conftest import FAMILIES
 from safetensors.torch import load_file
-from test_cli import run
 from transformers import AutoModelForCausalLM
 
 from hf_diffusion_forcing.hub.conversion import convert
+from support import FAMILIES
+from support.commands import run
 
 
 @pytest.mark.parametrize("name", FAMILIES)

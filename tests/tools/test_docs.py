@@ -15,7 +15,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from serving import serving
 
 from hf_diffusion_forcing import (
     EXIT_CRITERIA,
@@ -26,11 +25,12 @@ from hf_diffusion_forcing import (
     SpeculativeWavefrontConfig,
 )
 from hf_diffusion_forcing.settings.presets import PRESET_SAMPLERS, PRESETS
+from support import ROOT
+from support.markdown import BLOCK
+from support.serving import serving
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES += sorted((ROOT / "hf_diffusion_forcing/checkpoints").glob("*/README.md"))
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 OURS = ("hf-diffusion-forcing", "python -m hf_diffusion_forcing")
 SERVE = "hf-diffusion-forcing serve"
 

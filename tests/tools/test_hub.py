@@ -12,11 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import HUGINN_MINI
 from huggingface_hub import ModelCard, constants
-from local_hub import TOKEN, LocalHub
-from test_cli import run
-from test_docs import BLOCK
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -32,6 +28,10 @@ from hf_diffusion_forcing.hub import export_checkpoint, files_to_push
 from hf_diffusion_forcing.hub.source_card import MARKER
 from hf_diffusion_forcing.hub.staging import staged
 from hf_diffusion_forcing.settings.presets import PRESET_SAMPLERS, PRESETS
+from support import HUGINN_MINI
+from support.commands import run
+from support.local_hub import TOKEN, LocalHub
+from support.markdown import BLOCK
 
 TEXT = "Q: Start at 3 + 2 * 4. Last digit?\nA:"
 SHORT = {"num_steps": 8, "seed": 0, "max_new_tokens": 12}

@@ -8,11 +8,11 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from conftest import FAMILIES, HUGINN_MINI
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import hf_diffusion_forcing
 from hf_diffusion_forcing.lazy_registration import STAND_INS, AfterImport
+from support import FAMILIES, HUGINN_MINI
 
 PACKAGE = Path(hf_diffusion_forcing.__file__).parent
 

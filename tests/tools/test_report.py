@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 import torch
-from conftest import left_pad
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
@@ -17,6 +16,7 @@ from hf_diffusion_forcing.command_line import report as report_command
 from hf_diffusion_forcing.command_line.app import app
 from hf_diffusion_forcing.evaluation.problems import problems
 from hf_diffusion_forcing.visualization.report import Report, json_for_script, pieces
+from support import left_pad
 
 HOSTILE = [
     "</script><script>document.title='hacked'</script>",

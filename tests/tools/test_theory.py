@@ -1,7 +1,6 @@
 """docs/theory.md: path independence on the trained checkpoint, its formulas, and its figures."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -10,8 +9,7 @@ from hf_diffusion_forcing.evaluation.path_independence import approaches
 from hf_diffusion_forcing.evaluation.problems import problems
 from hf_diffusion_forcing.evaluation.roofline import bytes_read, roofline
 from hf_diffusion_forcing.generation.wave_choice import choose_wave, steady_wave
-
-ROOT = Path(__file__).parent.parent
+from support import FIXTURES, ROOT
 
 
 @pytest.mark.parametrize("offset", [2, 11])
@@ -60,7 +58,7 @@ def test_ticks_a_token_are_those_of_the_sweep():
 
 
 def test_the_formulas_of_bytes():
-    config = RavenConfig.from_pretrained(ROOT / "tests" / "fixtures" / "published" / "huginn-0125")
+    config = RavenConfig.from_pretrained(FIXTURES / "published" / "huginn-0125")
     shared = bytes_read(config, lambda passes: (1, passes, 1))
     by_depth = bytes_read(config, lambda passes: (1, 32, 2))
     # What docs/how-it-works.md says a position of Huginn-0125 takes in 8 layers.

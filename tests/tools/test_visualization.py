@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-from conftest import left_pad
 from matplotlib.collections import LineCollection, PatchCollection, PathCollection
 from matplotlib.figure import Figure
 
@@ -17,6 +16,7 @@ from hf_diffusion_forcing.visualization import (
     plot_wavefront,
     principal_components,
 )
+from support import left_pad
 
 FIGURES = [plot_wavefront, plot_convergence, plot_recurrences, plot_latents]
 ROWS = [[3, 1, 4], [1, 5, 9, 2, 6]]
