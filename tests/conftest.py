@@ -10,12 +10,21 @@ import json
 
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_diffusion_forcing
 from hf_diffusion_forcing import RavenForCausalLM
 from support import FAMILIES, HUGINN_MINI, tiny_config
+
+settings.register_profile("few", max_examples=15, deadline=None)
+settings.register_profile("full", max_examples=60, deadline=None)
+
+
+def pytest_configure(config):
+    """Properties are tried on more examples where `full` is not deselected."""
+    settings.load_profile("few" if "not full" in config.option.markexpr else "full")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from itertools import product
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from hf_diffusion_forcing import (
     LatentProcessor,
 )
 from hf_diffusion_forcing.settings.presets import PRESETS
+from support.matrix import cases
 
 PROMPT = torch.tensor([[3, 1, 4, 1, 5]])
 # The gate is a model's own: tests/families has models with one.
@@ -34,8 +36,13 @@ def forcing(model, **kwargs):
     )
 
 
-@pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("sampler", ["diffusion_forcing", "adaptive"])
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    cases(
+        product(SPECS, ["diffusion_forcing", "adaptive"]),
+        keep=[*((name, "diffusion_forcing") for name in SPECS), ("kl", "adaptive"), ("latent_difference", "adaptive")],
+    ),
+)
 def test_every_criterion_decodes_and_is_stored_by_name(tiny, name, sampler, tmp_path):
     settings = {"exit_criterion": SPECS[name], "num_steps": 12}
     if sampler == "diffusion_forcing":

@@ -11,6 +11,7 @@ from hf_diffusion_forcing import ExitCriterion
 from hf_diffusion_forcing.evaluation.measure import accuracy, solve
 from hf_diffusion_forcing.evaluation.problems import problems
 from support import left_pad, new_tokens
+from support.matrix import cases, crossed
 
 ADAPTIVE = {"sampler": "diffusion_forcing", "adaptive_prefill": True, "inner_recurrence": 1}
 
@@ -120,8 +121,14 @@ def test_chunks_and_an_automatic_wavefront(bundled):
         assert problem.is_solved_by(tokenizer.decode(ids[0], skip_special_tokens=True))
 
 
-@pytest.mark.parametrize("kv_sharing", ["last", "none", 2])
-@pytest.mark.parametrize("sampler", ["adaptive", "diffusion_forcing"])
+@pytest.mark.parametrize(
+    ("sampler", "kv_sharing"),
+    crossed(
+        ["adaptive", "diffusion_forcing"],
+        ["last", "none", 2],
+        keep=[("adaptive", "none"), ("adaptive", 2), ("diffusion_forcing", "last")],
+    ),
+)
 def test_law_3_for_prompts_in_chunks(tiny, sampler, kv_sharing):
     """With shared keys and values a chunk sees the last recurrence of those before it: where it begins matters."""
     prompts = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], [9, 2, 7, 1, 8, 2], [6], [5, 3, 5, 8, 9, 7, 9, 3, 2]]
@@ -133,7 +140,7 @@ def test_law_3_for_prompts_in_chunks(tiny, sampler, kv_sharing):
         assert together[row] == new_tokens(alone, len(prompt))[0]
 
 
-@pytest.mark.parametrize("kv_sharing", ["last", "none", 3])
+@pytest.mark.parametrize("kv_sharing", cases(["last", "none", 3], keep=["none"]))
 def test_ragged_prompts_that_stop_apart_keep_what_they_would_alone(bundled, kv_sharing):
     """What has stopped and what is padding is left out of a pass: keys and values are those of the row alone."""
     model, tokenizer = bundled

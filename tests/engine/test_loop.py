@@ -11,6 +11,7 @@ from hf_diffusion_forcing.generation.row import Row
 from hf_diffusion_forcing.generation.samplers import SAMPLERS
 from hf_diffusion_forcing.generation.stopping import Stopping
 from hf_diffusion_forcing.settings.sampler_config import sampler_config_class
+from support.matrix import crossed
 
 CPU = torch.device("cpu")
 SETTINGS = {
@@ -41,8 +42,19 @@ def row(prompt, new_tokens, seed, is_sampling):
     return Row(call, 0, list(prompt), shift=0, seed=seed, last_position=room - 2)
 
 
-@pytest.mark.parametrize("is_sampling", [False, True])
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    ("name", "is_sampling"),
+    crossed(
+        SETTINGS,
+        [False, True],
+        keep=[
+            ("diffusion_forcing with hooks", True),
+            ("diffusion_forcing unshared", False),
+            ("adaptive kl", False),
+            ("speculative_wavefront", True),
+        ],
+    ),
+)
 @torch.no_grad()
 def test_rows_join_and_leave_between_ticks(huginn_mini, prompts, name, is_sampling):
     sampler = name.split()[0]

@@ -136,6 +136,7 @@ def launch(processes, output):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=output.parent)
 
 
+@pytest.mark.full
 def test_two_processes_killed_and_resumed(model, mental, measured, tmp_path):
     """Killed in the middle; then two processes, and one, each find the texts and counts of one that was not."""
     began = launch(2, tmp_path / "run")

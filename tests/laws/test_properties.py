@@ -86,7 +86,7 @@ def continue_rows(model, rows, sampler, call, end, seeds, pad=0):
     return texts
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(rows=prompts, sampler=samplers, call=calls, end=ends, extra=st.integers(0, 5))
 def test_rows_alone_together_and_padded(model, rows, sampler, call, end, extra):
     seeds = [call["seed"] + 7 * row for row in range(len(rows))]
@@ -98,7 +98,6 @@ def test_rows_alone_together_and_padded(model, rows, sampler, call, end, extra):
     assert continue_rows(model, longer, sampler, call, end, [*seeds, 5])[: len(rows)] == together
 
 
-@settings(max_examples=60, deadline=None)
 @given(rows=prompts, call=calls, end=ends, kv_sharing=st.sampled_from(["last", "none", 3]))
 def test_one_position_at_a_time_is_autoregression(model, rows, call, end, kv_sharing):
     seeds = [call["seed"] + row for row in range(len(rows))]

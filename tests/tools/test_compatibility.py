@@ -74,6 +74,7 @@ def test_what_is_not_in_order_is_not_written_down(argument, value, message):
         find(tiny_model(), "diffusion_forcing", probe, {})
 
 
+@pytest.mark.full
 def test_check(tmp_path):
     """The script itself, against a page that says something else."""
     stale = tmp_path / "page.md"

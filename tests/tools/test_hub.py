@@ -32,6 +32,7 @@ from support import HUGINN_MINI
 from support.commands import run
 from support.local_hub import TOKEN, LocalHub
 from support.markdown import BLOCK
+from support.matrix import cases
 
 TEXT = "Q: Start at 3 + 2 * 4. Last digit?\nA:"
 SHORT = {"num_steps": 8, "seed": 0, "max_new_tokens": 12}
@@ -363,7 +364,7 @@ def python(*arguments, env) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=200, env=env, stdin=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("place", ["folder", "Hub"])
+@pytest.mark.parametrize("place", cases(["folder", "Hub"], keep=["Hub"]))
 def test_without_the_import(exported, bundled, inputs, hub_cache, tmp_path, place):
     name = exported if place == "folder" else "me/arithmetic"
     result = python("-c", WITHOUT_IMPORT, name, TEXT, json.dumps(SHORT), tmp_path, env=hub_cache)

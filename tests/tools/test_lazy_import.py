@@ -73,11 +73,15 @@ print(type(model).__name__, isinstance(model, hf_diffusion_forcing.RecurrentDept
 @pytest.mark.parametrize(
     "imports",
     [
-        "import hf_diffusion_forcing\nfrom transformers import AutoModelForCausalLM",
+        pytest.param(
+            "import hf_diffusion_forcing\nfrom transformers import AutoModelForCausalLM", marks=pytest.mark.full
+        ),
         "from transformers import AutoModelForCausalLM\nimport hf_diffusion_forcing",
         # transformers imports the module of AutoConfig in the middle of this one, which ours need as a whole.
         "import hf_diffusion_forcing\nfrom transformers import GenerationMixin, AutoModelForCausalLM",
-        "import hf_diffusion_forcing.models\nfrom transformers import AutoModelForCausalLM",
+        pytest.param(
+            "import hf_diffusion_forcing.models\nfrom transformers import AutoModelForCausalLM", marks=pytest.mark.full
+        ),
     ],
 )
 def test_a_checkpoint_loads_in_either_order(imports):
