@@ -7,25 +7,24 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_diffusion_forcing
-from hf_diffusion_forcing import RavenConfig, RavenForCausalLM
+from hf_diffusion_forcing import RavenForCausalLM
+from support import FAMILIES, HUGINN_MINI, tiny_config
 
-FIXTURES = Path(__file__).parent / "fixtures"
-HUGINN_MINI = FIXTURES / "huginn-mini"
-FAMILIES = {
-    "huginn": HUGINN_MINI,
-    "llama": FIXTURES / "raven-llama-tiny",
-    "olmo": FIXTURES / "raven-olmo-tiny",
-    "ouro": FIXTURES / "ouro-tiny",
-}
-"""A checkpoint of every family and layout; all but the first have random weights."""
+settings.register_profile("few", max_examples=15, deadline=None)
+settings.register_profile("full", max_examples=60, deadline=None)
+
+
+def pytest_configure(config):
+    """Properties are tried on more examples where `full` is not deselected."""
+    settings.load_profile("few" if "not full" in config.option.markexpr else "full")
 
 
 @pytest.fixture(scope="session")
@@ -59,35 +58,8 @@ def bundled():
     return AutoModelForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
 
 
-def tiny_config(**changes) -> RavenConfig:
-    sizes = {
-        "vocab_size": 61,
-        "n_embd": 32,
-        "n_heads": 2,
-        "intermediate_size": 48,
-        "n_layers_in_prelude": 1,
-        "n_layers_in_recurrent_block": 2,
-        "n_layers_in_coda": 1,
-        "mean_recurrence": 6,
-        "mean_backprop_depth": 3,
-        "block_size": 128,
-    }
-    return RavenConfig(**sizes | changes)
-
-
 @pytest.fixture
 def tiny():
     """A model with random weights: it converges nowhere in particular, and every draft is a guess."""
     torch.manual_seed(0)
     return RavenForCausalLM(tiny_config()).eval()
-
-
-def left_pad(rows: list[list[int]], pad: int = 0) -> dict[str, torch.Tensor]:
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def new_tokens(sequences: torch.Tensor, prompt_length: int) -> list[list[int]]:
-    return sequences[:, prompt_length:].tolist()

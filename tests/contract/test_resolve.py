@@ -1,0 +1,130 @@
+"""generate(), the server, export, tune and evaluate make the same settings of the same inputs."""
+
+import copy
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from hf_diffusion_forcing import (
+    AdaptiveConfig,
+    AutoregressiveConfig,
+    DiffusionForcingConfig,
+    RavenForCausalLM,
+    RecurrentDepthGenerationConfig,
+)
+from hf_diffusion_forcing.evaluation.candidates import preset_candidates
+from hf_diffusion_forcing.evaluation.evaluator import evaluate_samplers
+from hf_diffusion_forcing.evaluation.task import Sample, Task
+from hf_diffusion_forcing.evaluation.tuning import stored_sampler
+from hf_diffusion_forcing.generation.samplers import SAMPLERS
+from hf_diffusion_forcing.hub.export import export_checkpoint
+from hf_diffusion_forcing.serving.server import choose_sampler
+from hf_diffusion_forcing.settings.presets import PRESET_SAMPLERS
+from support import tiny_config
+from support.matrix import crossed
+
+FORCING = "diffusion_forcing"
+CASES = {
+    "defaults": ({}, {"sampler": FORCING}, {"wavefront": 32, "inner_recurrence": 4}),
+    "keyword over stored": (
+        {"sampler": FORCING, "sampler_config": {"wavefront": 5}},
+        {"wavefront": 3},
+        {"wavefront": 3},
+    ),
+    "preset under stored": (
+        {"sampler_preset": "fast", "sampler_config": {"wavefront": 6}},
+        {"num_steps": 4},
+        {"wavefront": 6, "inner_recurrence": 1, "num_steps": 4, "max_steps": 4},
+    ),
+    "preset on a shallow budget": ({"sampler_preset": "quality"}, {"num_steps": 2}, {"inner_recurrence": 2}),
+    "stored dataclass": ({"sampler_config": AdaptiveConfig(num_steps=3)}, {}, {"num_steps": 3, "prefill_steps": 3}),
+    "stored dataclass and a keyword": (
+        {"sampler_config": DiffusionForcingConfig(wavefront=9, seed=1)},
+        {"num_steps": 2},
+        {"wavefront": 9, "inner_recurrence": 2, "seed": 1},
+    ),
+    "another sampler than stored": ({"sampler_preset": "fast"}, {"sampler": "adaptive"}, {"adaptive_prefill": False}),
+    "a criterion of one's own": (
+        {"sampler": FORCING, "sampler_config": {"exit_threshold": 0.5}},
+        {"exit_criterion": "kl"},
+        {"exit_criterion": "kl", "exit_threshold": None},
+    ),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request, bundled):
+    """A model with something stored, the call, and what it comes to."""
+    stored, call, expected = CASES[request.param]
+    model = copy.copy(bundled[0])
+    model.generation_config = RecurrentDepthGenerationConfig(**stored)
+    settings = model.generation_config.resolve(model.config, **call)
+    assert {name: getattr(settings, name) for name in expected} == expected
+    return model, call, settings
+
+
+def test_generate(case):
+    model, call, settings = case
+    seen = []
+
+    class Spy(SAMPLERS[settings.sampler]):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            seen.append(self.config)
+
+    with patch.dict(SAMPLERS, {settings.sampler: Spy}):
+        model.generate(torch.tensor([[3, 1]]), max_new_tokens=1, **call)
+    assert seen == [settings]
+
+
+def test_the_server(case):
+    model, call, settings = case
+    choose_sampler(model, **call)
+    assert model.decoding_config().sampler_config == settings
+
+
+def test_evaluate(case, bundled):
+    model, call, settings = case
+    task = Task("one", (Sample("Q: Start at 3 + 2.", None, 0),))
+    call = call | {"sampler": settings.sampler}
+    call.pop("seed", None)
+    result = evaluate_samplers(model, bundled[1], task, {"it": call}, max_new_tokens=1, progress=False)
+    assert result.settings["samplers"]["it"]["settings"] == settings.to_dict()
+
+
+def test_tune_stores_what_it_measured(case):
+    model, _, settings = case
+    with stored_sampler(model, {"sampler": settings.sampler, "sampler_config": settings.to_dict()}):
+        assert model.decoding_config().sampler_config == settings
+
+
+@pytest.mark.parametrize(
+    ("preset", "depth"),
+    crossed(PRESET_SAMPLERS, [2, 16], keep=[("quality", 2), ("fast", 16), ("lossless", 16)]),
+)
+def test_presets_that_are_tuned_and_exported(bundled, preset, depth, tmp_path):
+    model, tokenizer = bundled
+    settings = RecurrentDepthGenerationConfig().resolve(model.config, sampler_preset=preset, num_steps=depth)
+    candidate = preset_candidates(model.config.model_type, depth)[preset]
+    with stored_sampler(model, {}):
+        assert model.decoding_config(**candidate, num_steps=depth).sampler_config == settings
+    export_checkpoint(model, tokenizer, tmp_path / "out", preset, sampler_config={"num_steps": depth})
+    exported = RecurrentDepthGenerationConfig.from_pretrained(tmp_path / "out")
+    assert exported.resolve(model.config) == settings
+
+
+def test_no_sampler_is_plain_decoding():
+    model = RavenForCausalLM(tiny_config())
+    model.generation_config.sampler_preset = "fast"
+    plain = model.generation_config.resolve(model.config, sampler=False)
+    assert plain.sampler is False and plain.num_steps == 6
+    with pytest.raises(ValueError, match="sampler=False"):
+        model.generate(torch.tensor([[3]]), num_beams=2, max_new_tokens=2)
+    assert model.generate(torch.tensor([[3]]), num_beams=2, max_new_tokens=2, sampler=False).shape == (1, 3)
+    with pytest.raises(ValueError, match="does not fit"):
+        model.generation_config.resolve(model.config, sampler=False, sampler_config=AutoregressiveConfig())
+    with pytest.raises(ValueError, match="belongs to sampler='diffusion_forcing', not to sampler=False"):
+        model.generation_config.resolve(model.config, sampler=False, sampler_preset="fast")
+    with pytest.raises(ValueError, match="wavefront=3 is not a setting of plain decoding"):
+        model.generation_config.resolve(model.config, sampler=False, wavefront=3)

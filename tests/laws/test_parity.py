@@ -1,0 +1,69 @@
+"""Law 1: the native forward equals the published reference implementation."""
+
+import pytest
+import torch
+
+from hf_diffusion_forcing.cache import NoCache
+from support.matrix import cases, crossed
+
+CLOSE = {"atol": 1e-4, "rtol": 0}
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "use_cache"),
+    crossed([1, 4, 8, 32], [True, False], keep=[(1, True), (8, False), (32, True)]),
+)
+@torch.no_grad()
+def test_logits(huginn_mini, golden, num_steps, use_cache):
+    for prompt in range(4):
+        output = huginn_mini(golden[f"input_ids_{prompt}"], num_steps=num_steps, state_scale=0.0, use_cache=use_cache)
+        torch.testing.assert_close(output.logits, golden[f"logits_{prompt}_r{num_steps}"], **CLOSE)
+        if num_steps == 32:
+            torch.testing.assert_close(output.latents, golden[f"latents_{prompt}_r32"], **CLOSE)
+
+
+@torch.no_grad()
+def test_prelude(huginn_mini, golden):
+    for prompt in range(4):
+        ids = golden[f"input_ids_{prompt}"]
+        at = NoCache().place(torch.arange(ids.shape[1])[None])
+        torch.testing.assert_close(huginn_mini.embed(ids, at), golden[f"prelude_{prompt}"], **CLOSE)
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+@torch.no_grad()
+def test_the_default_dtype_changes_nothing(family, default):
+    """Not the rotation, nor norms, nor the state start; the model's own dtype alone decides."""
+    ids, settings = torch.tensor([[81, 58, 32, 68, 51]]), {"num_steps": 3, "seeds": torch.tensor([1])}
+    expected = family(ids, **settings)
+    family.base_model._frequencies.clear()  # what the model keeps from call to call
+    torch.set_default_dtype(default)
+    try:
+        output = family(ids, **settings)
+        loaded = type(family).from_pretrained(family.name_or_path, dtype=torch.float32)(ids, **settings)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for each in (output, loaded):
+        assert torch.equal(each.logits, expected.logits) and each.logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize("prompt", cases(range(4), keep=[0]))
+def test_greedy_tokens_with_one_entry_per_recurrence(huginn_mini, golden, prompt):
+    for sampler in (None, "autoregressive"):
+        ids = huginn_mini.generate(
+            golden[f"input_ids_{prompt}"], max_new_tokens=64, num_steps=32, state_scale=0.0, sampler=sampler
+        )
+        assert ids.tolist() == golden[f"greedy_full_{prompt}"].tolist()
+
+
+@pytest.mark.parametrize("prompt", cases(range(4), keep=[0]))
+def test_greedy_tokens_with_shared_entries(huginn_mini, golden, prompt):
+    ids = huginn_mini.generate(
+        golden[f"input_ids_{prompt}"],
+        max_new_tokens=64,
+        num_steps=32,
+        state_scale=0.0,
+        sampler="autoregressive",
+        kv_sharing="last",
+    )
+    assert ids.tolist() == golden[f"greedy_shared_{prompt}"].tolist()
