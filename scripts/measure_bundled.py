@@ -216,8 +216,8 @@ predicted token:
 ## Speed
 
 {speed_count} worked problems at batch 1, end to end (including the prompt). Speeds are medians and ranges of
-{repeats} repeats, relative to the first row of the same run; the samplers take turns on every prompt. On so small a model, speed reflects
-overhead as much as the sampler.
+{repeats} repeats, relative to the first row of the same run; the samplers take turns on every prompt. On so small a
+model, speed reflects overhead as much as the sampler.
 
 {speed}
 
