@@ -33,8 +33,8 @@ tags:
 
 This is a recurrent-depth transformer with the shape of the bundled checkpoint ({parameters:.2f}M parameters, bfloat16).
 It was trained on the standard library of CPython {python} without tests and tables (PSF licence). One file in sixteen
-is held out, chosen by a hash of its path. The model writes no useful code. It exists because text made from templates favours
-every parallel decoder, and source code has the entropy of real text.
+is held out, chosen by a hash of its path. The model writes no useful code. It exists because text made from
+templates favours every parallel decoder, and source code has the entropy of real text.
 
 Loss on {count} held-out windows of {width} tokens (nats per token), and how often the likeliest
 token equals that of r = 32:
