@@ -20,7 +20,7 @@ class Refusal:
 
 Outcome = dict[str, Any]
 """Everything observable about a call: the ids, the fields of a dict output, the tokens passed to a streamer, the width
-of each pass of `forward()`. All values are plain, so that outcomes can be compared."""
+of each pass. All values are plain, so that outcomes can be compared."""
 
 
 def plain(value: Any) -> Any:
@@ -36,16 +36,17 @@ def observe(model: RavenForCausalLM, keywords: dict) -> Outcome:
     """Call `generate()` and record the outcome."""
     widths: list[int] = []
 
-    def keep_width(module, args, kwargs):
-        widths.append((args[0] if args else kwargs["input_ids"]).shape[1])
+    def keep_width(module, args):
+        widths.append(args[0].shape[1])
 
     torch.manual_seed(0)
-    hook = model.register_forward_pre_hook(keep_width, with_kwargs=True)
+    # Samplers do not call `forward()`, but every pass runs the first layer.
+    hook = model.transformer.prelude[0].register_forward_pre_hook(keep_width)
     try:
         result = model.generate(**keywords)
     finally:
         hook.remove()
-    outcome: Outcome = {"forward": widths, "type": type(result).__name__}
+    outcome: Outcome = {"widths": widths, "type": type(result).__name__}
     if "streamer" in keywords:
         outcome["streamed"] = keywords["streamer"].events
     fields = {"sequences": result} if isinstance(result, torch.Tensor) else dict(result)

@@ -20,7 +20,7 @@ This page lists how each sampler treats every argument of transformers' `generat
 
 `python scripts/write_compatibility.py` measures these tables. It calls `generate()` with and without each argument,
 on a tiny model with random weights, and compares everything observable: the ids, the fields of a dict output, the
-tokens passed to a streamer, and the width of each pass of `forward()`.
+tokens passed to a streamer, and the number of positions in each pass of the model.
 
 - **works**: the argument changes the outcome, and a reference confirms the result. With one position at a time and
   all recurrences in one tick, a sampler must produce the text of `sampler="autoregressive"` with the same argument.
