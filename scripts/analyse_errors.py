@@ -1,9 +1,9 @@
-"""Where does fast leave exact? Measure it on both small checkpoints and write the tables of docs/error-analysis.md.
+"""Find where the preset fast differs from autoregression, and write the tables of docs/error-analysis.md.
 
-python scripts/analyse_errors.py
+    python scripts/analyse_errors.py
 
-Everything is in float32, so that what differs comes from the sampler and not from rounding. Writes the data to
-docs/benchmarks and the figures to docs/images.
+Both small checkpoints decode in float32, so that differences come from the sampler and not from rounding. Writes the
+data to docs/benchmarks and the figures to docs/images.
 """
 
 import json
@@ -34,11 +34,11 @@ CASES = {
         96,
     ),
 }
-"""By the name of its part of the page: checkpoint, task, sampler, most new tokens."""
+"""Per section of the page: checkpoint, task, sampler, maximum of new tokens."""
 
 
 def main(
-    case: Annotated[list[str] | None, typer.Option(help="Only these of the cases; all by default.")] = None,
+    case: Annotated[list[str] | None, typer.Option(help="The cases to measure; all by default.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
 ):
     torch.set_num_threads(threads)
@@ -46,7 +46,7 @@ def main(
         path, task, sampler, room = CASES[name]
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-        model.config.name_or_path = Path(path).name  # of the machine, the report says nothing but what it is
+        model.config.name_or_path = Path(path).name  # keeps local paths out of the report
         result = compare_samplers(model, tokenizer, task, sampler=sampler, batch_size=16, max_new_tokens=room)
         write_file(DOCS / "benchmarks" / f"error-analysis-{name}.json", json.dumps(result.to_dict(), indent=1) + "\n")
         if result.divergences:
@@ -56,7 +56,7 @@ def main(
         report = result.to_markdown().replace("hf-diffusion-forcing diff", "scripts/analyse_errors.py")
         page, replaced = part.subn(lambda _, text=begin + "\n" + report + "\n" + end: text, PAGE.read_text())
         if not replaced:
-            raise typer.BadParameter(f"{PAGE} has no part {name}.")
+            raise typer.BadParameter(f"{PAGE} has no section marked {name}: add its comments to the page.")
         write_file(PAGE, page)
         print(report)
 

@@ -1,12 +1,12 @@
-"""Time every sampler on checkpoints wide enough that decoding streams their weights from memory.
+"""Time every sampler on checkpoints of realistic size, which do not fit into the processor's cache.
 
     python scripts/benchmark.py
     python scripts/benchmark.py --sweep wavefront
     python scripts/benchmark.py --redraw
 
-The checkpoints (the bundled one and the one trained on Python source) are widened in memory without changing what they
-compute (evaluation/widening.py), so quality is measured on the narrow ones. All rows of a table are interleaved in
-one run, prompt by prompt. Writes docs/benchmarks/speed*.json and .md.
+The script widens the checkpoints (the bundled one and the one trained on Python source) in memory. Widening does not
+change the function that they compute (evaluation/widening.py), so quality is measured on the narrow checkpoints. The
+samplers of a table take turns on every prompt of one run. Writes docs/benchmarks/speed*.json and .md.
 """
 
 import json
@@ -50,7 +50,7 @@ SAMPLERS = {
 FAST = {"sampler_preset": "fast"}
 AUTO = {"sampler": "diffusion_forcing", "wavefront": "auto", "adaptive_prefill": True}
 FULL_WAVE = {"sampler": "diffusion_forcing", "inner_recurrence": 1, "exit_threshold": 0.0}
-"""No position converges before its budget; with headway the wave is wide from the first tick on."""
+"""No position converges before its budget, and `headway` makes the wave wide from the first tick."""
 SWEEPS = {
     "wavefront": (1, 2, 4, 8, 16, 32, 64, 128),
     "context": (128, 512, 1024, 2048, 4000),
@@ -61,23 +61,23 @@ Prompts = list[torch.Tensor]
 
 
 def run(model, inputs: dict | torch.Tensor, settings: dict, max_new_tokens: int) -> Call:
-    """One timed call, with a prompt [1, length] or a batch of the tokenizer."""
+    """Time one call, on a prompt [1, length] or on a batch from the tokenizer."""
     inputs = {"input_ids": inputs} if isinstance(inputs, torch.Tensor) else dict(inputs)
     call = timed_generate(model, inputs, {"seed": 0, "max_new_tokens": max_new_tokens} | settings, first=True)
     if call.tokens < 1:
-        raise ValueError("A text ended at its first token: there is no decoding to time. Choose other prompts.")
+        raise ValueError("A text ended at its first token, so there is no decoding to time: choose other prompts.")
     return call
 
 
 def measure(model, prompts: Prompts, cases: dict[str, tuple[Callable, dict]], repeats: int, room: int) -> dict:
-    """Time cases over prompts, interleaved, each call beside a short one of autoregression at full depth.
+    """Time cases in turns on every prompt, each right after a short call of autoregression at full depth.
 
     Args:
-        cases: by name, what to do to a prompt, and the settings.
+        cases: per name, a function that prepares the prompt, and the settings.
     """
     timings = {name: Timing() for name in cases}
     for _, settings in cases.values():
-        run(model, prompts[0], settings, 4)  # the first calls pay for lazy initialisation
+        run(model, prompts[0], settings, 4)  # the first calls include lazy initialisation
     for _ in tqdm(range(repeats), desc="timing"):
         for input_ids in tqdm(prompts, desc="prompts", leave=False):
             for name, (prepare, settings) in cases.items():
@@ -90,7 +90,7 @@ def measure(model, prompts: Prompts, cases: dict[str, tuple[Callable, dict]], re
 
 
 def table_of(model, timings: dict[str, Timing], texts: list[list[int]] | None) -> dict:
-    """Rows of timings; `texts` are the base's."""
+    """Turn timings into the rows of a table. `texts` are the outputs of the base."""
     parts = part_bytes(model)
     return {
         "parameters": model.num_parameters(),
@@ -101,14 +101,14 @@ def table_of(model, timings: dict[str, Timing], texts: list[list[int]] | None) -
 
 
 def load(path, factor: int, dtype: str, pack: bool):
-    """The narrow checkpoint in float32, the wide one, and the tokenizer."""
+    """Load the narrow checkpoint in float32, the wide one, and the tokenizer."""
     narrow = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     wide = widen(narrow, factor).to(getattr(torch, dtype))
     return narrow, pack_linear_weights(wide) if pack else wide, AutoTokenizer.from_pretrained(path, padding_side="left")
 
 
 def problem_quality(narrow, tokenizer, settings: dict, count: int) -> dict[str, float]:
-    """Share of held-out problems solved, of each kind."""
+    """Return the share of held-out problems solved, per kind."""
     shares = {}
     for kind in KINDS:
         chosen = list(islice(problems(2026, held_out=True, kind=kind), count))
@@ -122,7 +122,7 @@ def plain(names) -> dict[str, tuple[Callable, dict]]:
 
 
 def main_tables(load_model: Callable, count: int, repeats: int, room: int, solved_of: int) -> list[dict]:
-    """All samplers, on problems and on source code."""
+    """Measure all samplers, on problems and on Python source."""
     tables = []
     narrow, wide, tokenizer = load_model(bundled_checkpoint())
     result = measure(wide, domain_prompts("Problems", tokenizer, count), plain(SAMPLERS), repeats, 160)
@@ -147,14 +147,14 @@ def main_tables(load_model: Callable, count: int, repeats: int, room: int, solve
 
 
 def domain_prompts(name: str, tokenizer, count: int) -> Prompts:
-    """Prompts of a domain, [1, length] each."""
+    """Return the prompts of a domain, each [1, length]."""
     if name == "Python source":
         return source_prompts(tokenizer, count, 128)
     return problem_prompts(tokenizer, count, seed=2026, kind="worked")
 
 
 def wavefront_tables(wide, prompts: Prompts, repeats: int, room: int) -> dict[str, dict]:
-    """Waves as wide as the text lets them be, and waves in which nothing converges."""
+    """Measure the preset fast at several wavefronts, and waves in which nothing converges."""
     values = SWEEPS["wavefront"]
     fast = {f"fast, wavefront {n}": (lambda ids: ids, FAST | {"wavefront": n}) for n in values}
     full = {
@@ -172,7 +172,7 @@ def wavefront_tables(wide, prompts: Prompts, repeats: int, room: int) -> dict[st
 
 
 def long_prompt(domain: str, tokenizer, length: int) -> torch.Tensor:
-    """A prompt of `length` tokens, [1, length]: a piece of source, or a problem after many that are solved."""
+    """Return a prompt of `length` tokens, [1, length]: source text, or a problem after many solved ones."""
     if domain == "Python source":
         return source_prompts(tokenizer, 1, length)[0]
     *shown, asked = islice(problems(2026, held_out=True, kind="worked"), 64)
@@ -181,19 +181,19 @@ def long_prompt(domain: str, tokenizer, length: int) -> torch.Tensor:
 
 
 def context_tables(wide, prompts: dict[int, torch.Tensor], repeats: int, room: int) -> dict[str, dict]:
-    """*fast* after prompts of given lengths; the base reads the same prompt."""
+    """Measure the preset fast after prompts of given lengths. The base reads the same prompt."""
     cases = {f"fast, context {length}": (lambda _, prompt=prompt: prompt, FAST) for length, prompt in prompts.items()}
     table = measure(wide, list(prompts.values())[:1], cases, repeats, room)
     first = table["rows"][0]
     for each in table["rows"]:
-        # A tick reads every key and value there is, once.
+        # A tick reads every stored key and value once.
         grown = (each["kv_bytes"] - first["kv_bytes"]) / table["bandwidth"]
         each["predicted_ms"] = first["ms_per_tick"] + 1000 * grown
     return {"the preset fast": table}
 
 
 def batch_tables(wide, tokenizer, prompts: Prompts, repeats: int, room: int) -> dict[str, dict]:
-    """Batches of several sizes, each against batch 1 of the same sampler."""
+    """Measure batches of several sizes relative to batch 1 of the same sampler."""
     tables = {}
 
     def batch(rows: int):
@@ -204,8 +204,8 @@ def batch_tables(wide, tokenizer, prompts: Prompts, repeats: int, room: int) -> 
     for name, settings in samplers.items():
         timings = {f"{name}, batch {n}": Timing() for n in SWEEPS["batch"]}
         for n in SWEEPS["batch"] if settings is AUTO else ():
-            run(wide, batch(n), settings, 1)  # measures the machine
-        # Full-depth prompts of large batches take minutes: once, without diffusion forcing.
+            run(wide, batch(n), settings, 1)  # measures the cost curve
+        # Full-depth prompts of large batches take minutes, so only diffusion forcing is repeated.
         rounds = repeats if name.startswith("diffusion_forcing") else 1
         for _ in tqdm(range(rounds), desc=name):
             for n, timing in zip(SWEEPS["batch"], timings.values(), strict=True):
@@ -217,7 +217,7 @@ def batch_tables(wide, tokenizer, prompts: Prompts, repeats: int, room: int) -> 
 
 
 def factor_tables(path: Path, domain: str, load_model: Callable, count: int, repeats: int, room: int) -> dict:
-    """Models of several widths."""
+    """Measure models of several widths."""
     tables = {}
     for value in SWEEPS["factor"]:
         _, wide, tokenizer = load_model(path, factor=value)
@@ -228,7 +228,7 @@ def factor_tables(path: Path, domain: str, load_model: Callable, count: int, rep
 
 
 def sweep_tables(sweep: str, load_model: Callable, count: int, repeats: int, room: int) -> list[dict]:
-    """One setting varied, on problems and on source code."""
+    """Vary one setting, on problems and on Python source."""
     tables = []
     for domain, path in (("Problems", bundled_checkpoint()), ("Python source", SOURCE_CHECKPOINT)):
         if sweep == "factor":
@@ -248,28 +248,28 @@ def sweep_tables(sweep: str, load_model: Callable, count: int, repeats: int, roo
 
 
 def main(
-    factor: Annotated[int, typer.Option(help="How many times as wide.")] = 8,
+    factor: Annotated[int, typer.Option(help="Factor by which to widen the models.")] = 8,
     dtype: str = "bfloat16",
     pack: Annotated[bool, typer.Option(help="Pack the linear weights (pack_linear_weights).")] = True,
-    count: Annotated[int, typer.Option(help="Prompts.")] = 4,
+    count: Annotated[int, typer.Option(help="Number of prompts.")] = 4,
     repeats: int = 3,
     solved_of: Annotated[
-        int, typer.Option(help="Held-out problems of each kind for the quality column; 0 leaves it out.")
+        int, typer.Option(help="Held-out problems of each kind for the quality column; 0 omits the column.")
     ] = 200,
     max_new_tokens: int = 96,
     sweep: Annotated[
-        Literal["none", "wavefront", "context", "batch", "factor"], typer.Option(help="What to vary.")
+        Literal["none", "wavefront", "context", "batch", "factor"], typer.Option(help="The setting to vary.")
     ] = "none",
     threads: int = 2,
     output: Path = ROOT / "docs",
     redraw: Annotated[
-        bool, typer.Option("--redraw", help="Only write the pages and plots of what was measured.")
+        bool, typer.Option("--redraw", help="Measure nothing: rewrite pages and plots from the stored records.")
     ] = False,
 ):
     if redraw:
         for path in sorted((output / "benchmarks").glob("speed*.json")):
             report(json.loads(path.read_text()), path.stem, output)
-            typer.echo(f"Wrote the page and the plot of {path.name}.")
+            typer.echo(f"Wrote the page and the plot for {path.name}.")
         return
     torch.set_num_threads(threads)
 

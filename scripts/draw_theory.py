@@ -2,9 +2,9 @@
 
     python scripts/draw_theory.py
 
-With the bundled checkpoint and held-out problems it first looks at path independence and at shallow decoding after a
-deep prompt, and writes what it found to docs/benchmarks/theory.json; `--redraw` takes that file as it is. Costs are
-formulas, over the shape of Huginn-0125 and the package's own cost model. Other figures come from docs/benchmarks/.
+The script first measures path independence, and shallow decoding after a deep prompt, with the bundled checkpoint and
+held-out problems. It writes the results to docs/benchmarks/theory.json; `--redraw` reuses that file. Costs are formulas
+that use the shape of Huginn-0125 and the cost model of the package. Other figures come from docs/benchmarks/.
 """
 
 import json
@@ -35,15 +35,15 @@ IMAGES = ROOT / "docs" / "images"
 BENCHMARKS = ROOT / "docs" / "benchmarks"
 HUGINN = ROOT / "tests" / "fixtures" / "published" / "huginn-0125"
 HELD_OUT_SEED = 2026
-"""The problems of scripts/measure_bundled.py."""
+"""The seed of the problems in scripts/measure_bundled.py."""
 
-# Okabe and Ito's colours, told apart with any colour vision; lines also differ in their dashes or markers.
+# The palette of Okabe and Ito is distinct with any colour vision. Lines also differ in dashes or markers.
 BLUE, ORANGE, GREEN, PINK, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#333333"
 DASHES = ("-", "--", "-.", ":")
 
 
 def log_axis(axes: Axes) -> None:
-    """Doublings along x, written as numbers."""
+    """Make the x axis logarithmic with base 2 and plain numbers."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
 
@@ -52,14 +52,14 @@ def log_axis(axes: Axes) -> None:
 
 
 def measure_path_independence(model, tokenizer, count: int, steps: int, wrong_steps: int) -> dict:
-    """Quartiles of `approaches`, and recurrences until a state is within 3 % of its end, over positions of answers."""
+    """Measure quartiles of `approaches`, and recurrences until a state is within 3 % of its end, on answers."""
     stream = problems(0, held_out=True, kind="worked")
     distances: dict[str, list[torch.Tensor]] = {}
     for number in tqdm(range(count), desc="positions"):
         problem = next(stream)
         prompt = tokenizer(problem.prompt, return_tensors="pt").input_ids
         ids = tokenizer(problem.prompt + problem.answer, return_tensors="pt").input_ids
-        # Somewhere in the answer, another place in every text.
+        # A position in the answer, different in every text.
         position = prompt.shape[1] + 7 * number % (ids.shape[1] - prompt.shape[1])
         for name, distance in approaches(model, ids, position, steps, wrong_steps).items():
             distances.setdefault(name, []).append(distance)
@@ -75,7 +75,7 @@ def measure_path_independence(model, tokenizer, count: int, steps: int, wrong_st
 
 
 def draw_path_independence(record: dict) -> Figure:
-    """Median and quartiles over positions of held-out worked problems."""
+    """Plot medians and quartiles over positions of held-out worked problems."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     for (name, start), colour, dash in zip(record["starts"].items(), (BLUE, GREEN, ORANGE), DASHES, strict=False):
@@ -97,7 +97,7 @@ def draw_path_independence(record: dict) -> Figure:
 
 
 def draw_width(num_steps: int = 32) -> Figure:
-    """Ticks over wider waves as measured, and the speedups that follow on machines of any balance."""
+    """Plot the measured cost of wider waves, and the speedups predicted for machines of any balance."""
     config = RavenConfig.from_pretrained(HUGINN)
     core, ends = config.n_layers_in_recurrent_block, config.n_layers_in_prelude + config.n_layers_in_coda
     record = json.loads((BENCHMARKS / "speed_wavefront.json").read_text())
@@ -138,9 +138,9 @@ def draw_width(num_steps: int = 32) -> Figure:
 
 
 def draw_context(num_steps: int = 32) -> Figure:
-    """Ideal speedups of Huginn-0125 over the context, by bytes read."""
-    # A wave whose entries are shared reads them once for all its positions; one whose positions stand at different
-    # recurrences reads those of each, and the coda's twice, for drafts and for truths.
+    """Plot ideal speedups of Huginn-0125 over the context length, by bytes read."""
+    # With KV sharing, a wave reads the entries once for all its positions. Without, positions at different recurrences
+    # read their own entries, and the coda reads its entries twice: for drafts and for final tokens.
     config = RavenConfig.from_pretrained(HUGINN)
     shared = bytes_read(config, lambda passes: (1, passes, 1))
     by_depth = bytes_read(config, lambda passes: (1, num_steps, 2))
@@ -162,13 +162,14 @@ def draw_context(num_steps: int = 32) -> Figure:
     return figure
 
 
-# --- the same time ---
+# --- accuracy at equal work ---
 
 
 def measure_shallow_decoding(model, tokenizer, count: int, depths: tuple[int, ...] = (1, 2, 4, 8)) -> dict[str, float]:
-    """Share of worked problems solved where the prompt has every recurrence and each later token only a few.
+    """Measure the share of worked problems solved with a full-depth prompt and only a few recurrences per new token.
 
-    Autoregression at a small r also reads its prompt so; a wave never does. This tells the two apart.
+    Autoregression at a small r also reads its prompt at that depth, but a wave reads it at full depth. This separates
+    the two effects.
     """
     chosen = list(islice(problems(HELD_OUT_SEED, held_out=True, kind="worked"), count))
     solved = {}
@@ -188,10 +189,10 @@ def measure_shallow_decoding(model, tokenizer, count: int, depths: tuple[int, ..
 
 
 def draw_same_time(deep_prompt: dict[str, float]) -> Figure:
-    """Problems solved over core passes a token; the other two lines as measured by scripts/measure_bundled.py.
+    """Plot problems solved over core passes per token. scripts/measure_bundled.py measured the other two lines.
 
     Args:
-        deep_prompt: share solved after a prompt at full depth, by recurrences of a token.
+        deep_prompt: per number of recurrences per token, the share solved after a prompt at full depth.
     """
     record = json.loads((BENCHMARKS / "bundled.json").read_text())
     quality, speed = record["quality"], record["speed"]
@@ -200,7 +201,7 @@ def draw_same_time(deep_prompt: dict[str, float]) -> Figure:
     lines = {
         "autoregressive, r recurrences of every position": [(r, each["worked"]) for r, each in shallow.items()],
         "the same after a prompt of 32": [(int(r), share) for r, share in deep_prompt.items()],
-        # A wave's passes were counted.
+        # Core passes of a wave are measured.
         "diffusion_forcing, r' = 1, 2, 4": [(speed[n]["core_passes_per_token"], quality[n]["worked"]) for n in waves],
     }
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -220,7 +221,7 @@ def draw_same_time(deep_prompt: dict[str, float]) -> Figure:
 
 
 def measure(count: int, steps: int, wrong_steps: int, solved: int) -> dict:
-    """What the bundled checkpoint shows, as it is written to theory.json."""
+    """Measure the bundled checkpoint; the result is the content of theory.json."""
     path = bundled_checkpoint()
     model = AutoModelForCausalLM.from_pretrained(path).eval()
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
@@ -233,14 +234,14 @@ def measure(count: int, steps: int, wrong_steps: int, solved: int) -> dict:
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="The folder to write pictures into.")] = IMAGES,
-    count: Annotated[int, typer.Option(min=1, help="Positions of the picture of path independence.")] = 256,
-    steps: Annotated[int, typer.Option(min=1, help="Recurrences it shows.")] = 24,
+    output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = IMAGES,
+    count: Annotated[int, typer.Option(min=1, help="Positions in the picture of path independence.")] = 256,
+    steps: Annotated[int, typer.Option(min=1, help="Recurrences in that picture.")] = 24,
     wrong_steps: Annotated[int, typer.Option(min=1, help="Recurrences with the wrong token.")] = 8,
-    solved: Annotated[int, typer.Option(min=1, help="Problems to solve by shallow decoding.")] = 500,
-    redraw: Annotated[bool, typer.Option("--redraw", help="Draw what theory.json holds.")] = False,
+    solved: Annotated[int, typer.Option(min=1, help="Problems for shallow decoding.")] = 500,
+    redraw: Annotated[bool, typer.Option("--redraw", help="Measure nothing: draw the stored theory.json.")] = False,
 ):
-    """Look, write docs/benchmarks/theory.json, and draw all pictures."""
+    """Measure, write docs/benchmarks/theory.json, and draw all pictures."""
     target = BENCHMARKS / "theory.json"
     if not redraw:
         partial = target.with_suffix(".partial")

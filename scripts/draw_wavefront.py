@@ -1,10 +1,10 @@
-"""Draw one held-out problem being decoded, as the pictures of the documentation.
+"""Draw the pictures of the documentation that show the decoding of one held-out problem.
 
     python scripts/draw_wavefront.py
 
-The bundled checkpoint answers the problem by diffusion forcing, with a trace. It writes docs/images/wavefront.svg
-(recurrences), exit_values.svg, convergence.svg, recurrences.svg and latents.svg. The same options give the same
-pictures, so they can be made again whenever the checkpoint or the sampler changes.
+The bundled checkpoint answers the problem by diffusion forcing and records a trace. The script writes
+docs/images/wavefront.svg (recurrences), exit_values.svg, convergence.svg, recurrences.svg and latents.svg. The same
+options give the same pictures. Run it again when the checkpoint or the sampler changes.
 """
 
 from pathlib import Path
@@ -23,16 +23,14 @@ IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 
 
 def main(
-    folder: Annotated[Path, typer.Option(help="The folder to write the pictures to.")] = IMAGES,
+    folder: Annotated[Path, typer.Option(help="Folder for the pictures.")] = IMAGES,
     seed: Annotated[int, typer.Option(help="Seed of the problem and of the latent states.")] = 7,
     steps: Annotated[int, typer.Option(help="Operations in the word problem (1 to 6).")] = 2,
-    wavefront: Annotated[int, typer.Option(help="Most positions refined at once.")] = 32,
-    exit_threshold: Annotated[
-        float, typer.Option(help="A state has converged when it moves by less than this.")
-    ] = 0.03,
-    inner_recurrence: Annotated[int, typer.Option(help="Core passes in a tick.")] = 1,
+    wavefront: Annotated[int, typer.Option(help="Maximum number of positions refined at once.")] = 32,
+    exit_threshold: Annotated[float, typer.Option(help="A state that moves by less than this has converged.")] = 0.03,
+    inner_recurrence: Annotated[int, typer.Option(help="Core passes per tick.")] = 1,
 ):
-    """Decode one held-out word problem by diffusion forcing and draw what every tick did."""
+    """Decode one held-out word problem by diffusion forcing and draw every tick."""
     console = Console()
     path = bundled_checkpoint()
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -51,7 +49,7 @@ def main(
     )
     trace = output.trace
     if not trace.waves:
-        raise typer.BadParameter("the answer is a single token, so there is no wave to draw: choose another --seed.")
+        raise typer.BadParameter("The answer is a single token, so there is no wave to draw: choose another --seed.")
     labels = [tokenizer.decode([token]) for token in trace.new_tokens()]
     pictures = {
         "wavefront": plot_wavefront(trace, color_by="recurrences", labels=labels),
@@ -62,7 +60,7 @@ def main(
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in pictures.items():
-        # Salt and date are fixed, so drawing the same picture again changes no file.
+        # Fixed salt and date: drawing the same picture again changes no file.
         with matplotlib.rc_context({"svg.hashsalt": name}):
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
 

@@ -2,8 +2,8 @@
 
     python scripts/measure_bundled.py
 
-Writes docs/benchmarks/bundled.json, the plot and the model card beside the weights. Quality needs minutes, speed too;
-run it on an otherwise idle machine.
+Writes docs/benchmarks/bundled.json, and the plot and the model card next to the weights. Quality and speed take minutes
+each. Run the script on an otherwise idle machine.
 """
 
 import json
@@ -51,7 +51,7 @@ SAMPLERS = {
 
 
 def by_length(chosen: list[Problem], answers: list[str]) -> dict[str, float]:
-    """Accuracy per kind and length, as "mental 3": 0.9."""
+    """Return the accuracy per kind and length, as in {"mental 3": 0.9}."""
     groups = defaultdict(list)
     for problem, answer in zip(chosen, answers, strict=True):
         groups[f"{problem.kind} {problem.length}"].append((problem, answer))
@@ -59,7 +59,7 @@ def by_length(chosen: list[Problem], answers: list[str]) -> dict[str, float]:
 
 
 def measure_quality(model, tokenizer, chosen: dict[str, list[Problem]]) -> dict:
-    """Accuracy of autoregression at every depth, and of diffusion forcing, on all problems."""
+    """Measure the accuracy of autoregression at every depth, and of the other samplers, on all problems."""
     table = {}
     settings = {f"autoregressive, r = {r}": {"sampler": "autoregressive", "num_steps": r} for r in DEPTHS}
     settings |= {name: kwargs for name, kwargs in SAMPLERS.items() if kwargs["sampler"] != "autoregressive"}
@@ -78,7 +78,7 @@ def measure_quality(model, tokenizer, chosen: dict[str, list[Problem]]) -> dict:
 
 
 def measure_convergence(model, tokenizer, chosen: dict[str, list[Problem]], count: int = 100) -> dict:
-    """How many recurrences the answer's positions need, split by what they predict: a digit or anything else."""
+    """Measure how many recurrences the positions of answers need, grouped by predicted token: digits or words."""
     needed = defaultdict(list)
     for kind in KINDS:
         for problem in tqdm(chosen[kind][:count], desc=f"convergence, {kind}", leave=False):
@@ -92,7 +92,7 @@ def measure_convergence(model, tokenizer, chosen: dict[str, list[Problem]], coun
 
 
 def measure_speed(model, tokenizer, chosen: dict[str, list[Problem]], count: int, repeats: int) -> dict:
-    """Tokens per second of every sampler over the same worked problems, interleaved; medians over repeats."""
+    """Measure every sampler on the same worked problems, in turns; speedups are medians over repeats."""
     prompts = [tokenizer(p.prompt, return_tensors="pt").input_ids for p in chosen["worked"][:count]]
     rounds = []
     for repeat in range(repeats):
@@ -113,7 +113,7 @@ def measure_speed(model, tokenizer, chosen: dict[str, list[Problem]], count: int
 
 
 def draw(convergence: dict[str, list[int]], quality: dict, path: Path) -> None:
-    """Recurrences to convergence as cumulative shares, and accuracy over depth."""
+    """Plot recurrences to convergence as cumulative shares, and accuracy over depth."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
     for name, depths in sorted(convergence.items()):
         shares = [sum(d <= r for d in depths) / len(depths) for r in range(1, 33)]
@@ -160,7 +160,14 @@ def speed_table(speed: dict, quality: dict) -> str:
         ]
         for name, row in speed.items()
     ]
-    header = ["decoding", "speed, end to end", "core passes a token", "equal tokens", "worked solved", "mental solved"]
+    header = [
+        "decoding",
+        "speed, end to end",
+        "core passes per token",
+        "equal tokens",
+        "worked solved",
+        "mental solved",
+    ]
     return "\n".join(markdown_table(header, rows))
 
 
@@ -175,13 +182,13 @@ tags:
 
 # The bundled checkpoint
 
-A recurrent-depth transformer in the Huginn layout ({layers} blocks in prelude, core and coda, {parameters:.2f}M
-parameters, float32), trained from nothing on {kinds} arithmetic problems so that diffusion forcing can be seen and
-tested without a download. It speaks its small language only.
+This is a recurrent-depth transformer in the Huginn layout ({layers} blocks in prelude, core and coda, {parameters:.2f}M
+parameters, float32). It was trained from scratch on {kinds} arithmetic problems, so that diffusion forcing can be
+tried and tested without a download. It can answer only such problems.
 
-*Worked* problems are word problems answered with every step; *mental* ones are chains of 1 to 8 operations on the last
-digit, answered with that digit alone. Training and held-out problems share no sum: the split is a hash of the numbers
-and operations, and a test checks it.
+*Worked* problems are word problems whose answers show every step. *Mental* problems are chains of 1 to 8 operations on
+the last digit, and their answer is only that digit. No sum occurs in both training and held-out problems: the split is
+a hash of the numbers and operations, and a test checks it.
 
 ```python
 import hf_diffusion_forcing
@@ -195,11 +202,12 @@ print(tokenizer.decode(model.generate(**inputs, sampler="diffusion_forcing")[0])
 
 ## Accuracy by depth
 
-Held-out problems solved, in per cent ({count} of each kind; greedy; seed 0):
+Held-out problems solved, in percent ({count} of each kind; greedy; seed 0):
 
 {quality}
 
-Recurrences until a position's state moves by less than 3 % (teacher forcing, {limit} at most), by what it predicts:
+Recurrences until the state of a position moves by less than 3 % (teacher forcing, at most {limit}), grouped by the
+predicted token:
 
 {convergence}
 
@@ -207,12 +215,13 @@ Recurrences until a position's state moves by less than 3 % (teacher forcing, {l
 
 ## Speed
 
-{speed_count} worked problems, batch 1, end to end (prompt included), {repeats} interleaved repeats, median and range
-against the first row of the same run. On so small a model this measures overhead as much as the sampler.
+{speed_count} worked problems at batch 1, end to end (including the prompt). Speeds are medians and ranges of
+{repeats} repeats, relative to the first row of the same run; the samplers take turns on every prompt. On so small a
+model, speed reflects overhead as much as the sampler.
 
 {speed}
 
-Of a tick's time {overhead} is spent outside the model's own forward passes.
+Share of the time of a tick that is spent outside the forward passes of the model: {overhead}.
 
 Measured by `scripts/measure_bundled.py` on {machine}, {today}.
 
@@ -220,10 +229,10 @@ Measured by `scripts/measure_bundled.py` on {machine}, {today}.
 
 {training}
 
-`num_steps` is 32 when decoding. `scripts/train_bundled.py` trains with random depth and truncated backpropagation
-(arXiv 2502.05171), on worked and mental problems together; mental chains grow by an operation when the longest are
-solved. At each operand of a mental chain the readout is also taught the digit so far: it is never part of a text, but
-it shows the latents what to hold.
+Decoding uses `num_steps=32`. `scripts/train_bundled.py` trains with random depth and truncated backpropagation
+(arXiv 2502.05171), on worked and mental problems together. Mental chains grow by one operation when the model solves
+the longest ones. At each operand of a mental chain, an extra target trains the model to predict the running digit. This
+digit is never part of a text; it teaches the latent states what to store.
 """
 
 
@@ -233,13 +242,13 @@ def main(
     repeats: Annotated[int, typer.Option(help="Repeats of the timing.")] = 3,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     training: Annotated[
-        str, typer.Option(help="How the weights were trained, for the card.")
+        str, typer.Option(help="The sentence on training in the card.")
     ] = "Trained by `scripts/train_bundled.py` at its defaults.",
 ):
     torch.set_num_threads(threads)
     path = Path(bundled_checkpoint())
     if not path.is_relative_to(ROOT):
-        sys.exit(f"This measures the checkpoint of the checkout; {path} is an installed copy. Run with PYTHONPATH=.")
+        sys.exit(f"{path} is an installed copy, not the checkpoint of the checkout: run the script with PYTHONPATH=.")
     model = AutoModelForCausalLM.from_pretrained(path).eval()
     tokenizer = AutoTokenizer.from_pretrained(path)
     chosen = {kind: list(islice(problems(HELD_OUT_SEED, held_out=True, kind=kind), count)) for kind in KINDS}

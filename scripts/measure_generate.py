@@ -1,9 +1,9 @@
-"""Measure what the parts of generate() cost beside diffusion forcing: processors, streaming, ragged batches.
+"""Measure the cost of logits processors, streaming and ragged batches with diffusion forcing.
 
     python scripts/measure_generate.py
 
-Writes docs/benchmarks/generate.json and generate.md. All rows of a table come from one interleaved run on the bundled
-checkpoint; run it on an otherwise idle machine.
+Writes docs/benchmarks/generate.json and generate.md. The cases of a table take turns in one run on the
+bundled checkpoint. Run the script on an otherwise idle machine.
 """
 
 import json
@@ -49,7 +49,7 @@ PROCESSORS = {
     "prefix_allowed_tokens_fn": {"prefix_allowed_tokens_fn": lambda row, ids: range(512)},
     "watermarking_config": {"watermarking_config": WatermarkingConfig(bias=0.0)},
 }
-"""Settings that leave most texts as they are, so that the ticks are the same ticks."""
+"""Settings that leave most texts unchanged, so that the same ticks are compared."""
 
 
 def seconds_per_tick(model, input_ids: torch.Tensor, **settings) -> float:
@@ -58,7 +58,7 @@ def seconds_per_tick(model, input_ids: torch.Tensor, **settings) -> float:
 
 
 def measure_processors(model, prompts: list[torch.Tensor]) -> dict[str, float]:
-    """Time of a tick with each processor over one without, medians over prompts."""
+    """Return the time of a tick with each processor relative to one without: medians over prompts."""
     ratios = {name: [] for name in PROCESSORS}
     for input_ids in tqdm(prompts, desc="processors"):
         base = seconds_per_tick(model, input_ids)
@@ -68,7 +68,7 @@ def measure_processors(model, prompts: list[torch.Tensor]) -> dict[str, float]:
 
 
 def measure_first_token(model, prompts: list[torch.Tensor]) -> dict[str, float]:
-    """Seconds to the first streamed token, medians, and their ratio."""
+    """Return the median seconds to the first streamed token, and their ratio."""
     samplers = {"autoregressive": {"sampler": "autoregressive", "seed": 0}, "diffusion_forcing": FORCING}
     seconds = {name: [] for name in samplers}
     for input_ids in tqdm(prompts, desc="first token"):
@@ -80,7 +80,7 @@ def measure_first_token(model, prompts: list[torch.Tensor]) -> dict[str, float]:
 
 
 def measure_batches(model, tokenizer, repeats: int) -> list[dict]:
-    """Tokens per second of ragged batches: autoregression, diffusion forcing, and with rows that may not leave."""
+    """Measure tokens per second on ragged batches; one case keeps ended rows in the batch."""
     ways = {
         "autoregressive": ({"sampler": "autoregressive", "seed": 0}, nullcontext),
         "diffusion_forcing": (FORCING, nullcontext),
@@ -105,31 +105,34 @@ def measure_batches(model, tokenizer, repeats: int) -> list[dict]:
 
 
 def markdown(figures: dict) -> str:
-    """The page: three tables and where they come from."""
+    """Return the page: the measurements and how they were made."""
     lines = [
-        "# What processors, streaming and batches cost",
+        "# The cost of processors, streaming and batches",
         "",
-        f"Measured {figures['date']} by `scripts/measure_generate.py` on the bundled checkpoint, {figures['machine']}, "
-        f"float32, {figures['threads']} threads, CPU only; wavefront 16, 4 recurrences a tick. Ratios of one run.",
+        f"Measured on {figures['date']} by `scripts/measure_generate.py` with the bundled checkpoint in float32 on "
+        f"{figures['machine']}, {figures['threads']} threads. Diffusion forcing uses `wavefront=16` and "
+        "`inner_recurrence=4`. The two sides of each ratio come from one run.",
         "",
-        "## Time of a tick with a processor, over one without",
+        "## Time of a tick with a processor",
         "",
-        "Prefix-free processors run once a wave; the others once for each position, with that position's own prefix.",
+        "Relative to a tick without any. Processors that read no prefix run once per wave. The others run once per "
+        "position, with that position's own prefix.",
         "",
-        "| setting | tick |",
+        "| setting | time of a tick |",
         "| --- | ---: |",
         *(f"| {name} | {ratio:.2f}x |" for name, ratio in figures["processors"].items()),
         "",
         "## First streamed token",
         "",
-        f"It comes from the prompt's own pass with either sampler: diffusion forcing takes "
+        "With both samplers, the pass over the prompt predicts the first token. Diffusion forcing takes "
         f"{figures['first_token']['ratio']:.2f}x the time of autoregression.",
         "",
-        "## Batches whose rows end at different lengths",
+        "## Batches with rows of different lengths",
         "",
-        "Tokens per second over autoregression of the same batch.",
+        "Tokens per second relative to autoregression on the same batch. In the last column, rows that have ended stay "
+        "in the batch.",
         "",
-        "| batch | diffusion forcing | ended rows stay in the batch |",
+        "| batch | diffusion forcing | ended rows stay |",
         "| ---: | ---: | ---: |",
     ]
     for row in figures["batches"]:
@@ -140,7 +143,7 @@ def markdown(figures: dict) -> str:
 
 
 def main(
-    count: Annotated[int, typer.Option(help="Prompts of the processor and first-token tables.")] = 9,
+    count: Annotated[int, typer.Option(help="Prompts for the processor and first-token tables.")] = 9,
     repeats: Annotated[int, typer.Option(help="Batches of each size.")] = 5,
     threads: int = 2,
     output: Path = ROOT / "docs" / "benchmarks",
@@ -151,7 +154,7 @@ def main(
     tokenizer = AutoTokenizer.from_pretrained(path)
     chosen = islice(problems(99, held_out=True, kind="worked"), count)
     prompts = [tokenizer(p.prompt, return_tensors="pt").input_ids for p in chosen]
-    seconds_per_tick(model, prompts[0])  # the first call of a process pays for lazy initialisation
+    seconds_per_tick(model, prompts[0])  # the first call of a process includes lazy initialisation
     figures = {
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()} CPU, {platform.system()}",

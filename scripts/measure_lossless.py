@@ -1,8 +1,8 @@
-"""How often the lossless wavefront's text is autoregression's own, and what it costs in passes and memory.
+"""Measure how often lossless text equals autoregression's, and the passes and memory it takes.
 
     python scripts/measure_lossless.py
 
-Both trained checkpoints at their full depth, in float32 and in bfloat16. Writes docs/benchmarks/lossless.json and
+Both trained checkpoints run at full depth, in float32 and in bfloat16. Writes docs/benchmarks/lossless.json and
 lossless.md.
 """
 
@@ -28,7 +28,7 @@ CHOICES = {"greedy": {}, "sampled": {"do_sample": True, "top_k": 0}}
 
 
 def rows(count: int, room: int) -> Iterator[dict]:
-    """One row a domain, precision and way to choose tokens."""
+    """Yield one row per domain, dtype and way of choosing tokens."""
     for domain, path in CHECKPOINTS.items():
         tokenizer = AutoTokenizer.from_pretrained(path)
         if domain == "problems":
@@ -68,13 +68,17 @@ def rows(count: int, room: int) -> Iterator[dict]:
 
 
 def page(record: dict) -> str:
-    """The record as Markdown."""
+    """Return the record as Markdown."""
     lines = [
         "# The lossless wavefront against autoregression",
         "",
-        f"Both trained checkpoints at r = 32, batch 1; {record['machine']}, {record['date']}; `{record['command']}`. A "
-        "text is *changed* when any token differs. *Fewer core passes* is serial recurrences, of which the bound is "
-        "r / k. *KV* is the bytes of its cache over those of autoregression's.",
+        f"Measured on {record['date']} on {record['machine']}, by `{record['command']}`. Both trained checkpoints "
+        "decode at r = 32, batch 1.",
+        "",
+        "- *Changed* counts the texts in which any token differs from autoregression.",
+        "- *Fewer core passes* is the recurrences that autoregression runs in sequence, divided by the core passes of "
+        "the lossless wavefront. Its upper bound is r / k; *of the bound* is the share reached.",
+        "- *KV* is the size of the cache relative to that of autoregression.",
         "",
         "| text | weights | choice | texts | changed | mean accepted length | fewer core passes | of the bound | KV |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -89,7 +93,7 @@ def page(record: dict) -> str:
 
 
 def main(
-    count: Annotated[int, typer.Option(help="Texts a row.")] = 48,
+    count: Annotated[int, typer.Option(help="Texts per row.")] = 48,
     max_new_tokens: int = 128,
     output: Path = ROOT / "docs" / "benchmarks",
 ):

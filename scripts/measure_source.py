@@ -31,19 +31,20 @@ tags:
 
 # A small model of Python source
 
-A recurrent-depth transformer of the bundled checkpoint's shape ({parameters:.2f}M parameters, bfloat16), trained on
-the standard library of CPython {python} without tests and tables (PSF licence; one file in sixteen held out, by a hash
-of its path). It writes no useful code: it is here because text of templates flatters every parallel decoder, and this
-has the entropy of real text.
+This is a recurrent-depth transformer with the shape of the bundled checkpoint ({parameters:.2f}M parameters, bfloat16).
+It was trained on the standard library of CPython {python} without tests and tables (PSF licence). One file in sixteen
+is held out, chosen by a hash of its path. The model writes no useful code. It exists because text made from
+templates favours every parallel decoder, and source code has the entropy of real text.
 
-Loss on {count} held-out windows of {width} tokens (nats a token), and how often the likeliest token is that of r = 32:
+Loss on {count} held-out windows of {width} tokens (nats per token), and how often the likeliest
+token equals that of r = 32:
 
 | recurrences | loss | same token |
 | ---: | ---: | ---: |
 {rows}
 
-Recurrences until a position's state moves by less than 3 %: 5 % of positions need at most {low:.0f}, half {median:.0f},
-95 % {high:.0f}.
+Recurrences until the state of a position moves by less than 3 %: 5 % of positions need at most {low:.0f}, half need at
+most {median:.0f}, and 95 % need at most {high:.0f}.
 
 {training}
 
@@ -53,9 +54,9 @@ Measured by `scripts/measure_source.py` on {machine}, {today}.
 
 @torch.no_grad()
 def main(
-    training: Annotated[str, typer.Option(help="How the checkpoint was trained, for its card.")],
-    count: Annotated[int, typer.Option(help="Held-out windows.")] = 64,
-    width: Annotated[int, typer.Option(help="Tokens of each.")] = 256,
+    training: Annotated[str, typer.Option(help="The sentence on training in the card.")],
+    count: Annotated[int, typer.Option(help="Number of held-out windows.")] = 64,
+    width: Annotated[int, typer.Option(help="Tokens per window.")] = 256,
 ):
     model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)

@@ -1,8 +1,8 @@
-"""Where a tick's time goes, and what its kernels cost by width: what stands between decoding and the machine's limit.
+"""Measure where the time of a tick goes and how the cost of its kernels grows with the width of a pass.
 
     python scripts/profile_decoding.py
 
-On the bundled checkpoint, made eight times as wide in memory. Writes docs/benchmarks/profile.json and profile.md.
+The script widens the bundled checkpoint 8 times in memory. It writes docs/benchmarks/profile.json and profile.md.
 """
 
 import json
@@ -37,11 +37,11 @@ KINDS = {
     "norms": ("rms_norm", "pow", "mean", "rsqrt", "aten::sum"),
     "copies, casts, sums": ("copy", "cat", "stack", "index", "mul", "add", "silu", "complex", "polar", "aten::sub"),
 }
-"""By kind, what names of kernels contain; the first kind that fits takes a kernel."""
+"""Per kind, substrings of kernel names. A kernel counts for the first kind that matches."""
 
 
 class Profiled(Clock):
-    """Profiles what comes after the first new token."""
+    """Profiles the decoding after the first new token."""
 
     def __init__(self):
         super().__init__()
@@ -59,7 +59,7 @@ class Profiled(Clock):
 
 
 def shares(model, input_ids: torch.Tensor) -> dict[str, dict[str, float]]:
-    """By sampler, the share of decoding time in each kind of kernel; "between kernels" is Python and dispatch."""
+    """Return, per sampler, the share of decoding time per kind of kernel; "between kernels" is Python and dispatch."""
     table = {}
     for name, settings in CASES.items():
         model.generate(input_ids, seed=0, **settings | {"max_new_tokens": 4})
@@ -70,7 +70,7 @@ def shares(model, input_ids: torch.Tensor) -> dict[str, dict[str, float]]:
         for event in events:
             kind = next((k for k, parts in KINDS.items() if any(p in event.key for p in parts)), "other kernels")
             row[kind] += event.self_cpu_time_total / 1e6 / clock.seconds
-        # Of autoregression, the tokens after the first, which the streamer got after the prompt.
+        # Autoregression has no ticks: count the tokens after the first. The streamer also received the prompt.
         ticks = output.stats.ticks if hasattr(output, "stats") else clock.puts - 2
         row["between kernels"] = 1 - sum(row.values())
         row["kernels a tick"] = sum(event.count for event in events) / ticks
@@ -80,7 +80,7 @@ def shares(model, input_ids: torch.Tensor) -> dict[str, dict[str, float]]:
 
 @torch.no_grad()
 def linear_costs(model, repeats: int = 15) -> dict[int, float]:
-    """Milliseconds of all the model's linear layers, by positions."""
+    """Return the milliseconds of all linear layers of the model, per number of positions."""
     layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
 
     def call(width):
@@ -92,9 +92,10 @@ def linear_costs(model, repeats: int = 15) -> dict[int, float]:
 
 @torch.no_grad()
 def attention_costs(heads: int, head_dim: int, repeats: int = 24, layers: int = 8) -> list[dict]:
-    """Milliseconds of one layer's attention by queries and keys: torch's kernel and two plain products.
+    """Measure the attention of one layer, in milliseconds, per number of queries and keys.
 
-    Calls go round `layers` caches, as those of a model's layers do, so that keys and values come from memory.
+    It compares torch's kernel with two plain matrix products. Successive calls use `layers` caches in turn, as the
+    layers of a model do, so that keys and values come from memory.
     """
     rows = []
     for keys in KEYS:
@@ -125,14 +126,14 @@ def attention_costs(heads: int, head_dim: int, repeats: int = 24, layers: int = 
 
 @torch.no_grad()
 def compiled_costs(model, repeats: int = 15) -> list[dict]:
-    """Milliseconds of the core's layers as they are and under torch.compile, all shapes held constant.
+    """Measure the layers of the core in milliseconds, eager and compiled, with all shapes constant.
 
-    That is the best case: in life the number of keys grows with every tick. `seconds to compile` is a width's first
-    call.
+    That is the best case for torch.compile: in real decoding the number of keys grows with every tick. `seconds to
+    compile` is the time of the first call at a width.
     """
     rows = []
     for width in (1, 4, 8):
-        torch.compiler.reset()  # else the limit of recompilations is reached, and the rest runs eagerly
+        torch.compiler.reset()  # otherwise the recompilation limit is reached, and later widths run eagerly
         cache, prompt = model.new_cache(1, "last", 512), torch.arange(200)[None]
         model.embed(torch.zeros_like(prompt), cache.place(prompt, start=0))
         at = cache.place(torch.arange(200, 200 + width)[None], start=200)
@@ -159,16 +160,17 @@ def table(header: list[str], rows: list[list]) -> list[str]:
 
 
 def page(record: dict) -> str:
-    """The record as Markdown."""
+    """Return the record as Markdown."""
     lines = [
-        "# Where a tick's time goes",
+        "# Where the time of a tick goes",
         "",
-        f"The bundled checkpoint 8 times as wide, {record['parameters'] / 1e6:.0f}M parameters, bfloat16; "
-        f"{record['machine']}, {record['date']}; `scripts/profile_decoding.py`. One held-out problem, batch 1.",
+        f"Measured on {record['date']} on {record['machine']}, by `scripts/profile_decoding.py`. The bundled "
+        f"checkpoint, widened 8 times to {record['parameters'] / 1e6:.0f}M parameters in bfloat16, decodes one "
+        "held-out problem at batch 1.",
         "",
         "## Shares of decoding time",
         "",
-        "By torch.profiler, which itself slows small kernels. *Between kernels* is Python and dispatch.",
+        "Measured with torch.profiler, which slows down small kernels. *Between kernels* is Python and dispatch.",
     ]
     for weights, samplers in record["shares"].items():
         names = list(next(iter(samplers.values())))
@@ -176,24 +178,41 @@ def page(record: dict) -> str:
             [name, *(f"{row[n]:.0f}" if n == "kernels a tick" else f"{100 * row[n]:.0f} %" for n in names)]
             for name, row in samplers.items()
         ]
-        lines += ["", f"### {weights.capitalize()} weights", "", *table(["sampler", *names], rows)]
-    lines += ["", "## All linear layers, by positions", "", "Milliseconds, and times those of one position.", ""]
+        lines += [
+            "",
+            f"### {weights.capitalize()} weights",
+            "",
+            *table(["sampler", *(n.replace(" a ", " per ") for n in names)], rows),
+        ]
+    lines += [
+        "",
+        "## All linear layers, per number of positions",
+        "",
+        "Milliseconds; in parentheses, relative to one position.",
+        "",
+    ]
     linear = record["linear"]
     rows = [
         [width, *(f"{linear[w][width]:.1f} ({linear[w][width] / linear[w][WIDTHS[0]]:.2f}x)" for w in linear)]
         for width in WIDTHS
     ]
     lines += table(["positions", *(f"{weights} weights" for weights in linear)], rows)
-    lines += ["", "## Attention of one layer", "", "Milliseconds; float32 keys and values unless said.", ""]
+    lines += [
+        "",
+        "## Attention of one layer",
+        "",
+        "Milliseconds. Keys and values are float32 unless the column says otherwise.",
+        "",
+    ]
     rows = record["attention"]
     lines += table(list(rows[0]), [list(row.values()) for row in rows])
     lines += [
         "",
         "## torch.compile",
         "",
-        "The core's layers with plain weights, milliseconds, every shape held constant, which favours compilation: in "
-        "life the number of keys grows with every tick. Packed weights cannot be compiled: inductor takes oneDNN's "
-        "layout for constants alone.",
+        "Milliseconds for the layers of the core with plain weights. All shapes are constant, which favours "
+        "compilation: in real decoding the number of keys grows with every tick. Packed weights cannot be compiled, "
+        "because inductor accepts oneDNN's layout only for constants.",
         "",
     ]
     rows = record["compiled"]
@@ -202,7 +221,7 @@ def page(record: dict) -> str:
 
 
 def main(threads: int = 2):
-    """Profile; about three minutes."""
+    """Profile decoding. Takes about three minutes."""
     torch.set_num_threads(threads)
     path = bundled_checkpoint()
     tokenizer = AutoTokenizer.from_pretrained(path)

@@ -1,12 +1,12 @@
-"""Measure what each setting of diffusion forcing does to accuracy and work, and write docs/ablations.md.
+"""Measure how each setting changes accuracy and work, and write docs/ablations.md.
 
     python scripts/run_ablations.py
 
-Accuracy is over held-out problems in batches. Work (core passes, recurrences) and equal tokens are over a few worked
-problems one by one, against autoregression at full depth. Speed comes last, for all settings in turn, each beside
-autoregression on the same prompts: leave the machine idle then. On so small a model it shows overhead as much as the
-sampler; scripts/benchmark.py has speeds that matter. Writes docs/benchmarks/ablations.json after every setting, and
-goes on from it when run again.
+Accuracy is measured on held-out problems in batches. Work (core passes, recurrences) and equal tokens are measured on a
+few worked problems, one at a time, relative to autoregression at full depth. Speed is measured last: each setting takes
+turns with autoregression on the same prompts, so keep the machine idle during that part. On so small a model, speed
+reflects overhead as much as the sampler; scripts/benchmark.py measures speed at realistic sizes. The script writes
+docs/benchmarks/ablations.json after every setting and resumes from it when it is run again.
 """
 
 import json
@@ -108,7 +108,7 @@ SECTIONS = {
 
 
 def measure(model, tokenizer, chosen: dict[str, list], prompts, base: Run, settings: dict) -> dict:
-    """One row: accuracy over all problems; work and equal tokens over a few."""
+    """Measure one row: accuracy on all problems, work and equal tokens on a few."""
     accuracies = {}
     for kind, some in chosen.items():
         room = {"max_new_tokens": 160 if kind == "worked" else 12}
@@ -125,7 +125,7 @@ def measure(model, tokenizer, chosen: dict[str, list], prompts, base: Run, setti
 
 
 def speed(model, prompts, settings: dict) -> float:
-    """Tokens per second over autoregression's at r = 32, end to end, the median over prompts."""
+    """Return the end-to-end speedup over autoregression at r = 32: the median over prompts."""
     base, run = Run("base", BASELINES["autoregressive, r = 32"] | {"seed": 0}), Run("run", settings | {"seed": 0})
     compare(model, prompts, [base, run])
     pairs = zip(base.seconds, run.seconds, base.sequences, run.sequences, strict=True)
@@ -134,7 +134,7 @@ def speed(model, prompts, settings: dict) -> float:
 
 def table(rows: dict[str, dict]) -> list[str]:
     lines = [
-        "| setting | worked | mental | core passes a token | recurrences a token | equal tokens | speed |",
+        "| setting | worked | mental | core passes per token | recurrences per token | equal tokens | speed |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, row in rows.items():
@@ -151,14 +151,14 @@ def table(rows: dict[str, dict]) -> list[str]:
 
 
 def draw(rows: dict[str, dict], path: Path) -> None:
-    """Accuracy and work over the exit threshold, one line for each inner recurrence."""
+    """Plot accuracy and work over the exit threshold, with one line per inner recurrence."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
     for inner in INNER:
         chosen = [rows[f"r' = {inner}, threshold {threshold}"] for threshold in THRESHOLDS]
         left.plot(THRESHOLDS, [100 * row["worked"] for row in chosen], marker="o", label=f"r' = {inner}")
         right.plot(THRESHOLDS, [row["recurrences_per_token"] for row in chosen], marker="o", label=f"r' = {inner}")
     left.set(xscale="log", xlabel="exit threshold", ylabel="worked problems solved, %", ylim=(0, 102))
-    right.set(xscale="log", xlabel="exit threshold", ylabel="recurrences a token", ylim=(0, None))
+    right.set(xscale="log", xlabel="exit threshold", ylabel="recurrences per token", ylim=(0, None))
     for axes in (left, right):
         axes.set_xticks(THRESHOLDS, [str(threshold) for threshold in THRESHOLDS])
         axes.legend(fontsize=8)
@@ -167,17 +167,23 @@ def draw(rows: dict[str, dict], path: Path) -> None:
 
 
 def page(record: dict) -> str:
-    """docs/ablations.md."""
+    """Return the text of docs/ablations.md."""
     rows = record["rows"]
     lines = [
         "# Ablations",
         "",
-        f"What each setting does on the bundled checkpoint: {record['problems']} held-out problems of each kind for "
-        f"accuracy (batches of 64), {record['counted']} worked ones decoded alone for the work and for the share of "
-        "tokens equal to autoregression at r = 32. *Worked* and *mental* are shares of problems solved. *Core passes* "
-        "are calls of the core, each over a whole wave; *recurrences* count every position of the wave. *Speed* is "
-        f"tokens a second over that baseline's, end to end, over {record['timed']} of these problems; on so small a "
-        "model it shows overhead as much as the sampler, and [performance](performance.md) has the speeds that matter. "
+        "How each setting changes the accuracy and the work of the bundled checkpoint.",
+        "",
+        f"- *Worked* and *mental*: share of problems solved, out of {record['problems']} held-out problems of each "
+        "kind in batches of 64.",
+        "- *Core passes* and *recurrences* per token: a core pass is one call of the core on a whole wave; recurrences "
+        f"count every position of the wave. Both are measured on {record['counted']} worked problems, decoded one at a "
+        "time.",
+        "- *Equal tokens*: share of tokens on these problems that equal those of autoregression at r = 32.",
+        f"- *Speed*: end-to-end tokens per second relative to that baseline, on {record['timed']} of these problems. "
+        "On so small a model it reflects overhead as much as the sampler: [performance](performance.md) has speeds at "
+        "realistic sizes.",
+        "",
         f"Measured by `scripts/run_ablations.py` on {record['machine']}, {record['date']}.",
         "",
         "![Accuracy and work over the exit threshold](images/ablations.png)",
@@ -188,7 +194,7 @@ def page(record: dict) -> str:
 
 
 def save(record: dict, store: Path) -> None:
-    """Write what there is so far, whole or not at all."""
+    """Write the record so far atomically."""
     store.parent.mkdir(parents=True, exist_ok=True)
     partial = store.with_suffix(".partial")
     partial.write_text(json.dumps(record, indent=1) + "\n")
@@ -196,9 +202,9 @@ def save(record: dict, store: Path) -> None:
 
 
 def main(
-    count: Annotated[int, typer.Option(help="Held-out problems of each kind for accuracy.")] = 250,
-    counted: Annotated[int, typer.Option(help="Problems for work and equal tokens.")] = 6,
-    timed: Annotated[int, typer.Option(help="Of these, problems for speed.")] = 2,
+    count: Annotated[int, typer.Option(help="Held-out problems of each kind, for accuracy.")] = 250,
+    counted: Annotated[int, typer.Option(help="Worked problems for work and equal tokens.")] = 6,
+    timed: Annotated[int, typer.Option(help="How many of those are also timed.")] = 2,
     threads: int = 2,
     output: Path = ROOT / "docs",
 ):

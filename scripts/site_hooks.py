@@ -1,7 +1,7 @@
-"""What MkDocs needs beside docs/: pages that live elsewhere in the repository, the navigation, formulas as MathML.
+"""MkDocs hooks: add pages from outside docs/, complete the navigation, and convert formulas to MathML.
 
-MkDocs calls these functions (`hooks` in .mkdocs.yml). Links are written for the repository; here those that leave docs/
-are turned to the site's copy of their target.
+MkDocs calls these functions (`hooks` in .mkdocs.yml). Links are written for the repository. The hooks point links that
+leave docs/ to the copy of their target in the site.
 """
 
 import html
@@ -22,7 +22,7 @@ ELSEWHERE = {
     "hf_diffusion_forcing/checkpoints/bundled/convergence.png": "images/convergence.png",
     "tests/fixtures/python-source/README.md": "model-card-python-source.md",
 }
-"""Files outside docs/ that are part of the site, by their place in the repository, and their place in the site."""
+"""Maps files outside docs/ to their paths in the site."""
 
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)#\s]+)")
 PRIME = re.compile(r"<msup>(<mi>\w)</mi><mi>&#x02032;</mi></msup>")
@@ -30,7 +30,7 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the files from elsewhere, and every page to the navigation."""
+    """Add the files from outside docs/, and put every page into the navigation."""
     for source, place in ELSEWHERE.items():
         files.append(File.generated(config, place, abs_src_path=str(ROOT / source)))
     listed = set(named(config.nav))
@@ -40,16 +40,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def named(entries: list) -> Iterator[str]:
-    """The places a navigation names."""
+    """Yield the paths in a navigation."""
     for entry in entries:
         for place in entry.values() if isinstance(entry, dict) else [entry]:
             yield from named(place) if isinstance(place, list) else [place]
 
 
 def filled(entries: list, rest: list[str]) -> list:
-    """A navigation in which `folder/*` is replaced by those pages below the folder that it does not name.
+    """Return the navigation with `folder/*` replaced by the pages of that folder that it does not list.
 
-    `*` alone is for those beside the first page, in no folder.
+    `*` alone stands for the unlisted pages outside any folder.
     """
     result = []
     for entry in entries:
@@ -64,9 +64,9 @@ def filled(entries: list, rest: list[str]) -> list:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links between the repository's places into links between the site's.
+    """Rewrite links between files of the repository as links between pages of the site.
 
-    A target that has no place in the site stays as it is, and the strict build fails on it.
+    A target that is not in the site stays unchanged, and the strict build fails on it.
     """
     place = page.file.src_uri
     folder = posixpath.dirname(repository_path(place))
@@ -80,17 +80,17 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def repository_path(place: str) -> str:
-    """Where in the repository a file of the site stands."""
+    """Return the path in the repository of a file of the site."""
     return next((source for source, there in ELSEWHERE.items() if there == place), f"docs/{place}")
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Formulas as MathML, which browsers draw without a script."""
+    """Convert formulas to MathML, which browsers render without a script."""
 
     def mathml(formula: re.Match) -> str:
         tex = html.unescape(formula[2])
         drawn = convert(tex[2:-2], display="block" if formula[1] == "div" else "inline")
-        # As a superscript, a prime is small twice.
+        # A prime is already small: as a superscript it would shrink twice.
         return PRIME.sub(r"\1&#x02032;</mi>", drawn)
 
     return FORMULA.sub(mathml, content)

@@ -1,4 +1,4 @@
-"""What the API reference needs to understand docstrings: a griffe extension (see .mkdocs.yml)."""
+"""A griffe extension that teaches the API reference our docstring conventions (see .mkdocs.yml)."""
 
 import re
 
@@ -8,14 +8,15 @@ SEVERAL = re.compile(r"^ {4}((?:\w+, )+\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 
 class DocstringConventions(Extension):
-    """Entries that describe several names at once, and the fields of transformers' configs.
+    """Expands entries for several names, and adds the constructors of configs.
 
-    `a, b: text` in a section is an entry for each. transformers makes a dataclass of each subclass of
-    `PreTrainedConfig`, where no static reader can see it: its annotated fields are its keywords.
+    An entry `a, b: text` in a section becomes one entry per name. transformers turns every subclass of
+    `PreTrainedConfig` into a dataclass at run time, which static analysis cannot see: its annotated fields are its
+    keywords.
     """
 
     def on_instance(self, *, obj: Object, **kwargs) -> None:
-        """Give each of several names an entry of its own."""
+        """Split entries for several names."""
         if obj.docstring is not None:
             obj.docstring.value = SEVERAL.sub(
                 lambda entry: "\n".join(f"    {name}: {entry[2]}" for name in entry[1].split(", ")),
@@ -23,7 +24,7 @@ class DocstringConventions(Extension):
             )
 
     def on_class_members(self, *, cls: Class, **kwargs) -> None:
-        """Give a config the constructor that transformers makes."""
+        """Add the constructor that transformers generates for a config."""
         if not any(str(base).endswith("PreTrainedConfig") for base in cls.bases):
             return
         fields = [each for each in cls.members.values() if isinstance(each, Attribute) and each.annotation is not None]

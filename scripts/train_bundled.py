@@ -1,12 +1,14 @@
-"""Train the checkpoint that ships with the package, from nothing, on procedurally generated problems.
+"""Train the checkpoint that ships with the package, from scratch, on procedurally generated problems.
 
     python scripts/train_bundled.py --output runs/bundled --steps 3500
     python scripts/train_bundled.py --corpus python-source --output runs/source --steps 3000
 
-The second trains one of the same shape on the running interpreter's standard library, whose text has natural entropy;
-it is for measurements. Resumable: run the same command again after an interruption. Seeded: the data of a step depend
-on the seed, the step and the longest mental chain so far. The learning rate is warmup, constant, then a linear decay
-over the last fifth, so `--steps` may be changed on resuming until the decay begins.
+The second command trains a checkpoint of the same shape on the standard library of the running interpreter, whose text
+has natural entropy. It is used for measurements.
+
+Training is resumable: run the same command again after an interruption. It is also seeded: the data of a step depend on
+the seed, the step and the longest mental chain so far. The learning rate warms up, stays constant, and decays linearly
+over the last fifth of the steps, so `--steps` may be changed until the decay begins.
 """
 
 import json
@@ -30,7 +32,7 @@ END, PAD = "<|endoftext|>", "<|pad|>"
 
 
 def build_tokenizer(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE on the training split; every digit is a token of its own."""
+    """Train a byte-level BPE on the training split. Every digit is a separate token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -46,7 +48,7 @@ def build_tokenizer(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus.texts(), trainer)
-    # Templates have few words: where the merges run out, reserved tokens make up the vocabulary.
+    # Templates contain few words, so the merges may run out: reserved tokens then fill the vocabulary.
     missing = vocab_size - tokenizer.get_vocab_size()
     tokenizer.add_special_tokens([f"<|reserved_{number}|>" for number in range(missing)])
     return PreTrainedTokenizerFast(
@@ -69,7 +71,7 @@ def learning_rate_factor(step: int, steps: int, warmup: int = 100) -> float:
 def model_config(
     tokenizer: PreTrainedTokenizerFast, layers: str, width: int, heads: int, intermediate: int, backprop_depth: int
 ) -> RavenConfig:
-    """The model's shape; `layers` is prelude/core/coda."""
+    """Return the config of the model; `layers` is prelude/core/coda."""
     prelude, core, coda = (int(n) for n in layers.split("/"))
     std = math.sqrt(2 / (5 * width))
     return RavenConfig(
@@ -81,7 +83,7 @@ def model_config(
         n_layers_in_recurrent_block=core,
         n_layers_in_coda=coda,
         mean_backprop_depth=backprop_depth,
-        # Output projections start larger than for 32 recurrences: the depth grows while training.
+        # Output projections start larger than for 32 recurrences, because the depth grows during training.
         init_values={"std": std, "embedding": std, "out_proj": std / 4, "embed_scale": math.sqrt(width)},
         block_size=4096,
         bos_token_id=tokenizer.bos_token_id,
@@ -91,8 +93,8 @@ def model_config(
 
 
 def make_optimizers(model: RavenForCausalLM, learning_rate: float) -> tuple[torch.optim.Optimizer, ...]:
-    """Muon for matrices, AdamW for the rest."""
-    # Muon learns a chain of three in a third of the steps that AdamW takes, at the same cost a step.
+    """Use Muon for matrices and AdamW for the rest."""
+    # Muon learns chains of three operations in a third of the steps of AdamW, at the same cost per step.
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "wte" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "wte" in name]
     return (
@@ -102,7 +104,7 @@ def make_optimizers(model: RavenForCausalLM, learning_rate: float) -> tuple[torc
 
 
 def save_trained(model: RavenForCausalLM, tokenizer: PreTrainedTokenizerFast, dtype: str, output: Path) -> None:
-    """Write a ready checkpoint, which decodes at depth 32."""
+    """Write the final checkpoint, which decodes at depth 32."""
     model = model.eval().to(getattr(torch, dtype))
     model.config.mean_recurrence = 32
     model.generation_config = GenerationConfig(
@@ -116,7 +118,7 @@ def save_trained(model: RavenForCausalLM, tokenizer: PreTrainedTokenizerFast, dt
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="Where the checkpoint and the training state go.")] = Path(
+    output: Annotated[Path, typer.Option(help="Folder for the checkpoint and the training state.")] = Path(
         "runs/bundled"
     ),
     corpus_name: Annotated[Literal["problems", "python-source"], typer.Option("--corpus")] = "problems",
@@ -129,17 +131,17 @@ def main(
     vocab_size: int = 512,
     learning_rate: float = 3e-3,
     worked_batch: Annotated[
-        int, typer.Option(help="Worked problems in a step (while chains grow, in every second).")
+        int, typer.Option(help="Worked problems per step (every second step while chains grow).")
     ] = 4,
-    mental_tokens: Annotated[int, typer.Option(help="About how many tokens of mental problems a step has.")] = 800,
-    source_batch: Annotated[int, typer.Option(help="Windows of 256 tokens of source in a step.")] = 8,
-    mean_recurrence: Annotated[int, typer.Option(help="Mean random depth once the ramp from 9 is over.")] = 12,
+    mental_tokens: Annotated[int, typer.Option(help="Approximate tokens of mental problems per step.")] = 800,
+    source_batch: Annotated[int, typer.Option(help="Windows of 256 tokens of source per step.")] = 8,
+    mean_recurrence: Annotated[int, typer.Option(help="Mean random depth after the ramp from 9.")] = 12,
     backprop_depth: int = 6,
-    mixed_precision: Annotated[str, typer.Option(help="bf16, or no where the CPU has no fast bf16.")] = "bf16",
-    dtype: Annotated[str, typer.Option(help="Of the weights written: float32 or bfloat16.")] = "float32",
+    mixed_precision: Annotated[str, typer.Option(help="bf16, or no if the CPU has no fast bf16.")] = "bf16",
+    dtype: Annotated[str, typer.Option(help="Dtype of the saved weights: float32 or bfloat16.")] = "float32",
     save_every: int = 500,
 ):
-    """Train, save every `save_every` steps, and write a ready checkpoint to OUTPUT at the end."""
+    """Train, save every `save_every` steps, and write the final checkpoint to OUTPUT."""
     set_seed(seed)
     accelerator = Accelerator(mixed_precision=mixed_precision)
     corpus = (

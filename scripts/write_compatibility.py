@@ -1,9 +1,10 @@
-"""Try every argument of `generate()` with every sampler and write docs/compatibility.md.
+"""Call `generate()` with every argument and every sampler, and write docs/compatibility.md.
 
     python scripts/write_compatibility.py
     python scripts/write_compatibility.py --check
 
-`--check` only compares, and exits with 1 if the page is stale. See `hf_diffusion_forcing.evaluation.compatibility`.
+`--check` writes nothing and exits with status 1 if the page is stale. See
+`hf_diffusion_forcing.evaluation.compatibility`.
 """
 
 from pathlib import Path
@@ -18,8 +19,10 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "compatibility.md"
 
 
 def main(
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with 1 if stale.")] = False,
-    output: Annotated[Path, typer.Option(help="The page.")] = PAGE,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit with status 1 if the page is stale.")
+    ] = False,
+    output: Annotated[Path, typer.Option(help="The file to write or check.")] = PAGE,
 ):
     try:
         text = page()

@@ -13,7 +13,7 @@ from .provenance import provenance
 MEASURES = {
     "entropy": "entropy at full depth (nats)",
     "margin": "margin of the likeliest token (nats)",
-    "recurrences": "recurrences the other spent",
+    "recurrences": "recurrences spent by the other sampler",
     "exit_value": "exit value when committed",
 }
 
@@ -30,12 +30,12 @@ def page(found, examples: int) -> str:
     rows = [
         [kind, str(seen), str(differ), f"one in {rate(seen, differ)}"] for kind, (seen, differ) in found.by_kind.items()
     ]
-    lines += markdown_table(["the baseline's token", "tokens until the texts part", "first to differ", "rate"], rows)
+    lines += markdown_table(["token of the baseline", "tokens compared", "first differences", "rate"], rows)
     if found.divergences:
-        lines += ["", *sureness(found), "", "Those the model was surest about:", "", *surest(found, examples)]
+        lines += ["", *sureness(found), "", "The differences with the largest margins:", "", *surest(found, examples)]
     lines += [
         "",
-        f"Made by `hf-diffusion-forcing diff` in {settings['model']['dtype']}, seed {settings['seed']}, on "
+        f"Measured by `hf-diffusion-forcing diff` in {settings['model']['dtype']}, seed {settings['seed']}, on "
         f"{provenance(settings)}.",
     ]
     return "\n".join(lines) + "\n"
@@ -45,17 +45,17 @@ def summary(found) -> list[str]:
     """How many texts part, and what became of the answers."""
     settings, count, parted = found.settings, len(found.task.samples), len(found.divergences)
     lines = [
-        f"`{settings['sampler']}` against `{settings['baseline']}`, {Path(settings['model']['name']).name} on "
+        f"`{settings['sampler']}` compared with `{settings['baseline']}`, {Path(settings['model']['name']).name} on "
         f"{found.task.name}, {count} samples of at most {settings['max_new_tokens']} tokens: {count - parted} texts "
-        f"are the same, {parted} part somewhere, one token in {rate(len(found.tokens), parted)}.",
+        f"are the same, {parted} differ (one first difference in {rate(len(found.tokens), parted)} tokens).",
     ]
     if found.right:
         both = Counter(found.right)
         lost, gained = both[True, False], both[False, True]
         lines += [
             "",
-            f"Answers: {both[True, True]} right with both, {lost} with the baseline alone, {gained} with the other "
-            f"alone, {both[False, False]} with neither.",
+            f"Right answers: {both[True, True]} with both samplers, {lost} with the baseline alone, {gained} with the "
+            f"other alone, {both[False, False]} with neither.",
         ]
     return lines
 
@@ -66,18 +66,18 @@ def sureness(found) -> list[str]:
         [margin_class(start, end), str(seen), str(differ), share(differ, seen)]
         for (start, end), (seen, differ) in found.margin_classes.items()
     ]
-    lines = markdown_table(["margin at full depth (nats)", "tokens", "first to differ", "share"], rows)
+    lines = markdown_table(["margin at full depth (nats)", "tokens compared", "first differences", "share"], rows)
     rows = []
     for name, title in MEASURES.items():
         pairs = [found.cuts(name, differs) for differs in (True, False)]
         if None not in pairs:
             rows.append([title, *("{:.3g} ({:.3g} to {:.3g})".format(*pair) for pair in pairs)])
-    headings = ["median (10 % to 90 %)", "at the token that differs", "at tokens that are equal"]
+    headings = ["median (10 % to 90 %)", "at first differences", "at equal tokens"]
     lines += ["", *markdown_table(headings, rows), ""]
     ranks = Counter(divergence.rank for divergence in found.divergences)
     lines.append(
-        f"The token written instead is the model's second choice at full depth in {ranks[2]} of "
-        f"{len(found.divergences)} cases, its first in {ranks[1]}."
+        f"At full depth, the other sampler's token is the model's second choice in {ranks[2]} of "
+        f"{len(found.divergences)} cases, and its first choice in {ranks[1]}."
     )
     return lines
 

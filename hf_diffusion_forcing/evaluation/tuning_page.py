@@ -18,12 +18,12 @@ def page(found) -> str:
         lines += ["", "In `generation_config.json`:", "", "```text", stored, "```"]
     if found.confirmed:
         lines += ["", *confirmation_table(found.confirmed, found.best)]
-    halved = ", ".join(f"{count} with {samples}" for count, samples in settings["rungs"])
+    halved = ", ".join(f"{count} candidates on {samples} samples" for count, samples in settings["rungs"])
     lines += [
         "",
-        f"Candidates by samples: {halved}, of {len(settings['calibration'])} calibration samples. The table is of "
-        f"{len(settings['confirmation'])} other samples. Speed is against autoregression at r = "
-        f"{settings['num_steps']} beside each batch (in parentheses its range over the batches); batches of "
+        f"Search: {halved}, of {len(settings['calibration'])} calibration samples. The table is measured on "
+        f"{len(settings['confirmation'])} other samples. Speedups are relative to autoregression at r = "
+        f"{settings['num_steps']} on the same batch (in parentheses: the range over the batches). Batches of "
         f"{settings['batch_size']}, at most {settings['max_new_tokens']} new tokens, "
         f"{settings['model']['dtype']}. Budget: {settings['max_accuracy_loss']:g} points of accuracy, at least "
         f"{settings['min_token_agreement']:.1%} equal tokens. Measured by `hf-diffusion-forcing tune` on "
@@ -35,7 +35,7 @@ def page(found) -> str:
 
 def confirmation_table(trials: list[Trial], best: Trial | None) -> list[str]:
     """Markdown of what was measured on the confirmation samples."""
-    headings = ["settings", "speed", "tokens/s", "right", "points lost", "equal tokens", "core passes a token"]
+    headings = ["settings", "speed", "tokens/s", "right", "points lost", "equal tokens", "core passes per token"]
     rows = []
     for trial in trials:
         m = trial.confirmation.to_dict()

@@ -1,4 +1,4 @@
-"""The pages and plots of what scripts/benchmark.py has measured."""
+"""Pages and plots of the measurements made by scripts/benchmark.py."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 
 def draw(record: dict, path: Path) -> None:
-    """One panel a table: decoding speed over the baseline, median and range over calls."""
+    """Draw one panel per table: decoding speedup over the baseline, median and range over calls."""
     tables = record["tables"]
     height = 0.6 + sum(0.9 + 0.3 * len(each["rows"]) for each in tables)
     ratios = [len(each["rows"]) + 2 for each in tables]
@@ -34,10 +34,10 @@ COLUMNS = {
     "speedup": "decoding",
     "speedup_end_to_end": "end to end",
     "first_token_speedup": "first token",
-    "core_passes_per_token": "core passes a token",
+    "core_passes_per_token": "core passes per token",
     "positions_per_core_pass": "positions",
     "equal_share": "equal tokens",
-    "ms_per_tick": "ms a tick",
+    "ms_per_tick": "ms per tick",
     "predicted_ms": "predicted ms",
     "tick_over_ideal": "of limit",
     "kv_bytes": "KV",
@@ -45,7 +45,7 @@ COLUMNS = {
 
 
 def table(rows: list[dict]) -> str:
-    """Rows as Markdown."""
+    """Return rows as Markdown."""
     columns = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
     lines = ["| " + " | ".join(COLUMNS[key] for key in columns) + " |", "| --- |" + " ---: |" * (len(columns) - 1)]
     for row in rows:
@@ -70,17 +70,30 @@ def table(rows: list[dict]) -> str:
 
 
 def page(record: dict, image: str) -> str:
-    """The record as Markdown."""
+    """Return the record as Markdown."""
     lines = [
         f"# {record['title']}",
         "",
-        f"{record['dtype']}, {record['machine']}, {record['date']}; `{record['command']}`. {record['prompts']} "
-        f"prompts, {record['repeats']} repeats, batch 1 unless said, interleaved. Speeds are medians over calls, "
-        f"each against {record['base_tokens']} tokens of autoregression at r = 32 (in the batch sweep: batch 1) made "
-        "just before it; lowest and highest in brackets. *Positions* are those of a core pass. *Of limit* is the time "
-        "it takes to read the linear weights of all passes once each, over the time taken; the rate is that of the "
-        "model's own linear layers with one position, measured just before each call. Peak memory of the process "
+        f"Measured on {record['date']} on {record['machine']}, by `{record['command']}`. Weights: "
+        f"{record['dtype'].removesuffix(' weights')}. Prompts: {record['prompts']}. Repeats: {record['repeats']}. "
+        "Batch size: 1 unless a row says otherwise. Samplers take turns on every prompt. Peak memory of the process: "
         f"{record['peak_bytes'] / 1e9:.1f} GB.",
+        "",
+        "- *Decoding*, *end to end* and *first token* are speedups: medians over calls; for decoding, also the lowest "
+        f"and highest. Each is relative to {record['base_tokens']} tokens of autoregression at r = 32 on the same "
+        "prompt, timed just before the call. In the batch sweep they are relative to batch 1 of the same sampler.",
+        "- *Positions* is the mean number of positions in a core pass.",
+        "- *Of limit* is the time needed to read the linear weights of every pass once, divided by the measured time. "
+        "The reading rate is that of the model's own linear layers on one position, measured just before each call.",
+        "- *KV* is the size of the cache after the call.",
+        *(
+            [
+                "- *Predicted ms* is the estimate of the cost model for a tick. In the context sweep, it is the tick "
+                "of the first row plus the time to read the additional keys and values."
+            ]
+            if any("predicted_ms" in row for each in record["tables"] for row in each["rows"])
+            else []
+        ),
         "",
         f"![Decoding speeds]({image})",
     ]
@@ -93,7 +106,7 @@ def page(record: dict, image: str) -> str:
 
 
 def report(record: dict, name: str, docs: Path) -> str:
-    """Write a record's page and plot; returns the page."""
+    """Write the page and the plot of a record. Returns the page."""
     (docs / "images").mkdir(exist_ok=True)
     draw(record, docs / "images" / f"{name}.png")
     text = page(record, f"../images/{name}.png")

@@ -27,10 +27,10 @@ def test_the_page_is_what_is_measured(tmp_path):
 
 def test_a_page_is_current_whatever_the_versions(tmp_path):
     path = tmp_path / "page.md"
-    assert not is_current(path, "Made with a 1.\n| row |\n")
-    path.write_text("Made with a 1.\n| row |\n")
-    assert is_current(path, "Made with a 2.\n| row |\n")
-    assert not is_current(path, "Made with a 1.\n| other row |\n")
+    assert not is_current(path, "Measured with a 1.\n| row |\n")
+    path.write_text("Measured with a 1.\n| row |\n")
+    assert is_current(path, "Measured with a 2.\n| row |\n")
+    assert not is_current(path, "Measured with a 1.\n| other row |\n")
 
 
 def test_an_unknown_field_needs_a_probe(monkeypatch):

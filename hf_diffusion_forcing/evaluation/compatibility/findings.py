@@ -1,4 +1,4 @@
-"""What the samplers make of an argument: it works, is refused, or has no effect."""
+"""Runs the probes: an argument works, is refused, or has no effect."""
 
 import warnings
 from collections.abc import Iterator
@@ -17,24 +17,24 @@ from .probes import PROBES, Probe, ProbeError
 
 @dataclass(frozen=True)
 class Finding:
-    """What a sampler makes of an argument: "works", "refused" or "no effect", and a note."""
+    """How a sampler treats an argument: "works", "refused" or "no effect", with a note."""
 
     status: str
     note: str = ""
 
 
 def sampler_settings(sampler: str, **wanted) -> dict:
-    """Keywords that choose a sampler, with those of the wanted settings that it has."""
+    """Return keywords that choose a sampler, plus those of the wanted settings that it has."""
     names = SAMPLER_CONFIGS[sampler].fields()
     return {"sampler": sampler, "seed": 4} | {name: value for name, value in wanted.items() if name in names}
 
 
 def check_against_reference(model: RavenForCausalLM, sampler: str, probe: Probe) -> None:
-    """The argument must do the same elsewhere.
+    """Check that the argument has the same effect on a reference.
 
-    A wave of one position that has all its recurrences in one tick is autoregression with shared keys and values. The
-    speculative wavefront is autoregression whatever its drafts are.
-    Autoregression is, when greedy, transformers' own decoding; when it samples, its noise is another.
+    A wave of one position with all its recurrences in one tick equals autoregression with shared keys and values. The
+    speculative wavefront always equals autoregression. Greedy autoregression equals transformers' own decoding; with
+    sampling, the noise differs.
     """
     if SAMPLERS[sampler].has_ticks:
         depth = model.config.mean_recurrence
@@ -50,7 +50,7 @@ def check_against_reference(model: RavenForCausalLM, sampler: str, probe: Probe)
 
     outcome, expected = attempt(model, settings, probe), attempt(model, expected_settings, probe)
     if isinstance(outcome, Refusal) or isinstance(expected, Refusal):
-        raise ProbeError(f"is refused by one of two that must decode alike: {outcome}, {expected}")
+        raise ProbeError(f"is refused by only one of two samplers that must agree: {outcome}, {expected}")
     for name in ("sequences", "streamed"):
         if outcome.get(name) != expected.get(name):
             raise ProbeError(f"gives {name} {outcome.get(name)} where it must be {expected.get(name)}")
@@ -64,10 +64,10 @@ def find(model: RavenForCausalLM, sampler: str, probe: Probe, bases: dict[tuple[
     """Run a probe with a sampler.
 
     Args:
-        bases: outcomes of base calls that were made before, by the sampler and the identity of the base.
+        bases: outcomes of earlier base calls, per sampler and identity of the base.
 
     Raises:
-        ProbeError: the argument crashes, does nothing without a reason, or does something else than elsewhere.
+        ProbeError: the argument crashes, has no effect without a reason, or differs from its reference.
     """
     settings = sampler_settings(sampler, wavefront=8, inner_recurrence=2)
     outcome = attempt(model, settings, probe)
@@ -86,7 +86,7 @@ def find(model: RavenForCausalLM, sampler: str, probe: Probe, bases: dict[tuple[
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings that the probes' calls deserve."""
+    """Suppress the warnings that the probes cause."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
@@ -98,10 +98,10 @@ def quiet() -> Iterator[None]:
 
 
 def findings(model: RavenForCausalLM) -> dict[str, list[tuple[Probe, dict[str, Finding]]]]:
-    """Per topic, each probe with its finding for every sampler.
+    """Return, per topic, each probe with its finding for every sampler.
 
     Raises:
-        ProbeError: names every argument that is not in order.
+        ProbeError: names every argument with a problem.
     """
     found, bases, problems = {}, {}, []
     for topic, group in PROBES.items():

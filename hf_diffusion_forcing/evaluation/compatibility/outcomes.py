@@ -1,4 +1,4 @@
-"""What a call of `generate()` does: all that can be seen of it, or why it was refused."""
+"""Calls `generate()` and records everything observable, or the reason for a refusal."""
 
 import re
 import traceback
@@ -13,18 +13,18 @@ from .probes import Probe, ProbeError
 
 @dataclass(frozen=True)
 class Refusal:
-    """A call that was refused, with the error's first sentence."""
+    """A refused call, with the first sentence of the error."""
 
     reason: str
 
 
 Outcome = dict[str, Any]
-"""All that can be seen of a call: its ids, the fields of a dict output, what a streamer got, the width of each pass
-of `forward()`. Plain values, so that two outcomes can be compared."""
+"""Everything observable about a call: the ids, the fields of a dict output, the tokens passed to a streamer, the width
+of each pass. All values are plain, so that outcomes can be compared."""
 
 
 def plain(value: Any) -> Any:
-    """A value as lists, numbers and strings."""
+    """Return a value as lists, numbers and strings."""
     if isinstance(value, torch.Tensor):
         return value.tolist()
     if isinstance(value, tuple | list):
@@ -33,19 +33,20 @@ def plain(value: Any) -> Any:
 
 
 def observe(model: RavenForCausalLM, keywords: dict) -> Outcome:
-    """Call `generate()` and keep what it did."""
+    """Call `generate()` and record the outcome."""
     widths: list[int] = []
 
-    def keep_width(module, args, kwargs):
-        widths.append((args[0] if args else kwargs["input_ids"]).shape[1])
+    def keep_width(module, args):
+        widths.append(args[0].shape[1])
 
     torch.manual_seed(0)
-    hook = model.register_forward_pre_hook(keep_width, with_kwargs=True)
+    # Samplers do not call `forward()`, but every pass runs the first layer.
+    hook = model.transformer.prelude[0].register_forward_pre_hook(keep_width)
     try:
         result = model.generate(**keywords)
     finally:
         hook.remove()
-    outcome: Outcome = {"forward": widths, "type": type(result).__name__}
+    outcome: Outcome = {"widths": widths, "type": type(result).__name__}
     if "streamer" in keywords:
         outcome["streamed"] = keywords["streamer"].events
     fields = {"sequences": result} if isinstance(result, torch.Tensor) else dict(result)
@@ -53,21 +54,21 @@ def observe(model: RavenForCausalLM, keywords: dict) -> Outcome:
 
 
 def is_deliberate(error: Exception) -> bool:
-    """Whether a `raise` statement raised it, rather than code that was never meant for such a call."""
+    """Whether a `raise` statement raised the error, not code that does not expect such a call."""
     return (traceback.extract_tb(error.__traceback__)[-1].line or "").startswith("raise ")
 
 
 def first_sentence(message: str) -> str:
-    """The first sentence of an error, on one line, without its full stop and without addresses of objects."""
+    """Return the first sentence of an error on one line, without its full stop and without object addresses."""
     sentence = re.split(r"(?<=[.!?])\s", " ".join(message.split()), maxsplit=1)[0].rstrip(".")
     return re.sub(r" at 0x[0-9a-f]+", "", sentence)
 
 
 def attempt(model: RavenForCausalLM, settings: dict, probe: Probe) -> Outcome | Refusal:
-    """What a call with the argument does.
+    """Call `generate()` with the argument.
 
     Raises:
-        ProbeError: it crashes, where transformers does not.
+        ProbeError: the call crashes, and the same call of transformers does not.
     """
 
     def call(settings: dict) -> Outcome:

@@ -1,4 +1,4 @@
-"""The page of what was found."""
+"""Writes the compatibility page from the findings."""
 
 import re
 from pathlib import Path
@@ -14,37 +14,37 @@ from .subjects import tiny_model
 INTRODUCTION = """\
 # Compatibility with `generate()`
 
-What every argument of transformers' `generate()` and every field of its `GenerationConfig` does with a sampler. The
-settings of the samplers themselves are on [a page of their own](settings.md); without a sampler `generate()` is
-transformers' own.
+This page lists how each sampler treats every argument of transformers' `generate()` and every field of its
+`GenerationConfig`. [Settings](settings.md) lists the arguments that this package adds. Without a sampler,
+`generate()` is transformers' own.
 
-The tables are measured: `python scripts/write_compatibility.py` calls `generate()` with and without each argument, on
-a tiny model with random weights. The outcome of a call is all that can be seen: the ids, the fields of a dict output
-and their values, what a streamer gets, how wide the passes of `forward()` are.
+`python scripts/write_compatibility.py` measures these tables. It calls `generate()` with and without each argument,
+on a tiny model with random weights, and compares everything observable: the ids, the fields of a dict output, the
+tokens passed to a streamer, and the number of positions in each pass of the model.
 
-- **works**: the argument changes the outcome. It is also checked against a reference: where a sampler refines one
-  position at a time, with all its recurrences, the text must be that of `sampler="autoregressive"` with the same
-  argument; and `sampler="autoregressive"`, when greedy, must be transformers' own decoding.
-- **refused**: a `ValueError`, `TypeError` or `NotImplementedError`; its first sentence is the note.
-- **no effect**: the outcome is the same, for the reason in the note.
+- **works**: the argument changes the outcome, and a reference confirms the result. With one position at a time and
+  all recurrences in one tick, a sampler must produce the text of `sampler="autoregressive"` with the same argument.
+  Greedy `sampler="autoregressive"` must produce the text of transformers' own decoding.
+- **refused**: the call raises a `ValueError`, `TypeError` or `NotImplementedError`. The note is its first sentence.
+- **no effect**: the outcome is the same. The note gives the reason.
 
 {versions}
 
-Three things to know about those that work:
+Details on arguments that work:
 
-- Logits processors are applied to each position of a wave with its own prefix. Those that read no prefix
-  (temperature, `top_k`, ...) are called once for a whole wave, any other one once for every prefix length in it.
-- The prefix of a draft may be one that can never come about. `prefix_allowed_tokens_fn` may raise there, or allow
-  nothing: it is then ignored for that draft. Where the prefix is final, what it raises ends the call.
-- Stopping criteria are called with committed tokens, once for every length, and with the whole batch, as transformers
-  does it: when all rows that go on are that long. A row that was ahead is cut back to where it ended. (Stop strings and
-  `max_time` are asked row by row.) They get scores where `output_scores` is asked for.
+- **Logits processors** see each position of a wave with its own prefix. Processors that read no prefix (temperature,
+  `top_k`, ...) run once for the whole wave. All others run once per prefix length.
+- **`prefix_allowed_tokens_fn`** may see the prefix of a draft that no final text will contain. If it raises an error
+  or allows no token there, it is ignored for that draft. If it raises an error on a final prefix, the call fails.
+- **Stopping criteria** see committed tokens only, once per length. As in transformers, they see the whole batch: they
+  run when all unfinished rows have reached that length. A row that was ahead is cut back to where it ended. Stop
+  strings and `max_time` are checked row by row. Criteria receive scores if `output_scores` is set.
 """
-VERSIONS = re.compile(r"^Made with .*$", re.MULTILINE)
+VERSIONS = re.compile(r"^Measured with .*$", re.MULTILINE)
 
 
 def note(row: dict[str, Finding]) -> str:
-    """The notes of a row: a common one plainly, different ones each with its samplers."""
+    """Return the notes of a row: one note if the samplers share it, otherwise each note with its samplers."""
     samplers: dict[str, list[str]] = {}
     for sampler, finding in row.items():
         if finding.note:
@@ -57,11 +57,11 @@ def note(row: dict[str, Finding]) -> str:
 
 
 def page() -> str:
-    """The page, measured now."""
+    """Measure everything and return the page."""
     check_probes()
     with quiet():
         found = findings(tiny_model())
-    versions = f"Made with transformers {transformers.__version__} and torch {torch.__version__.split('+')[0]}."
+    versions = f"Measured with transformers {transformers.__version__} and torch {torch.__version__.split('+')[0]}."
     parts = [INTRODUCTION.format(versions=versions)]
     for topic, rows in found.items():
         parts.append(f"## {topic}\n")
@@ -76,5 +76,5 @@ def page() -> str:
 
 
 def is_current(path: Path, text: str) -> bool:
-    """Whether a file says the same as a page; the versions it was made with are no part of that."""
+    """Whether a file has the same content as a page, apart from the versions."""
     return path.exists() and VERSIONS.sub("", path.read_text()) == VERSIONS.sub("", text)

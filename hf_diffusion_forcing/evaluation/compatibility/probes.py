@@ -1,4 +1,4 @@
-"""A probe for every argument of `generate()`: a call with it, and one without."""
+"""The probes: for every argument of `generate()`, one call with it and one without."""
 
 import inspect
 from collections.abc import Callable
@@ -53,26 +53,26 @@ KEYWORDS = (
     "trust_remote_code",
     "use_model_defaults",
 )
-"""What users pass to `generate()` that is neither in its signature nor in `GenerationConfig`."""
+"""Keywords that users pass to `generate()` but that are neither in its signature nor in `GenerationConfig`."""
 
 
 class ProbeError(Exception):
-    """What must be looked at before the page can be written."""
+    """A problem that must be solved before the page can be written."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A call with an argument and one without: what differs is what the argument does.
+    """A call with an argument and one without. The difference is the effect of the argument.
 
     Attributes:
-        argument: its name.
-        given: keywords that exercise it, or a function of the model and the sampler's settings that makes them anew
-            for every call.
-        base: the call without it, greedy by default.
-        no_effect: why it may do nothing.
-        remark: a note where it works.
-        variant: told after the name where an argument has several probes.
-        around: entered around the calls.
+        argument: name of the argument.
+        given: the keywords that set it, or a function of the model and the sampler's settings that makes them for each
+            call.
+        base: the call without the argument, greedy by default.
+        no_effect: the reason why the argument may have no effect.
+        remark: a note for the case that it works.
+        variant: distinguishes several probes of one argument.
+        around: a context manager for the calls.
     """
 
     argument: str
@@ -84,7 +84,7 @@ class Probe:
     around: Callable[[], AbstractContextManager] = nullcontext
 
     def added(self, model: RavenForCausalLM, settings: dict) -> dict:
-        """The keywords that the call with the argument adds to `base`."""
+        """Return the keywords that the call with the argument adds to `base`."""
         return self.given(model, settings) if callable(self.given) else self.given
 
 
@@ -93,7 +93,7 @@ def stop_strings(model, settings) -> dict:
 
 
 def unused(reason: str, **given) -> list[Probe]:
-    """Arguments that other ways of decoding use, one by one."""
+    """Return one probe per argument that only other ways of decoding use."""
     return [Probe(name, {name: value}, no_effect=reason) for name, value in given.items()]
 
 
@@ -107,7 +107,7 @@ PROBES: dict[str, list[Probe]] = {
         Probe(
             "token_healing",
             lambda model, settings: {"token_healing": True, "tokenizer": tokenizer()},
-            remark="the prompt's last token is chosen by plain decoding, which `seed` does not reach",
+            remark="plain decoding chooses the prompt's last token, and `seed` does not affect it",
         ),
     ],
     "Length": [
@@ -196,16 +196,18 @@ PROBES: dict[str, list[Probe]] = {
         Probe(
             "streamer",
             lambda model, settings: {"streamer": Recorder()},
-            remark="for one row; with `autoregressive` for several",
+            remark="one row; several rows with `autoregressive`",
         ),
-        Probe("logits_to_keep", {"logits_to_keep": 3}, no_effect="only the last of the prompt's logits are used"),
+        Probe(
+            "logits_to_keep", {"logits_to_keep": 3}, no_effect="only the logits of the last prompt position are used"
+        ),
     ],
     "Cache": [
         Probe(
             "cache",
             cache_of_another_text,
-            remark="a `RecurrentDepthCache`, from an earlier `generate()` or from `model.new_cache(...)`; also "
-            "`past_key_values`, its name before transformers 5.24",
+            remark="a `RecurrentDepthCache`, from an earlier `generate()` or from `model.new_cache(...)`; "
+            "`past_key_values`, the name before transformers 5.24, works too",
         ),
         Probe("use_cache", {"use_cache": False}),
         Probe("cache_implementation", {"cache_implementation": "static"}, variant='`"static"`'),
@@ -250,20 +252,20 @@ PROBES: dict[str, list[Probe]] = {
         Probe(
             "custom_generate",
             {"custom_generate": lambda model, input_ids, **kwargs: input_ids[:, :2]},
-            remark="decodes in the sampler's place",
+            remark="replaces the sampler",
         ),
         *unused("used by generation modes that load code from the Hub only", trust_remote_code=True),
         Probe(
             "synced_gpus",
             {"synced_gpus": True},
-            no_effect="keeps processes in step; the probe has one",
+            no_effect="synchronises several processes; the probe has one",
             around=one_process_group,
         ),
         Probe("penalty_alpha", {"penalty_alpha": 0.6, "top_k": 4}),
         Probe("dola_layers", {"dola_layers": "low"}),
         *unused("used by contrastive search only", low_memory=True),
         *unused(
-            "used where the forward pass is compiled, which it is not with a `RecurrentDepthCache`",
+            "used by compiled forward passes only; with a `RecurrentDepthCache` the forward pass is not compiled",
             compile_config=CompileConfig(),
             disable_compile=True,
         ),
@@ -274,16 +276,18 @@ PROBES: dict[str, list[Probe]] = {
 
 
 def arguments() -> set[str]:
-    """Every argument the page must know."""
+    """Return every argument that the page must list."""
     signature = set(inspect.signature(GenerationMixin.generate).parameters) - {"self", "kwargs"}
     fields = {name for name in GenerationConfig().to_dict() if not name.startswith("_")} - {"transformers_version"}
     return signature | fields | set(KEYWORDS)
 
 
 def check_probes() -> None:
-    """Refuse an argument without a probe, and a probe for what is no argument."""
+    """Raise a `ProbeError` if an argument has no probe or a probe has no argument."""
     probed = {probe.argument for group in PROBES.values() for probe in group}
     if missing := sorted(arguments() - probed):
-        raise ProbeError(f"generate() takes arguments that have no probe: {', '.join(missing)}. Write them one.")
+        raise ProbeError(f"generate() takes arguments that have no probe: {', '.join(missing)}. Add a probe for each.")
     if gone := sorted(probed - arguments()):
-        raise ProbeError(f"There are probes for what generate() does not take: {', '.join(gone)}. Remove them.")
+        raise ProbeError(
+            f"There are probes for arguments that generate() does not take: {', '.join(gone)}. Remove them."
+        )

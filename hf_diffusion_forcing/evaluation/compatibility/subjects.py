@@ -1,4 +1,4 @@
-"""What probes call `generate()` with: a tiny model, its tokenizer, ids, processors, criteria, streamers."""
+"""Inputs for the probes: a tiny model, its tokenizer, ids, processors, criteria and streamers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,16 +20,16 @@ PROMPT = {"input_ids": IDS}
 GREEDY = PROMPT | {"max_new_tokens": 8}
 SAMPLED = GREEDY | {"do_sample": True}
 ENDING = GREEDY | {"eos_token_id": EVEN}
-"""Ends at its first even token, which is soon."""
+"""Ends at the first even token, which comes soon."""
 REPEATING = GREEDY | {"sequence_bias": [[[5], 20.0]]}
-"""Says a token of the prompt over and over."""
+"""Repeats a token of the prompt."""
 DICT = GREEDY | {"return_dict_in_generate": True}
 SCORED = DICT | {"output_scores": True}
 NO_PROMPT = {"max_new_tokens": 8, "bos_token_id": 1}
 
 
 class OtherParity(LogitsProcessor):
-    """An even token after an odd one, an odd one after an even one."""
+    """Allows only even tokens after odd ones, and odd tokens after even ones."""
 
     def __call__(self, input_ids, scores):
         tokens = torch.arange(scores.shape[-1])
@@ -37,21 +37,21 @@ class OtherParity(LogitsProcessor):
 
 
 class AtLength8(StoppingCriteria):
-    """Ends at 8 tokens."""
+    """Stops at 8 tokens."""
 
     def __call__(self, input_ids, scores, **kwargs):
         return torch.full((len(input_ids),), input_ids.shape[1] >= 8)
 
 
 class ByScores(StoppingCriteria):
-    """Ends when there are four scores."""
+    """Stops when there are four scores."""
 
     def __call__(self, input_ids, scores, **kwargs):
         return torch.full((len(input_ids),), len(scores) == 4)
 
 
 class Recorder:
-    """A streamer that keeps what it got."""
+    """A streamer that records its input."""
 
     def __init__(self):
         self.events: list = []
@@ -64,7 +64,7 @@ class Recorder:
 
 
 def tiny_model() -> RavenForCausalLM:
-    """Random weights: it converges nowhere in particular, and every draft is a guess."""
+    """A model with random weights: it does not converge, and every draft is a guess."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 61, "n_embd": 32, "n_heads": 2, "intermediate_size": 48, "block_size": 128}
     layers = {"n_layers_in_prelude": 1, "n_layers_in_recurrent_block": 2, "n_layers_in_coda": 1}
@@ -73,7 +73,7 @@ def tiny_model() -> RavenForCausalLM:
 
 @cache
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A token per letter, id 0 is "a"; the ids after "z" are extensions of "f", the prompt's last letter."""
+    """One token per letter, starting with "a" at id 0. The ids after "z" extend "f", the last letter of the prompt."""
     letters = [chr(ord("a") + place) for place in range(26)]
     vocabulary = letters + [f"f{letter}" for letter in letters] + [f"ff{letter}" for letter in letters[:9]]
     backend = tokenizers.Tokenizer(
@@ -85,7 +85,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def cache_of_another_text(model, settings: dict) -> dict:
-    """The first columns of the prompt are taken from a cache, which was made of other tokens."""
+    """Return a cache for the first columns of the prompt, filled with other tokens."""
     kept = {name: settings[name] for name in ("sampler", "kv_sharing", "seed") if name in settings}
     other = model.generate(IDS[:, :4] + 20, **kept, max_new_tokens=1, return_dict_in_generate=True)
     return {"cache": other.cache}
@@ -93,7 +93,7 @@ def cache_of_another_text(model, settings: dict) -> dict:
 
 @contextmanager
 def one_process_group() -> Iterator[None]:
-    """torch.distributed, with this process alone."""
+    """Initialise torch.distributed with this process alone."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         yield
