@@ -4,7 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-PACKED_DTYPES = (torch.bfloat16, torch.float32)
+
+def packable_dtypes() -> tuple[torch.dtype, ...]:
+    """The dtypes this processor has packed kernels for: float32, and bfloat16 where it has instructions for it."""
+    has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if has_bfloat16 else (torch.float32,)
 
 
 class PackedLinear(nn.Linear):
@@ -49,7 +53,7 @@ def pack_linear_weights(model: nn.Module, positions: int = 8) -> nn.Module:
     through `weight.data` goes unnoticed (PEFT merges adapters so). `unpack_linear_weights` undoes it.
 
     Args:
-        model: in bfloat16 or float32, on the CPU.
+        model: in float32, or in bfloat16 where the processor has instructions for it, on the CPU.
         positions: how many positions a call will usually have; oneDNN chooses the layout by it.
 
     Returns:
@@ -57,7 +61,7 @@ def pack_linear_weights(model: nn.Module, positions: int = 8) -> nn.Module:
 
     Raises:
         RuntimeError: this torch has no oneDNN.
-        ValueError: no layer of the model can be packed.
+        ValueError: no layer of the model can be packed, on this processor or at all.
     """
     if not torch.backends.mkldnn.is_available():
         raise RuntimeError("This torch was built without oneDNN (torch.backends.mkldnn), which packs the weights.")
@@ -65,14 +69,14 @@ def pack_linear_weights(model: nn.Module, positions: int = 8) -> nn.Module:
     linears = [m for m in model.modules() if type(m) in (nn.Linear, PackedLinear) and "forward" not in vars(m)]
     if any(module.weight.is_inference() for module in linears):
         raise ValueError("The weights were made inside torch.inference_mode(): load the model outside of it.")
-    fitting = [
-        m for m in linears if m.bias is None and m.weight.device.type == "cpu" and m.weight.dtype in PACKED_DTYPES
-    ]
+    dtypes = packable_dtypes()
+    fitting = [m for m in linears if m.bias is None and m.weight.device.type == "cpu" and m.weight.dtype in dtypes]
     if not fitting:
         found = sorted({f"{m.weight.dtype} on {m.weight.device.type}" for m in linears})
+        allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ValueError(
-            f"No linear layer to pack: found {', '.join(found) or 'none'}. Needed are bias-free layers in bfloat16 or "
-            "float32 on the CPU: load the model with dtype=torch.bfloat16 and without device_map."
+            f"No linear layer to pack: found {', '.join(found) or 'none'}. This processor packs bias-free layers in "
+            f"{allowed}, on the CPU: load the model with dtype={dtypes[-1]} and without device_map."
         )
     for module in fitting:
         module.__class__ = PackedLinear

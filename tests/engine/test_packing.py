@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from hf_diffusion_forcing import RavenForCausalLM, pack_linear_weights, unpack_linear_weights
-from hf_diffusion_forcing.packing import PackedLinear
+from hf_diffusion_forcing.packing import PackedLinear, packable_dtypes
 from support import left_pad, tiny_config
 
 ROWS = [[3, 1, 4, 1, 5], [9, 2]]
 
 
-@pytest.fixture(params=[torch.float32, torch.bfloat16])
+@pytest.fixture(params=packable_dtypes())
 def model(request):
     torch.manual_seed(0)
     return RavenForCausalLM(tiny_config(n_embd=64, intermediate_size=96)).to(request.param).eval()
@@ -94,7 +94,14 @@ def test_there_and_back_drops_the_copy(model):
 
 
 def test_what_cannot_be_packed_is_named():
-    with pytest.raises(ValueError, match=r"float16 on cpu.*bfloat16"):
+    with pytest.raises(ValueError, match=r"float16 on cpu.*float32"):
         pack_linear_weights(RavenForCausalLM(tiny_config()).half())
     with pytest.raises(ValueError, match="found none"):
         pack_linear_weights(torch.nn.ReLU())
+
+
+def test_a_dtype_the_processor_cannot_pack_is_refused_by_name():
+    refused = {torch.float32, torch.bfloat16, torch.float16} - set(packable_dtypes())
+    for dtype in refused:
+        with pytest.raises(ValueError, match=f"found {dtype} on cpu.*dtype={packable_dtypes()[-1]}"):
+            pack_linear_weights(RavenForCausalLM(tiny_config()).to(dtype))
