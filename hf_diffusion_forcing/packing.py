@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .compat import pack_weight, packed_linear, times_written
+
 PACKED_DTYPES = (torch.bfloat16, torch.float32)
 
 
@@ -32,13 +34,13 @@ class PackedLinear(nn.Linear):
         plain = (
             x.dtype != self.weight.dtype
             or x.device.type != "cpu"
-            or (self.weight.data_ptr(), self.weight._version) != self.packed_from
+            or (self.weight.data_ptr(), times_written(self.weight)) != self.packed_from
             or (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
             or torch.is_autocast_enabled("cpu")
         )
         if plain:
             return F.linear(x, self.weight)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+        return packed_linear(x, self.packed)
 
 
 def pack_linear_weights(model: nn.Module, positions: int = 8) -> nn.Module:
@@ -77,8 +79,8 @@ def pack_linear_weights(model: nn.Module, positions: int = 8) -> nn.Module:
     for module in fitting:
         module.__class__ = PackedLinear
         with torch.no_grad():
-            module.packed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), positions)
-        module.packed_from = module.weight.data_ptr(), module.weight._version
+            module.packed = pack_weight(module.weight.detach(), positions)
+        module.packed_from = module.weight.data_ptr(), times_written(module.weight)
     return model
 
 
