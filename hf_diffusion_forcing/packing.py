@@ -4,11 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .compat import has_packed_bfloat16, pack_weight, packed_linear, times_written
+
 
 def packable_dtypes() -> tuple[torch.dtype, ...]:
     """The dtypes this processor has packed kernels for: float32, and bfloat16 where it has instructions for it."""
-    has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return (torch.float32, torch.bfloat16) if has_bfloat16 else (torch.float32,)
+    return (torch.float32, torch.bfloat16) if has_packed_bfloat16() else (torch.float32,)
 
 
 class PackedLinear(nn.Linear):
@@ -36,13 +37,13 @@ class PackedLinear(nn.Linear):
         plain = (
             x.dtype != self.weight.dtype
             or x.device.type != "cpu"
-            or (self.weight.data_ptr(), self.weight._version) != self.packed_from
+            or (self.weight.data_ptr(), times_written(self.weight)) != self.packed_from
             or (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
             or torch.is_autocast_enabled("cpu")
         )
         if plain:
             return F.linear(x, self.weight)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+        return packed_linear(x, self.packed)
 
 
 def pack_linear_weights(model: nn.Module, positions: int = 8) -> nn.Module:
@@ -81,8 +82,8 @@ def pack_linear_weights(model: nn.Module, positions: int = 8) -> nn.Module:
     for module in fitting:
         module.__class__ = PackedLinear
         with torch.no_grad():
-            module.packed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), positions)
-        module.packed_from = module.weight.data_ptr(), module.weight._version
+            module.packed = pack_weight(module.weight.detach(), positions)
+        module.packed_from = module.weight.data_ptr(), times_written(module.weight)
     return model
 
 

@@ -82,7 +82,9 @@ class RecurrentDepthCache(Cache):
     @property
     def core_slots(self) -> int:
         """Entries per position of a core layer."""
-        return {"last": 1, "none": self.num_steps}.get(self.kv_sharing, self.kv_sharing)
+        if isinstance(self.kv_sharing, int):
+            return self.kv_sharing
+        return 1 if self.kv_sharing == "last" else self.num_steps
 
     def slot(self, depth: int | torch.Tensor | Slots) -> int | torch.Tensor | Slots:
         """The slot of the core layers that recurrence `depth` (0-based) writes and reads.
@@ -97,7 +99,7 @@ class RecurrentDepthCache(Cache):
             return 0
         if isinstance(depth, torch.Tensor):
             return depth  # `attend` folds it into the slots there are
-        if self.kv_sharing != "none":
+        if isinstance(self.kv_sharing, int) and isinstance(depth, int):
             return depth % self.kv_sharing
         deepest = max(depth.host) if isinstance(depth, Slots) else depth
         if deepest >= self.num_steps:
@@ -261,7 +263,7 @@ class RecurrentDepthCache(Cache):
         key_positions = torch.arange(at.extent, device=key.device)
         mask = (key_positions <= at.positions.clamp_min(0)[..., None]).flatten(0, 1)[:, None, None]
         query = query.transpose(1, 2).reshape(width, heads, 1, head_dim)
-        y = F.scaled_dot_product_attention(query, *read, mask, enable_gqa=heads != key.shape[1])
+        y = F.scaled_dot_product_attention(query, read[0], read[1], mask, enable_gqa=heads != key.shape[1])
         return y.reshape(1, width, heads, head_dim).transpose(1, 2)
 
     def _attend_by_run(self, keys, values, query, key, value, at: Placement, slots: Slots):
@@ -271,8 +273,8 @@ class RecurrentDepthCache(Cache):
             stored[where, at.rows[0], :, at.positions[0]] = new[0].transpose(0, 1)
         queries, bias, read = query[0].transpose(0, 1)[:, :, None], at.bias_of_positions(query), []
         for run in at.runs(slots.host):
-            seen = (run.view(stored[:, run.row, :, : at.extent]) for stored in (keys, values))
-            read.append(attention(queries[run.cells], *seen, bias[run.cells]))
+            seen, read_values = (run.view(stored[:, run.row, :, : at.extent]) for stored in (keys, values))
+            read.append(attention(queries[run.cells], seen, read_values, bias[run.cells]))
         return torch.cat(read)[:, :, 0].transpose(0, 1)[None]
 
     def start_readout(self, readout: int, source: int, seats: range) -> None:

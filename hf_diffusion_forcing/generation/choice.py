@@ -22,6 +22,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from ..compat import prefix_constraint
 from ..randomness import keyed_gumbel
 
 PREFIX_FREE = (
@@ -105,7 +106,7 @@ class TokenChoice:
         self.vocabulary = 0
         processors = [
             # One row to a group, so that the function below is told the row; which prompt it is of, it counts itself.
-            PrefixConstrainedLogitsProcessor(self._tolerant(p._prefix_allowed_tokens_fn, p._num_beams), 1)
+            PrefixConstrainedLogitsProcessor(self._tolerant(*prefix_constraint(p)), 1)
             if type(p) is PrefixConstrainedLogitsProcessor
             else p
             for p in processors

@@ -14,7 +14,15 @@ from transformers import (
 from transformers.generation import GenerationMode
 
 from ..cache import RecurrentDepthCache
-from ..compat import CACHE, NEW_NAME, OLD_NAME, CacheGenerationMixin
+from ..compat import (
+    CACHE,
+    NEW_NAME,
+    OLD_NAME,
+    CacheGenerationMixin,
+    is_from_model_config,
+    mask_length,
+    pad_token_id,
+)
 from ..randomness import row_seeds
 from ..settings.generation_config import SAMPLER_NAMES, TOKEN_IDS, RecurrentDepthGenerationConfig
 from ..settings.sampler_config import sampler_keywords
@@ -44,14 +52,14 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
 
     @generation_config.setter
     def generation_config(self, config: GenerationConfig | None) -> None:
-        vars(self)["generation_config"] = None if config is None else RecurrentDepthGenerationConfig.of(config)
+        self.__dict__["generation_config"] = None if config is None else RecurrentDepthGenerationConfig.of(config)
 
     def adjust_generation_fn(self, *args, **kwargs) -> None:
         """transformers' own step of loading; of a generation config that was made from a model's config, as where a
         checkpoint has none, only the special tokens count."""
         super().adjust_generation_fn(*args, **kwargs)
         loaded = self.generation_config
-        if loaded._from_model_config:
+        if is_from_model_config(loaded):
             ids = {name: getattr(self.config, name, None) for name in TOKEN_IDS}
             ids |= {name: getattr(loaded, name) for name in TOKEN_IDS if getattr(loaded, name) is not None}
             self.generation_config = RecurrentDepthGenerationConfig(**ids)
@@ -269,11 +277,7 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         if attention_mask is not None:
             attention_mask = model_kwargs["attention_mask"] = attention_mask.long()
         cache = model_kwargs.get(CACHE)
-        columns = (
-            getattr(generation_config, "_mask_length", input_ids.shape[1])
-            if attention_mask is None
-            else attention_mask.shape[1]
-        )
+        columns = mask_length(generation_config) if attention_mask is None else attention_mask.shape[1]
         self._validate_prompt(input_ids, attention_mask, cache, columns, generation_config.max_length)
         sampler = generation_config.sampler
         config = generation_config.sampler_config
@@ -283,10 +287,9 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
                     f"SynthID watermarking is not supported with sampler={sampler!r}: it keeps a state from token to "
                     "token, which drafts would spoil. Use sampler='autoregressive'."
                 )
-            pad = generation_config._pad_token_tensor
             return Batch(
                 self,
-                SAMPLERS[sampler],
+                SAMPLERS[sampler],  # type: ignore[arg-type]  # it has ticks
                 input_ids,
                 logits_processor,
                 stopping_criteria,
@@ -296,7 +299,7 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
                 attention_mask,
                 cache,
                 columns,
-                None if pad is None else int(pad),
+                pad_token_id(generation_config),
                 generation_config.return_trace,
             ).run()
         return self._sample_autoregressively(
@@ -330,11 +333,11 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         for processor in logits_processor:
             if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
                 # It calls the model for the unconditional text without any of this.
-                processor.model = partial(self, **depth_and_noise)
+                processor.model = partial(self, **depth_and_noise)  # type: ignore[misc]  # self is the model
                 if generation_config.use_cache is not False:
                     cache = self.new_cache(config.deepest, config.kv_sharing)
                     processor.unconditional_context[CACHE] = cache
-        scores = None
+        scores: list[torch.Tensor] | None = None
         if generation_config.sampler and generation_config.do_sample:
             # The same keyed noise as the parallel samplers; the argmax of transformers' greedy loop then samples.
             seen = torch.full_like(seeds, columns) if attention_mask is None else attention_mask.sum(-1)

@@ -83,8 +83,9 @@ class TickingSampler(Sampler):
         """What `read` returns, from the logits of the prompts' last positions, [1, rows, vocabulary]."""
         facts = [(row.ids[-1], row.front, row.seed) for row in rows]
         moved = torch.tensor([[column] for column in zip(*facts, strict=True)], device=logits.device)
+        ids, positions, seeds = moved.unbind()
         prefixes = [(row.call.choice, Prefix(row.number, len(row.ids), len(row.ids))) for row in rows]
-        predictions, scores = choose(logits, *moved.unbind(), prefixes)
+        predictions, scores = choose(logits, ids, positions, seeds, prefixes)
         return predictions[0], logits[0], scores[0]
 
     def record(self, abandoned: bool = False) -> None:

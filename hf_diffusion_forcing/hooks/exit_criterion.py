@@ -124,7 +124,7 @@ class ExitCriterionList(ExitCriterion):
                 raise TypeError(f"criteria holds {criterion!r}: use exit_criterion() to make an ExitCriterion of it.")
 
     @property
-    def needs_logits(self) -> bool:
+    def needs_logits(self) -> bool:  # type: ignore[override]  # as the criteria it was made of
         return any(criterion.needs_logits for criterion in self.criteria)
 
     def __call__(self, refinement: Refinement) -> torch.Tensor:
@@ -160,13 +160,12 @@ def exit_criterion(spec: ExitCriterion | str | dict | list, threshold: float | N
         if len(spec) > 1 or not isinstance(next(iter(spec.values())), (list, tuple)):
             raise ValueError(f"exit_criterion={spec!r} must be {{'any': [...]}} or {{'all': [...]}} and nothing else.")
         ((mode, criteria),) = spec.items()
-        criterion = ExitCriterionList([exit_criterion(one) for one in criteria], mode)
+        criterion: ExitCriterion = ExitCriterionList([exit_criterion(one) for one in criteria], mode)
     else:
         criterion = EXIT_CRITERIA.build(spec)
     if threshold is None:
         return criterion
-    known = dataclasses.fields(criterion) if dataclasses.is_dataclass(criterion) else ()
-    if not any(field.name == "threshold" for field in known):
+    if not (dataclasses.is_dataclass(criterion) and any(f.name == "threshold" for f in dataclasses.fields(criterion))):
         raise ValueError(
             f"exit_threshold={threshold} has no place in {type(criterion).__name__}, which has no threshold: "
             "leave it out, or set the parameters of each criterion in its dict."

@@ -7,7 +7,9 @@ import os
 from typing import Any
 
 from safetensors import safe_open
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from ..compat import find_file
 
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 """Keywords of `from_pretrained` that say where files are."""
@@ -24,14 +26,7 @@ def checkpoint_file(path: str | os.PathLike, name: str, keywords: dict[str, Any]
         keywords: those of `from_pretrained`.
     """
     where = {key: keywords[key] for key in HUB_KEYWORDS if key in keywords}
-    return cached_file(
-        path,
-        name,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        **where,
-    )
+    return find_file(path, name, **where)
 
 
 def stored_config(path: str | os.PathLike | None, keywords: dict[str, Any]) -> dict[str, Any] | None:

@@ -2,7 +2,8 @@
 
 import torch
 from transformers import PreTrainedConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from ..compat import ROPE_INIT_FUNCTIONS
 
 ROPE_TYPES = ("default", "llama3")
 """What `rope_parameters["rope_type"]` may say. Other types change with the length of the text or scale attention."""

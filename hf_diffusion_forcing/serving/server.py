@@ -19,14 +19,17 @@ try:
     import uvicorn
     from fastapi import FastAPI, HTTPException, Request
     from fastapi.responses import JSONResponse
-    from transformers.cli.serving.chat_completion import ChatCompletionHandler
-    from transformers.cli.serving.completion import CompletionHandler
-    from transformers.cli.serving.model_manager import ModelManager
-    from transformers.cli.serving.response import ResponseHandler
-    from transformers.cli.serving.server import build_server
-    from transformers.cli.serving.systemone import SystemOneHandler
-    from transformers.cli.serving.transcription import TranscriptionHandler
-    from transformers.cli.serving.utils import GenerationState
+
+    from ..compat.serving import (
+        ChatCompletionHandler,
+        CompletionHandler,
+        GenerationState,
+        ModelManager,
+        ResponseHandler,
+        SystemOneHandler,
+        TranscriptionHandler,
+        build_server,
+    )
 except ImportError as error:
     raise ImportError(
         f'Serving needs fastapi, uvicorn and openai ({error}): pip install "hf-diffusion-forcing[serve]"'

@@ -1,7 +1,7 @@
 """Settings of autoregressive decoding."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from .sampler_config import SamplerConfig
 
@@ -20,4 +20,4 @@ class PlainDecodingConfig(SamplerConfig):
     Beams and the other modes of transformers are possible; sampling draws from torch's global generator.
     """
 
-    sampler: ClassVar[bool] = False
+    sampler: ClassVar[Literal[False]] = False  # type: ignore[assignment]  # it has no name

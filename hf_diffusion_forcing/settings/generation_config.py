@@ -42,7 +42,7 @@ class RecurrentDepthGenerationConfig(GenerationConfig):
         if isinstance(config, cls):
             return config
         own = cls.__new__(cls)
-        vars(own).update(vars(config))
+        own.__dict__.update(vars(config))
         return own
 
     @classmethod
@@ -111,7 +111,9 @@ class RecurrentDepthGenerationConfig(GenerationConfig):
         sampler_preset = stored_preset if sampler_preset is None else sampler_preset
 
         settings = merged(stored, called, keywords)
-        config_class = PlainDecodingConfig if sampler in (None, False) else sampler_config_class(sampler)
+        config_class: type[SamplerConfig] = PlainDecodingConfig
+        if sampler is not None and sampler is not False:
+            config_class = sampler_config_class(sampler)
         refuse_settings_of_others(config_class, settings)
         if sampler_preset is not None:
             depth = settings.get("num_steps") or model_config.mean_recurrence

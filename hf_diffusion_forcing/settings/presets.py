@@ -1,6 +1,6 @@
 """Named settings, chosen by measurement (docs/ablations.md)."""
 
-from typing import Any
+from typing import Any, Literal
 
 from .validation import nearest
 
@@ -34,7 +34,12 @@ def preset_sampler(name: str) -> str:
     return PRESET_SAMPLERS[name]
 
 
-def preset(name: str, sampler: str, model_type: str | None = None, num_steps: int | None = None) -> dict[str, Any]:
+def preset(
+    name: str,
+    sampler: str | Literal[False] | None,
+    model_type: str | None = None,
+    num_steps: int | None = None,
+) -> dict[str, Any]:
     """The settings of a preset.
 
     Args:

@@ -1,5 +1,6 @@
 """What `hf_diffusion_forcing.compat` says of transformers is so, and the cache goes by both its names."""
 
+import ast
 import configparser
 import copy
 import importlib
@@ -12,11 +13,17 @@ import pytest
 import torch
 import transformers
 from transformers import (
+    Cache,
+    GenerationConfig,
+    GenerationMixin,
     PrefixConstrainedLogitsProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
     Trainer,
     TrainingArguments,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
+from transformers.cli.serving.model_manager import ModelManager
 
 from hf_diffusion_forcing import (
     DiffusionForcingOutput,
@@ -27,6 +34,7 @@ from hf_diffusion_forcing import (
     compat,
     enable_recurrent_depth,
 )
+from hf_diffusion_forcing.lazy_registration import AUTO_CONFIG
 from support import ROOT, SAMPLERS, left_pad, tiny_config
 from support.looped_adapter import LoopedAdapter
 from support.looped_model import LoopedConfig, LoopedLM
@@ -61,8 +69,9 @@ def silence(caplog):
 
 @pytest.mark.parametrize("name", compat.NAMES, ids=lambda name: name.path)
 def test_a_name_is_where_it_was_read(name):
-    assert name.exists() == (compat.installed() in name.read_in), name.why
-    assert set(name.read_in) <= set(compat.VERSIONS) and name.read_in
+    assert name.exists() == name.is_expected(), name.why
+    assert name.read_in and name.why
+    assert name.path.startswith("torch") or set(name.read_in) <= set(compat.VERSIONS)
 
 
 def test_nothing_is_missing():
@@ -75,13 +84,95 @@ def test_nothing_is_missing():
         "transformers.nowhere:generate",
         "transformers:GenerationMixin.generates",
         "transformers:GenerationMixin.generate(inputz)",
+        "transformers:GenerationMixin._sample(input_ids, streamers)",
         "transformers:PrefixConstrainedLogitsProcessor#_beams",
+        "torch:ops.mkldnn._linear_pointwise(X, V)",
+        "torch:ops.mkldnn._linear_pointwize",
     ],
 )
 def test_what_is_gone_is_told(monkeypatch, path):
     gone = compat.Name(path, compat.VERSIONS, "to show it")
-    monkeypatch.setattr(compat, "NAMES", (*compat.NAMES, gone))
+    monkeypatch.setattr(compat.names, "NAMES", (*compat.NAMES, gone))
     assert compat.missing() == [f"{path} is gone: to show it"]
+
+
+def test_the_module_that_registration_waits_for_is_in_the_list():
+    assert AUTO_CONFIG in {name.path.partition(":")[0] for name in compat.NAMES}
+
+
+# --- nothing goes past it ---
+
+PACKAGE = ROOT / "hf_diffusion_forcing"
+OUTSIDE = [path for path in sorted(PACKAGE.rglob("*.py")) if "compat" not in path.parts]
+TREES = {path: ast.parse(path.read_text()) for path in OUTSIDE}
+PUBLIC_MODULES = {
+    "torch",
+    "torch.distributed",
+    "torch.distributed.tensor",
+    "torch.nn",
+    "torch.nn.functional",
+    "transformers",
+    "transformers.cache_utils",
+    "transformers.generation",
+    "transformers.generation.streamers",
+    "transformers.modeling_outputs",
+    "transformers.utils",
+}
+LISTED = {re.split(r"[.:#]", name.path.partition("(")[0])[-1] for name in compat.NAMES}
+BASES = (GenerationMixin, PreTrainedModel, GenerationConfig, PreTrainedConfig, Cache, torch.nn.Module, ModelManager)
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
+def defined(tree) -> set[str]:
+    """Private names that a module gives to its own classes and objects."""
+    functions = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+    names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    attributes = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
+    return set(filter(is_private, functions | names | attributes))
+
+
+def test_private_attributes_are_our_own():
+    """`self._x` is ours or overridden and listed, `super()._x` is listed, and nobody else's `_x` is read or set."""
+    own, wrong = set().union(*map(defined, TREES.values())), []
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and is_private(node.attr):
+                of, name = ast.unparse(node.value), node.attr
+                allowed = {"self": own | LISTED, "cls": own | LISTED, "super()": LISTED}.get(of, set())
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr", "hasattr"):
+                name, allowed = getattr(node.args[1], "value", ""), set()
+            else:
+                continue
+            if is_private(str(name)) and name not in allowed:
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}")
+    assert not wrong, "reach these through hf_diffusion_forcing.compat"
+
+
+def test_private_names_that_are_overridden_are_listed():
+    overridden = {name for tree in TREES.values() for name in defined(tree) if any(hasattr(b, name) for b in BASES)}
+    assert overridden and overridden <= LISTED
+
+
+def test_undocumented_modules_are_imported_in_compat_alone():
+    paths, wrong = {name.path.partition("(")[0] for name in compat.NAMES}, []
+    # Whole modules too, which an import can name as a part of the package they are in.
+    listed = {path.replace(":", ".") for path in paths} | {path.partition(":")[0] for path in paths} - PUBLIC_MODULES
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found = [(alias.name, "") for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found = [(node.module, alias.name) for alias in node.names]
+            else:
+                continue
+            for module, name in found:
+                is_foreign = module.split(".")[0] in ("torch", "transformers")
+                if is_foreign and (module not in PUBLIC_MODULES or is_private(name) or f"{module}.{name}" in listed):
+                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {module} {name}")
+    assert not wrong, "import these from hf_diffusion_forcing.compat"
 
 
 def test_setup_allows_the_versions_that_were_tried():
@@ -251,5 +342,5 @@ def test_rows_of_one_prompt_are_kept_in_the_processor():
 
 
 def test_serving_lists_the_model_under_both_names():
-    serve = importlib.import_module("hf_diffusion_forcing.serve")
+    serve = importlib.import_module("hf_diffusion_forcing.serving.server")
     assert serve.LoadedModel.list_models is serve.LoadedModel.get_gen_models

@@ -24,7 +24,9 @@ from hf_diffusion_forcing import (
     DiffusionForcingConfig,
     SpeculativeWavefrontConfig,
 )
+from hf_diffusion_forcing.generation.samplers import SAMPLERS
 from hf_diffusion_forcing.settings.presets import PRESET_SAMPLERS, PRESETS
+from hf_diffusion_forcing.settings.sampler_config import SAMPLER_CONFIGS
 from support import ROOT
 from support.commands import run
 from support.markdown import BLOCK
@@ -57,7 +59,7 @@ def test_python(page):
     namespace = {"__name__": "docs"}
     with contextlib.ExitStack() as running:
         # What a page registers is gone after it.
-        for registry in (EXIT_CRITERIA, LATENT_PROCESSORS):
+        for registry in (EXIT_CRITERIA, LATENT_PROCESSORS, SAMPLERS, SAMPLER_CONFIGS):
             running.enter_context(patch.dict(registry))
         port = 8000
         for server in filter(is_server, commands(page)):

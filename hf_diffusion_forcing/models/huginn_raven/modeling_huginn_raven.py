@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...cache import Placement, RecurrentDepthCache, Slots
+from ...compat import GradientCheckpointingLayer
+from ...compat import initialization as init
 from ...randomness import STATE, keyed_truncated_normal
 from ..attention import rotary_attention
 from ..base_model import RecurrentDepthModel

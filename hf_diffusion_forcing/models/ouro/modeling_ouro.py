@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...cache import Placement, RecurrentDepthCache, Slots
+from ...compat import GradientCheckpointingLayer
 from ..attention import rotary_attention
 from ..base_model import RecurrentDepthModel
 from ..causal_lm import HeadedForCausalLM

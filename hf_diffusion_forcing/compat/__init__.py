@@ -1,0 +1,54 @@
+"""What this package needs of transformers and torch beyond their documented interfaces, and where versions differ.
+
+`names.NAMES` says which names were read, in which versions, and why they are needed: the list to go through when a new
+version of transformers comes out. `missing()` checks it against the installed versions. Other modules reach these names
+through this package and are written once, for the newest version:
+
+- `private.py`: undocumented functions, attributes and modules;
+- `serving.py`: the parts of `transformers serve`, imported only where a server is started;
+- `cache_name.py`: `past_key_values`, which 5.24 renames to `cache`.
+"""
+
+from .cache_name import CACHE, NEW_NAME, OLD_NAME, RENAMED, CacheGenerationMixin, CacheOutput, takes_cache
+from .names import NAMES, VERSIONS, Name, installed, missing
+from .private import (
+    ROPE_INIT_FUNCTIONS,
+    GradientCheckpointingLayer,
+    find_file,
+    has_packed_bfloat16,
+    initialization,
+    is_from_model_config,
+    mask_length,
+    pack_weight,
+    packed_linear,
+    pad_token_id,
+    prefix_constraint,
+    times_written,
+)
+
+__all__ = [
+    "CACHE",
+    "NAMES",
+    "NEW_NAME",
+    "OLD_NAME",
+    "RENAMED",
+    "ROPE_INIT_FUNCTIONS",
+    "VERSIONS",
+    "CacheGenerationMixin",
+    "CacheOutput",
+    "GradientCheckpointingLayer",
+    "Name",
+    "find_file",
+    "has_packed_bfloat16",
+    "initialization",
+    "installed",
+    "is_from_model_config",
+    "mask_length",
+    "missing",
+    "pack_weight",
+    "packed_linear",
+    "pad_token_id",
+    "prefix_constraint",
+    "takes_cache",
+    "times_written",
+]

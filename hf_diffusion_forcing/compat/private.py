@@ -1,0 +1,86 @@
+"""Undocumented parts of transformers and torch under names of our own. `names.py` says why each is needed.
+
+Where a part is gone, reading it is an error: nothing here has a default that would hide a rename.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PrefixConstrainedLogitsProcessor, initialization
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.utils import cached_file
+
+__all__ = [
+    "ROPE_INIT_FUNCTIONS",
+    "GradientCheckpointingLayer",
+    "find_file",
+    "initialization",
+    "is_from_model_config",
+    "mask_length",
+    "pack_weight",
+    "packed_linear",
+    "pad_token_id",
+    "prefix_constraint",
+    "times_written",
+]
+
+
+def is_from_model_config(config: GenerationConfig) -> bool:
+    """Whether transformers made this generation config from a model's config."""
+    return bool(config._from_model_config)
+
+
+def mask_length(config: GenerationConfig) -> int:
+    """Columns of the attention mask that `generate()` was called with, though it hands none on."""
+    return config._mask_length
+
+
+def pad_token_id(config: GenerationConfig) -> int | None:
+    """The pad token that `generate()` has decided on."""
+    pad = config._pad_token_tensor
+    return None if pad is None else int(pad)
+
+
+def prefix_constraint(processor: PrefixConstrainedLogitsProcessor) -> tuple[Callable, int]:
+    """The user's `prefix_allowed_tokens_fn`, and how many rows continue the same prompt."""
+    return processor._prefix_allowed_tokens_fn, processor._num_beams
+
+
+def find_file(path: str | os.PathLike, name: str, **where: Any) -> str | None:
+    """transformers' `cached_file`, which returns None where there is no such file.
+
+    Args:
+        path: folder or Hub id.
+        where: `revision`, `cache_dir` and the like.
+    """
+    return cached_file(
+        path,
+        name,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **where,
+    )
+
+
+def has_packed_bfloat16() -> bool:
+    """Whether oneDNN packs bfloat16 weights on this processor."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def pack_weight(weight: torch.Tensor, positions: int) -> torch.Tensor:
+    """A copy of a linear weight in oneDNN's blocked layout for calls of so many positions."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight, positions)
+
+
+def packed_linear(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+    """`F.linear` without bias, by a weight of `pack_weight`."""
+    return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+
+def times_written(tensor: torch.Tensor) -> int:
+    """How often a tensor has been written to."""
+    return tensor._version

@@ -1,0 +1,21 @@
+"""The parts of `transformers serve`. Importing them needs fastapi, uvicorn and openai."""
+
+from transformers.cli.serving.chat_completion import ChatCompletionHandler
+from transformers.cli.serving.completion import CompletionHandler
+from transformers.cli.serving.model_manager import ModelManager
+from transformers.cli.serving.response import ResponseHandler
+from transformers.cli.serving.server import build_server
+from transformers.cli.serving.systemone import SystemOneHandler
+from transformers.cli.serving.transcription import TranscriptionHandler
+from transformers.cli.serving.utils import GenerationState
+
+__all__ = [
+    "ChatCompletionHandler",
+    "CompletionHandler",
+    "GenerationState",
+    "ModelManager",
+    "ResponseHandler",
+    "SystemOneHandler",
+    "TranscriptionHandler",
+    "build_server",
+]
