@@ -397,7 +397,7 @@ def test_register_refuses(registry):
     class Plain(Says):
         name: ClassVar[str] = "plain"
 
-    with pytest.raises(ValueError, match=r"name='kl' of Taken belongs to KLCriterion"):
+    with pytest.raises(ValueError, match=r"name='kl' of Taken is taken by KLCriterion"):
         register_exit_criterion(Taken)
     with pytest.raises(TypeError, match="Plain is not a dataclass"):
         register_exit_criterion(Plain)
@@ -435,7 +435,7 @@ def test_a_required_parameter_is_asked_for(registry):
         (["kl", "fixd"], None, ValueError, "did you mean 'fixed'"),
         ("fixed", 0.1, ValueError, "threshold=0.1 does not apply to FixedCriterion"),
         ("token_stability", 0.1, ValueError, "threshold=0.1 does not apply"),
-        (["kl", "cosine"], 0.1, ValueError, "the parameters of each criterion in its dict"),
+        (["kl", "cosine"], 0.1, ValueError, "parameters in its dict"),
         ("kl", -0.1, ValueError, "threshold=-0.1 must be 0 or more"),
         ("kl", NAN, ValueError, "threshold=nan"),
         ("kl", INF, ValueError, "threshold=inf"),
