@@ -23,7 +23,7 @@ def page(found, examples: int) -> str:
 
     Args:
         found: the `Comparison`.
-        examples: how many of the divergences to show, those the model was surest about first.
+        examples: how many divergences to show, starting with those the model was surest about.
     """
     settings = found.settings
     lines = [*summary(found), ""]
@@ -42,12 +42,12 @@ def page(found, examples: int) -> str:
 
 
 def summary(found) -> list[str]:
-    """How many texts part, and what became of the answers."""
+    """How many texts diverge, and how the answers change."""
     settings, count, parted = found.settings, len(found.task.samples), len(found.divergences)
     lines = [
         f"`{settings['sampler']}` against `{settings['baseline']}`, {Path(settings['model']['name']).name} on "
         f"{found.task.name}, {count} samples of at most {settings['max_new_tokens']} tokens: {count - parted} texts "
-        f"are the same, {parted} part somewhere, one token in {rate(len(found.tokens), parted)}.",
+        f"are equal, {parted} diverge, one token in {rate(len(found.tokens), parted)}.",
     ]
     if found.right:
         both = Counter(found.right)
@@ -61,7 +61,7 @@ def summary(found) -> list[str]:
 
 
 def sureness(found) -> list[str]:
-    """How sure the model was of the tokens that differ, and what was written instead."""
+    """How sure the model was of the tokens that differ, and which tokens replaced them."""
     rows = [
         [margin_class(start, end), str(seen), str(differ), share(differ, seen)]
         for (start, end), (seen, differ) in found.margin_classes.items()
@@ -83,7 +83,7 @@ def sureness(found) -> list[str]:
 
 
 def surest(found, examples: int) -> list[str]:
-    """The table of the divergences that the model was surest about."""
+    """A table of the divergences about which the model was surest."""
     rows = [
         [
             str(each.index),
@@ -100,7 +100,7 @@ def surest(found, examples: int) -> list[str]:
 
 
 def draw(found, path: str | os.PathLike) -> None:
-    """A figure: margins of both sorts of tokens, and how many texts are still the same at each token."""
+    """Draw the margins of both kinds of tokens, and how many texts are still equal at each token."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.4))
@@ -129,11 +129,11 @@ def share(part: int, whole: int) -> str:
 
 
 def margin_class(start: float, end: float) -> str:
-    """A class of margins in words, by its ends."""
+    """A margin class in words."""
     return f"{start:g} to {end:g}" if math.isfinite(end) else f"{start:g} and more"
 
 
 def code(text: str) -> str:
-    """A text in a cell of a Markdown table."""
+    """A text as code in a cell of a Markdown table."""
     text = text.replace("\n", "⏎").replace("`", "'")
     return f"` {text} `" if text else "(end)"
