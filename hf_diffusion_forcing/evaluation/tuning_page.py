@@ -10,7 +10,7 @@ from .provenance import provenance
 
 
 def page(found) -> str:
-    """The outcome, the figures of the confirmation samples, and how they were measured."""
+    """The outcome, the results on the confirmation samples, and their provenance."""
     settings = found.settings
     lines = [f"# Tuning {settings['model']['name']} on {settings['task']['name']}", "", found.outcome]
     if found.best is not None:
@@ -22,8 +22,8 @@ def page(found) -> str:
     lines += [
         "",
         f"Candidates by samples: {halved}, of {len(settings['calibration'])} calibration samples. The table is of "
-        f"{len(settings['confirmation'])} other samples. Speed is against autoregression at r = "
-        f"{settings['num_steps']} beside each batch (in parentheses its range over the batches); batches of "
+        f"{len(settings['confirmation'])} other samples. Speedups are relative to autoregression at r = "
+        f"{settings['num_steps']} timed next to each batch (in parentheses the range over batches); batches of "
         f"{settings['batch_size']}, at most {settings['max_new_tokens']} new tokens, "
         f"{settings['model']['dtype']}. Budget: {settings['max_accuracy_loss']:g} points of accuracy, at least "
         f"{settings['min_token_agreement']:.1%} equal tokens. Measured by `hf-diffusion-forcing tune` on "
@@ -34,7 +34,7 @@ def page(found) -> str:
 
 
 def confirmation_table(trials: list[Trial], best: Trial | None) -> list[str]:
-    """Markdown of what was measured on the confirmation samples."""
+    """The results on the confirmation samples as Markdown."""
     headings = ["settings", "speed", "tokens/s", "right", "points lost", "equal tokens", "core passes a token"]
     rows = []
     for trial in trials:
@@ -55,12 +55,12 @@ def confirmation_table(trials: list[Trial], best: Trial | None) -> list[str]:
 
 
 def quality(measured: Measurement) -> float:
-    """Per cent of right answers, of equal tokens where there are no references."""
+    """Per cent of right answers, or of equal tokens without references."""
     return 100 * (measured.token_agreement if measured.accuracy is None else measured.accuracy)
 
 
 def figure(found):
-    """Accuracy (equal tokens where there are no references) over speed, as a matplotlib `Figure`."""
+    """Accuracy (or equal tokens, without references) over speed, as a matplotlib `Figure`."""
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(7, 4.2))
@@ -88,7 +88,7 @@ def figure(found):
 
 
 def draw_confirmed(axes, trials: list[Trial]) -> None:
-    """What was confirmed, the fastest first: points, the presets' names, and the front."""
+    """Draw the confirmed trials (fastest first) as points, the presets' names, and the Pareto front."""
     points = [(trial.confirmation.speedup, quality(trial.confirmation)) for trial in trials]
     axes.scatter(*zip(*points, strict=True), color="tab:blue", label="confirmation")
     front, highest = [], -1.0
