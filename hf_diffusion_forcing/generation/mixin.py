@@ -131,8 +131,8 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
     def _refuse_other_modes(self, sampler: str | Literal[False], mode: GenerationMode) -> None:
         if sampler and mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
             raise ValueError(
-                f"sampler={sampler!r} cannot do {mode.value}, only greedy decoding and sampling: "
-                "leave out its arguments (num_beams, assistant_model, penalty_alpha, dola_layers, ...), "
+                f"sampler={sampler!r} cannot do {mode.value}, only greedy decoding and sampling. "
+                "Leave out its arguments (num_beams, assistant_model, penalty_alpha, dola_layers, ...), "
                 "or pass sampler=False for plain transformers decoding."
             )
 

@@ -1,4 +1,4 @@
-"""The pages and plots of what scripts/benchmark.py has measured."""
+"""Pages and plots of the measurements of scripts/benchmark.py."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 
 def draw(record: dict, path: Path) -> None:
-    """One panel a table: decoding speed over the baseline, median and range over calls."""
+    """Draw one panel per table: decoding speed over the baseline, median and range over calls."""
     tables = record["tables"]
     height = 0.6 + sum(0.9 + 0.3 * len(each["rows"]) for each in tables)
     ratios = [len(each["rows"]) + 2 for each in tables]

@@ -15,30 +15,29 @@ INTRODUCTION = """\
 # Compatibility with `generate()`
 
 What every argument of transformers' `generate()` and every field of its `GenerationConfig` does with a sampler. The
-settings of the samplers themselves are on [a page of their own](settings.md); without a sampler `generate()` is
-transformers' own.
+samplers' own settings have [another page](settings.md); without a sampler, `generate()` is transformers' own.
 
 The tables are measured: `python scripts/write_compatibility.py` calls `generate()` with and without each argument, on
-a tiny model with random weights. The outcome of a call is all that can be seen: the ids, the fields of a dict output
-and their values, what a streamer gets, how wide the passes of `forward()` are.
+a tiny model with random weights. The outcome of a call is everything that can be observed: the ids, the fields of a
+dict output and their values, what a streamer gets, and the widths of the passes of `forward()`.
 
-- **works**: the argument changes the outcome. It is also checked against a reference: where a sampler refines one
-  position at a time, with all its recurrences, the text must be that of `sampler="autoregressive"` with the same
-  argument; and `sampler="autoregressive"`, when greedy, must be transformers' own decoding.
+- **works**: the argument changes the outcome. It is also checked against a reference: if a sampler refines one
+  position at a time, with all its recurrences, the text must equal that of `sampler="autoregressive"` with the same
+  argument; greedy `sampler="autoregressive"` must equal transformers' own decoding.
 - **refused**: a `ValueError`, `TypeError` or `NotImplementedError`; its first sentence is the note.
-- **no effect**: the outcome is the same, for the reason in the note.
+- **no effect**: the outcome does not change; the note has the reason.
 
 {versions}
 
-Three things to know about those that work:
+Three notes on arguments that work:
 
-- Logits processors are applied to each position of a wave with its own prefix. Those that read no prefix
-  (temperature, `top_k`, ...) are called once for a whole wave, any other one once for every prefix length in it.
-- The prefix of a draft may be one that can never come about. `prefix_allowed_tokens_fn` may raise there, or allow
-  nothing: it is then ignored for that draft. Where the prefix is final, what it raises ends the call.
-- Stopping criteria are called with committed tokens, once for every length, and with the whole batch, as transformers
-  does it: when all rows that go on are that long. A row that was ahead is cut back to where it ended. (Stop strings and
-  `max_time` are asked row by row.) They get scores where `output_scores` is asked for.
+- Logits processors see each position of a wave with its own prefix. Those that read no prefix (temperature, `top_k`,
+  ...) are called once per wave, all others once for every prefix length in it.
+- A draft's prefix may turn out wrong. If `prefix_allowed_tokens_fn` raises or allows nothing for such a prefix, it is
+  ignored for that draft. For a final prefix, an exception ends the call.
+- Stopping criteria see only committed tokens. As in transformers, they are called with the whole batch, once for every
+  length that all unfinished rows have reached. A row that is longer than the length at which it ends is cut back. (Stop
+  strings and `max_time` are checked row by row.) Criteria get scores only with `output_scores=True`.
 """
 VERSIONS = re.compile(r"^Made with .*$", re.MULTILINE)
 

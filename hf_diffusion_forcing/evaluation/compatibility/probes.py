@@ -204,7 +204,7 @@ PROBES: dict[str, list[Probe]] = {
         Probe(
             "cache",
             cache_of_another_text,
-            remark="a `RecurrentDepthCache`, from an earlier `generate()` or from `model.new_cache(...)`; also "
+            remark="a `RecurrentDepthCache` from an earlier `generate()` or `model.new_cache(...)`; also "
             "`past_key_values`, its name before transformers 5.24",
         ),
         Probe("use_cache", {"use_cache": False}),
@@ -256,14 +256,14 @@ PROBES: dict[str, list[Probe]] = {
         Probe(
             "synced_gpus",
             {"synced_gpus": True},
-            no_effect="keeps processes in step; the probe has one",
+            no_effect="synchronizes processes; the probe has only one",
             around=one_process_group,
         ),
         Probe("penalty_alpha", {"penalty_alpha": 0.6, "top_k": 4}),
         Probe("dola_layers", {"dola_layers": "low"}),
         *unused("used by contrastive search only", low_memory=True),
         *unused(
-            "used where the forward pass is compiled, which it is not with a `RecurrentDepthCache`",
+            "used only with a compiled forward pass, which a `RecurrentDepthCache` rules out",
             compile_config=CompileConfig(),
             disable_compile=True,
         ),
