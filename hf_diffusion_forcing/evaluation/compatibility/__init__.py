@@ -1,7 +1,6 @@
-"""What every argument of `generate()` does with every sampler, measured: docs/compatibility.md.
+"""Measures what every argument of `generate()` does with every sampler, and writes docs/compatibility.md.
 
-Each argument has a probe, and the page says what the probe saw on a tiny model with random weights. These are errors,
-and then nothing is written: an argument without a probe, one that does nothing without a reason, one that crashes, and
-one whose text is not autoregression's where it must be. So a new version of transformers cannot add an argument
-unnoticed: give it a probe in `probes.py`, and write the page again.
+Each argument has a probe, which runs on a tiny model with random weights. The page is not written if an argument has no
+probe, does nothing without a reason, crashes, or changes the text where it must equal autoregression's. A new
+version of transformers therefore cannot add an argument unnoticed: give it a probe in `probes.py` and rewrite the page.
 """

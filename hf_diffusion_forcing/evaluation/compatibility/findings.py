@@ -1,4 +1,4 @@
-"""What the samplers make of an argument: it works, is refused, or has no effect."""
+"""How samplers treat an argument: it works, is refused, or has no effect."""
 
 import warnings
 from collections.abc import Iterator
@@ -17,24 +17,24 @@ from .probes import PROBES, Probe, ProbeError
 
 @dataclass(frozen=True)
 class Finding:
-    """What a sampler makes of an argument: "works", "refused" or "no effect", and a note."""
+    """How a sampler treats an argument: "works", "refused" or "no effect", and a note."""
 
     status: str
     note: str = ""
 
 
 def sampler_settings(sampler: str, **wanted) -> dict:
-    """Keywords that choose a sampler, with those of the wanted settings that it has."""
+    """Keywords that choose a sampler, with the wanted settings that it has."""
     names = SAMPLER_CONFIGS[sampler].fields()
     return {"sampler": sampler, "seed": 4} | {name: value for name, value in wanted.items() if name in names}
 
 
 def check_against_reference(model: RavenForCausalLM, sampler: str, probe: Probe) -> None:
-    """The argument must do the same elsewhere.
+    """Check that the argument has the same effect in an equivalent decoding.
 
-    A wave of one position that has all its recurrences in one tick is autoregression with shared keys and values. The
-    speculative wavefront is autoregression whatever its drafts are.
-    Autoregression is, when greedy, transformers' own decoding; when it samples, its noise is another.
+    A wave of one position with all its recurrences in one tick equals autoregression with shared keys and values. The
+    speculative wavefront always equals autoregression. Greedy autoregression equals transformers' own decoding;
+    sampling uses other noise.
     """
     if SAMPLERS[sampler].has_ticks:
         depth = model.config.mean_recurrence
@@ -64,10 +64,10 @@ def find(model: RavenForCausalLM, sampler: str, probe: Probe, bases: dict[tuple[
     """Run a probe with a sampler.
 
     Args:
-        bases: outcomes of base calls that were made before, by the sampler and the identity of the base.
+        bases: outcomes of earlier base calls, by sampler and the identity of the base.
 
     Raises:
-        ProbeError: the argument crashes, does nothing without a reason, or does something else than elsewhere.
+        ProbeError: the argument crashes, does nothing without a reason, or differs from the reference.
     """
     settings = sampler_settings(sampler, wavefront=8, inner_recurrence=2)
     outcome = attempt(model, settings, probe)
@@ -86,7 +86,7 @@ def find(model: RavenForCausalLM, sampler: str, probe: Probe, bases: dict[tuple[
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings that the probes' calls deserve."""
+    """Silence the warnings of the probes' calls."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
@@ -101,7 +101,7 @@ def findings(model: RavenForCausalLM) -> dict[str, list[tuple[Probe, dict[str, F
     """Per topic, each probe with its finding for every sampler.
 
     Raises:
-        ProbeError: names every argument that is not in order.
+        ProbeError: some arguments have problems; the message names each.
     """
     found, bases, problems = {}, {}, []
     for topic, group in PROBES.items():

@@ -1,4 +1,4 @@
-"""What a call of `generate()` does: all that can be seen of it, or why it was refused."""
+"""The outcome of a `generate()` call: everything that can be observed, or why it was refused."""
 
 import re
 import traceback
@@ -19,8 +19,8 @@ class Refusal:
 
 
 Outcome = dict[str, Any]
-"""All that can be seen of a call: its ids, the fields of a dict output, what a streamer got, the width of each pass
-of `forward()`. Plain values, so that two outcomes can be compared."""
+"""Everything that can be observed of a call: its ids, the fields of a dict output, a streamer's tokens, the width of
+each pass of `forward()`. These are plain values, so that outcomes can be compared."""
 
 
 def plain(value: Any) -> Any:
@@ -33,7 +33,7 @@ def plain(value: Any) -> Any:
 
 
 def observe(model: RavenForCausalLM, keywords: dict) -> Outcome:
-    """Call `generate()` and keep what it did."""
+    """Call `generate()` and record its outcome."""
     widths: list[int] = []
 
     def keep_width(module, args, kwargs):
@@ -53,7 +53,7 @@ def observe(model: RavenForCausalLM, keywords: dict) -> Outcome:
 
 
 def is_deliberate(error: Exception) -> bool:
-    """Whether a `raise` statement raised it, rather than code that was never meant for such a call."""
+    """Whether a `raise` statement raised it, rather than code that was not written for such a call."""
     return (traceback.extract_tb(error.__traceback__)[-1].line or "").startswith("raise ")
 
 
@@ -64,10 +64,10 @@ def first_sentence(message: str) -> str:
 
 
 def attempt(model: RavenForCausalLM, settings: dict, probe: Probe) -> Outcome | Refusal:
-    """What a call with the argument does.
+    """The outcome of a call with the argument.
 
     Raises:
-        ProbeError: it crashes, where transformers does not.
+        ProbeError: the call crashes, but not in transformers.
     """
 
     def call(settings: dict) -> Outcome:

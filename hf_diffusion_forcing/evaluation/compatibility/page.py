@@ -1,4 +1,4 @@
-"""The page of what was found."""
+"""Writes the compatibility page."""
 
 import re
 from pathlib import Path
@@ -43,7 +43,7 @@ VERSIONS = re.compile(r"^Made with .*$", re.MULTILINE)
 
 
 def note(row: dict[str, Finding]) -> str:
-    """The notes of a row: a common one plainly, different ones each with its samplers."""
+    """The notes of a row; notes that differ are listed with their samplers."""
     samplers: dict[str, list[str]] = {}
     for sampler, finding in row.items():
         if finding.note:
@@ -75,5 +75,5 @@ def page() -> str:
 
 
 def is_current(path: Path, text: str) -> bool:
-    """Whether a file says the same as a page; the versions it was made with are no part of that."""
+    """Whether a file equals a page, ignoring the versions."""
     return path.exists() and VERSIONS.sub("", path.read_text()) == VERSIONS.sub("", text)

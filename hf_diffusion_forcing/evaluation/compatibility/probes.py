@@ -53,26 +53,26 @@ KEYWORDS = (
     "trust_remote_code",
     "use_model_defaults",
 )
-"""What users pass to `generate()` that is neither in its signature nor in `GenerationConfig`."""
+"""Arguments of `generate()` that are neither in its signature nor in `GenerationConfig`."""
 
 
 class ProbeError(Exception):
-    """What must be looked at before the page can be written."""
+    """A problem to solve before the page can be written."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A call with an argument and one without: what differs is what the argument does.
+    """A call with an argument and one without; the difference is the argument's effect.
 
     Attributes:
         argument: its name.
-        given: keywords that exercise it, or a function of the model and the sampler's settings that makes them anew
-            for every call.
+        given: keywords that exercise it, or a function of the model and the sampler's settings that makes new ones for
+            every call.
         base: the call without it, greedy by default.
         no_effect: why it may do nothing.
-        remark: a note where it works.
-        variant: told after the name where an argument has several probes.
-        around: entered around the calls.
+        remark: a note if it works.
+        variant: shown after the name if an argument has several probes.
+        around: a context manager around the calls.
     """
 
     argument: str
@@ -93,7 +93,7 @@ def stop_strings(model, settings) -> dict:
 
 
 def unused(reason: str, **given) -> list[Probe]:
-    """Arguments that other ways of decoding use, one by one."""
+    """One probe for each argument that only other decoding modes use."""
     return [Probe(name, {name: value}, no_effect=reason) for name, value in given.items()]
 
 
@@ -274,14 +274,14 @@ PROBES: dict[str, list[Probe]] = {
 
 
 def arguments() -> set[str]:
-    """Every argument the page must know."""
+    """Every argument that the page must list."""
     signature = set(inspect.signature(GenerationMixin.generate).parameters) - {"self", "kwargs"}
     fields = {name for name in GenerationConfig().to_dict() if not name.startswith("_")} - {"transformers_version"}
     return signature | fields | set(KEYWORDS)
 
 
 def check_probes() -> None:
-    """Refuse an argument without a probe, and a probe for what is no argument."""
+    """Refuse an argument without a probe, and a probe without an argument."""
     probed = {probe.argument for group in PROBES.values() for probe in group}
     if missing := sorted(arguments() - probed):
         raise ProbeError(f"generate() takes arguments that have no probe: {', '.join(missing)}. Write them one.")

@@ -1,4 +1,4 @@
-"""What probes call `generate()` with: a tiny model, its tokenizer, ids, processors, criteria, streamers."""
+"""The inputs of the probes' `generate()` calls: a tiny model, its tokenizer, ids, processors, criteria, streamers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ SAMPLED = GREEDY | {"do_sample": True}
 ENDING = GREEDY | {"eos_token_id": EVEN}
 """Ends at its first even token, which is soon."""
 REPEATING = GREEDY | {"sequence_bias": [[[5], 20.0]]}
-"""Says a token of the prompt over and over."""
+"""Repeats a token of the prompt."""
 DICT = GREEDY | {"return_dict_in_generate": True}
 SCORED = DICT | {"output_scores": True}
 NO_PROMPT = {"max_new_tokens": 8, "bos_token_id": 1}
@@ -51,7 +51,7 @@ class ByScores(StoppingCriteria):
 
 
 class Recorder:
-    """A streamer that keeps what it got."""
+    """A streamer that records its tokens."""
 
     def __init__(self):
         self.events: list = []
@@ -64,7 +64,7 @@ class Recorder:
 
 
 def tiny_model() -> RavenForCausalLM:
-    """Random weights: it converges nowhere in particular, and every draft is a guess."""
+    """A model with random weights, whose drafts are guesses."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 61, "n_embd": 32, "n_heads": 2, "intermediate_size": 48, "block_size": 128}
     layers = {"n_layers_in_prelude": 1, "n_layers_in_recurrent_block": 2, "n_layers_in_coda": 1}
@@ -85,7 +85,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def cache_of_another_text(model, settings: dict) -> dict:
-    """The first columns of the prompt are taken from a cache, which was made of other tokens."""
+    """Read the prompt's first columns from a cache that was made from other tokens."""
     kept = {name: settings[name] for name in ("sampler", "kv_sharing", "seed") if name in settings}
     other = model.generate(IDS[:, :4] + 20, **kept, max_new_tokens=1, return_dict_in_generate=True)
     return {"cache": other.cache}
@@ -93,7 +93,7 @@ def cache_of_another_text(model, settings: dict) -> dict:
 
 @contextmanager
 def one_process_group() -> Iterator[None]:
-    """torch.distributed, with this process alone."""
+    """torch.distributed with only this process."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         yield
