@@ -79,7 +79,7 @@ class TokenAgreement(evaluate.Metric):
 
     def _info(self):
         return evaluate.MetricInfo(
-            description="Share of the references' tokens that stand at the same place.",
+            description="Share of the references' tokens reproduced at the same place.",
             citation="",
             inputs_description="Lists of token ids.",
             features=TOKENS,

@@ -82,7 +82,7 @@ class WaveTick:
 
 @dataclass(kw_only=True, slots=True)
 class TokenTrace:
-    """How one new token came about.
+    """The history of one new token.
 
     Attributes:
         position: absolute position of the token; the position before it predicted it.
