@@ -1,4 +1,4 @@
-"""Keys and values of a recurrent-depth model, and where the positions of a pass stand in them."""
+"""The cache of a recurrent-depth model, and the placement of a pass's positions in it."""
 
 from .grid import Grid
 from .no_cache import NoCache

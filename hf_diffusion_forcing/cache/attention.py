@@ -4,12 +4,12 @@ import torch
 import torch.nn.functional as F
 
 FEW = 16
-"""Up to so many queries a CPU is faster with two plain matrix products than with torch's kernel, where there are not
-thousands of keys (docs/benchmarks/profile.md)."""
+"""With up to this many queries (and fewer than thousands of keys) two plain matrix products are faster on a CPU than
+torch's kernel (docs/benchmarks/profile.md)."""
 
 CHUNK = 256
-"""Queries at a time where many attend to what is before them and to each other: torch's kernel knows no such mask, and
-one written out over the whole text slows it down."""
+"""Queries per kernel call when many attend causally to earlier keys and to each other: torch's kernel has no such mask,
+and a full one over the whole text is slow."""
 
 
 def attention(
@@ -20,9 +20,9 @@ def attention(
     Args:
         query: [batch, heads, width, head_dim].
         key, value: [batch, kv_heads, keys, head_dim].
-        mask: added to the scores, [batch or 1, 1, width, keys]; None when every key is seen.
-        is_causal: the queries are the last `width` positions of the keys, and each sees those up to its own; `mask` is
-            None then.
+        mask: added to the scores, [batch or 1, 1, width, keys]; None if every query sees every key.
+        is_causal: the queries are the last `width` positions of the keys, and each sees those up to its own; then
+            `mask` is None.
     """
     batch, heads, width, head_dim = query.shape
     grouped, keys = heads != key.shape[1], key.shape[2]
@@ -30,7 +30,7 @@ def attention(
         parts, end = [], keys - width
         for part in query.split(CHUNK, dim=2):
             end += part.shape[2]
-            # Only the last columns of a chunk's mask hide anything.
+            # Only the last columns of a chunk's mask are not zero.
             hidden = query.new_full((part.shape[2], part.shape[2]), float("-inf")).triu(1)
             hidden = F.pad(hidden, (end - part.shape[2], 0))[None, None]
             parts.append(attention(part, key[:, :, :end], value[:, :, :end], hidden))

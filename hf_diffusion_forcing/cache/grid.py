@@ -1,4 +1,4 @@
-"""Rows of different widths, end to end and as the grid that attention works on."""
+"""Converts rows of different widths between end-to-end order and the grid that attention needs."""
 
 from collections.abc import Sequence
 
@@ -6,28 +6,28 @@ import torch
 
 
 class Grid:
-    """Brings positions of several rows, end to end, into a grid [rows, width], and back.
+    """Moves positions of several rows, end to end, into a grid [rows, width] and back.
 
-    Layers that treat positions one by one work on [1, n, ...] and never see padding; only attention needs the rows
-    apart (FlashAttention's `pad_input` and `unpad_input`).
+    Layers that process positions independently work on [1, n, ...] without padding; only attention needs separate rows
+    (like FlashAttention's `pad_input` and `unpad_input`).
 
     Args:
         widths: positions of each row, in order; their sum is n.
-        device: of the tensors to come.
+        device: device of the index tensors.
     """
 
     def __init__(self, widths: Sequence[int], device: torch.device):
         self.widths = list(widths)
         self.rows, self.width = len(widths), max(widths)
         self.is_full = min(widths) == self.width
-        """Whether all rows are equally wide, so that the grid is a view."""
+        """Whether all rows have the same width, so that the grid is a view."""
         self.cells = self.places = None
         if not self.is_full:
             cells = [row * self.width + column for row, width in enumerate(widths) for column in range(width)]
             self.cells = torch.tensor(cells, device=device)
-            """int64 [n], for each position its cell in the flattened grid."""
+            """int64 [n], each position's cell in the flattened grid."""
             self.places = torch.zeros(self.rows * self.width, dtype=torch.long, device=device)
-            """int64 [rows * width], for each cell the position that stands there; padding repeats the first."""
+            """int64 [rows * width], each cell's position; padding repeats the first."""
             self.places[self.cells] = torch.arange(len(cells), device=device)
 
     def pad(self, x: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from .placement import Placement
 
 
 class NoCache:
-    """Attention among the positions of one call only: training, and `forward(use_cache=False)`."""
+    """Attention among the positions of one call only, for training and `forward(use_cache=False)`."""
 
     columns = 0
 
@@ -22,11 +22,11 @@ class NoCache:
         return Placement(self, positions, width, range(batch), rows, mask=(key <= query) & (key >= 0))
 
     def slot(self, depth: int) -> int:
-        """Nothing is kept from one recurrence to the next."""
+        """Always 0: no recurrence keeps anything."""
         return 0
 
     def settle(self, at: Placement, num_steps: int) -> None:
-        """Nothing is kept."""
+        """Does nothing: there are no entries."""
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, at: Placement, slot: int = 0

@@ -1,4 +1,4 @@
-"""Where the positions of one pass stand."""
+"""The placement of one pass: row, absolute position and slot of each position."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .grid import Grid
 
 @dataclass(frozen=True)
 class Slots:
-    """A slot for each position of a pass, known on the host and on the device.
+    """A slot for each position of a pass, on both the host and the device.
 
     Attributes:
         host: n numbers.
-        device: the same, int64 [n].
+        device: the same numbers, int64 [n].
     """
 
     host: tuple[int, ...]
@@ -27,7 +27,7 @@ class Slots:
 
 
 class PlacingCache(Protocol):
-    """What a placement asks of the cache that made it."""
+    """The methods a placement calls on its cache."""
 
     def slot(self, depth: Any) -> Any: ...
 
@@ -38,23 +38,23 @@ class PlacingCache(Protocol):
 
 @dataclass(eq=False)
 class Placement:
-    """Where the positions of one model pass stand. A cache makes it once; the verbs hand it on to every layer.
+    """The rows, absolute positions and slots of one model pass. The cache makes it; the verbs pass it to every layer.
 
-    A pass works either on a grid [batch, width], or on the positions of several rows end to end, [1, n].
+    A pass works either on a grid [batch, width] or on the positions of several rows end to end, [1, n].
 
     Attributes:
-        cache: that made the placement, and through which the positions attend.
+        cache: the cache that made the placement and computes its attention.
         positions: int64 [batch, width] or [1, n], absolute positions counted from each row's first real token; -1 is
-            padding, whose output means nothing.
-        extent: every position is below this.
-        seats: the seats of the cache the rows sit in, in order.
-        rows: int64 [batch, 1] or [1, n], which of the seats each position belongs to, counted from the first of them.
+            padding, whose output is meaningless.
+        extent: an upper bound (exclusive) on the positions.
+        seats: the rows' seats in the cache, in order.
+        rows: int64 [batch, 1] or [1, n], each position's row, as an index into `seats`.
         depth: recurrences the positions have had before this pass: a number, int64 [1, n], or `Slots`.
-        start: the first position when every row stands at start, start + 1, ..., else None.
-        mask: bool [rows, 1, width, extent], True where a query sees a key; None when every key is seen, or with
-            `is_causal`: then the positions are the last ones before `extent` and see those up to their own.
-        grid: of positions that stand end to end; None for a grid pass.
-        rotary: what the family's attention rotates queries and keys by; the family fills it in.
+        start: the first position if every row's positions are start, start + 1, ..., otherwise None.
+        mask: bool [rows, 1, width, extent], True where a query sees a key. None if every key is seen, or with
+            `is_causal`: then the positions are the last ones before `extent`, and each sees those up to its own.
+        grid: the `Grid` of a pass over rows end to end; None for a grid pass.
+        rotary: the rotations of queries and keys; the model family fills them in.
     """
 
     cache: PlacingCache
@@ -74,13 +74,13 @@ class Placement:
     _copies: dict[torch.device, Placement] = field(default_factory=dict)
 
     def slot(self, depth: int) -> Any:
-        """The slot of the core layers that the positions' recurrence number `depth` of this pass writes and reads."""
+        """The slot that recurrence `depth` of this pass (0-based) reads and writes in the core layers."""
         return self.cache.slot(self.depth + depth)
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, slot: Any = 0
     ) -> torch.Tensor:
-        """Store keys and values of the positions, and attend to all that stands before each.
+        """Store keys and values of the positions; each attends to its row's positions up to its own.
 
         Args:
             layer: 0-based over prelude, core and coda.
@@ -94,42 +94,42 @@ class Placement:
         return self.cache.attend(layer, query, key, value, self, slot)
 
     def pad(self, x: torch.Tensor) -> torch.Tensor:
-        """Heads [1, heads, n, head_dim] as attention wants them, [rows, heads, width, head_dim]."""
+        """Heads [1, heads, n, head_dim] in the shape attention needs, [rows, heads, width, head_dim]."""
         if self.grid is None or self.grid.rows == 1:
             return x
         return self.grid.pad(x.transpose(1, 2)).transpose(1, 2)
 
     def unpad(self, x: torch.Tensor) -> torch.Tensor:
-        """`pad` undone."""
+        """The inverse of `pad`."""
         if self.grid is None or self.grid.rows == 1:
             return x
         return self.grid.unpad(x.transpose(1, 2)).transpose(1, 2)
 
     def bias(self, query: torch.Tensor) -> torch.Tensor | None:
-        """The mask as 0 and -inf in the query's dtype, which attention adds to its scores; made once."""
+        """The mask as 0 and -inf in the query's dtype, to add to attention scores; cached."""
         if self.mask is not None and (self._bias is None or self._bias.dtype != query.dtype):
             self._bias = query.new_zeros(self.mask.shape).masked_fill_(~self.mask, float("-inf"))
         return self._bias
 
     def bias_of_positions(self, query: torch.Tensor) -> torch.Tensor:
-        """`bias` of each position on its own, [n, 1, 1, extent], of a pass over rows end to end; made once."""
+        """`bias` of each position, [n, 1, 1, extent], for a pass over rows end to end; cached."""
         if self._position_bias is None or self._position_bias.dtype != query.dtype:
             self._position_bias = self.grid.unpad(self.bias(query)[:, 0])[0][:, None, None]
         return self._position_bias
 
     def runs(self, slots: tuple[int, ...]) -> list[Run]:
-        """The runs of positions whose slots are evenly spaced; see `Run`. Made once for each tuple."""
+        """The runs of positions with evenly spaced slots (see `Run`); cached for each tuple."""
         if slots not in self._runs:
             self._runs[slots] = _runs(slots, self.widths)
         return self._runs[slots]
 
     @property
     def widths(self) -> list[int]:
-        """Positions of each row, of a pass over rows end to end."""
+        """Positions of each row, for a pass over rows end to end."""
         return self.grid.widths
 
     def to(self, device: torch.device, **kwargs: Any) -> Placement:
-        """This placement on another device, made once each (accelerate asks for it where layers are spread out)."""
+        """This placement on another device, cached. (accelerate calls it when layers are on several devices.)"""
         device = torch.device(device)
         if self.positions.device == device:
             return self
@@ -142,11 +142,11 @@ class Placement:
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring positions of one row whose slots are evenly spaced: one strided view of the row holds them all.
+    """Neighbouring positions of one row with evenly spaced slots, so that one strided view covers them.
 
     Attributes:
-        row: which of the pass's rows.
-        cells: where the positions stand among the pass's n.
+        row: index of the row in the pass.
+        cells: indices of the positions in the pass.
         first, step: the slots are first, first + step, ...; step is 0 or more.
     """
 
@@ -156,7 +156,7 @@ class Run:
     step: int
 
     def view(self, stored: torch.Tensor) -> torch.Tensor:
-        """Of a row's entries [slots, ...] those of the run, [positions, ...], without a copy."""
+        """The run's part of a row's entries [slots, ...]: [positions, ...], without a copy."""
         count = self.cells.stop - self.cells.start
         if self.step == 0:
             return stored[self.first].expand(count, *stored.shape[1:])
@@ -187,11 +187,11 @@ def absolute_positions(
     """Positions of the columns after the first `seen`, counted from each row's first real token.
 
     Args:
-        attention_mask: [batch, seen + width], or None when there is no padding.
+        attention_mask: [batch, seen + width], or None without padding.
         shape: batch and width.
 
     Returns:
-        int64 [batch, width] with -1 for padding, and the first of them where all rows are alike (else None).
+        int64 [batch, width] with -1 for padding, and the first position without a mask (otherwise None).
     """
     batch, width = shape
     if attention_mask is None:

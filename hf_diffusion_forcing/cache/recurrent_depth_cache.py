@@ -11,33 +11,33 @@ from .grid import Grid
 from .placement import Placement, Slots
 
 STEP = 64
-"""Positions that memory grows by at least."""
+"""Growing rounds the capacity up to a multiple of this."""
 
 
 class RecurrentDepthCache(Cache):
     """Preallocated keys and values of the prelude, core and coda layers.
 
-    A layer's keys are one tensor [slots, seats, heads, capacity + 1, head_dim], written at absolute positions counted
-    from each row's first real token: padding is never stored (the last place of `capacity + 1` takes it and is never
-    read). A row of the text sits in a seat. Dropping tokens moves a number; nothing is copied. The capacity grows by
-    half when a text outgrows it, and only what has been written is copied. Memory, in bytes, is
+    A layer's keys are one tensor [slots, seats, heads, capacity + 1, head_dim], indexed by absolute position, counted
+    from each row's first real token. Padding is written to the last of the `capacity + 1` places, which is never read.
+    Every row has a seat. Dropping tokens changes a number and copies nothing. When a text outgrows the capacity, it
+    grows by half, and only written positions are copied. Memory, in bytes, is
 
         2 x seats x heads x (capacity + 1) x head_dim x itemsize x (prelude + slots x core + readouts x coda)
 
     with slots = 1 for `kv_sharing="last"`, slots = num_steps for `"none"` and slots = n for `kv_sharing=n`; readouts is
-    1, and 2 after a sampler has started a timeline of drafts (`start_readout`).
+    1, or 2 once a sampler has started a second readout for drafts (`start_readout`).
 
     Args:
         num_prelude_layers, num_core_layers, num_coda_layers: layers of each part.
-        num_steps: recurrences of a position; the number of slots of the core layers without sharing.
+        num_steps: recurrences of a position; the core layers' slots with `kv_sharing="none"`.
         kv_sharing: "last" (one entry per layer and position, overwritten by later recurrences; section 4.1 of arXiv
             2510.14961), "none" (one entry per recurrence, the model's native semantics) or n, a budget of n entries:
             recurrence k (from 0) writes and reads entry k modulo n (section 6.2 of arXiv 2502.05171). 1 is "last".
         capacity: positions to allocate at first.
 
     Attributes:
-        columns: columns of `input_ids` the cache holds, left padding included.
-        seats: rows there is room for.
+        columns: columns of `input_ids` in the cache, including left padding.
+        seats: the rows it has memory for.
 
     Raises:
         ValueError: `kv_sharing` is none of these, or `num_steps` < 1.
@@ -64,7 +64,7 @@ class RecurrentDepthCache(Cache):
         self.kv_sharing = "last" if kv_sharing == 1 else kv_sharing
         self.capacity = capacity
         self.filled = 0
-        """No position at or above this has been written."""
+        """All positions written so far are below this."""
         self.columns = 0
         self.seats = 0
         self.keys: list[torch.Tensor | None] = [None] * self.num_layers
@@ -87,18 +87,18 @@ class RecurrentDepthCache(Cache):
         return 1 if self.kv_sharing == "last" else self.num_steps
 
     def slot(self, depth: int | torch.Tensor | Slots) -> int | torch.Tensor | Slots:
-        """The slot of the core layers that recurrence `depth` (0-based) writes and reads.
+        """The slot that recurrence `depth` (0-based) reads and writes in the core layers.
 
         Args:
-            depth: of all positions, or of each: int64 [1, n], or `Slots` (`kv_sharing="none"` only).
+            depth: one number for all positions, or one for each: int64 [1, n], or `Slots` (`kv_sharing="none"` only).
 
         Raises:
-            ValueError: a recurrence past the last slot of a cache without sharing.
+            ValueError: without sharing, the recurrence is past the last slot.
         """
         if self.kv_sharing == "last":
             return 0
         if isinstance(depth, torch.Tensor):
-            return depth  # `attend` folds it into the slots there are
+            return depth  # `attend` maps it to a slot
         if isinstance(self.kv_sharing, int) and isinstance(depth, int):
             return depth % self.kv_sharing
         deepest = max(depth.host) if isinstance(depth, Slots) else depth
@@ -109,15 +109,15 @@ class RecurrentDepthCache(Cache):
             )
         return depth
 
-    # --- where a pass stands ---
+    # --- placements ---
 
     def place(self, positions: torch.Tensor, start: int | None = None, extent: int | None = None) -> Placement:
-        """The placement of a pass over a grid of rows; the rows sit in the first seats, in order.
+        """The placement of a pass over a grid of rows, which have the first seats, in order.
 
         Args:
-            positions: int64 [batch, width], absolute; -1 is padding (stored nowhere, its output means nothing).
-            start: first position, when every row of `positions` is start, start + 1, ...
-            extent: a bound above every position, when known (spares a wait on an accelerator).
+            positions: int64 [batch, width], absolute; -1 is padding (never stored; its output is meaningless).
+            start: the first position, if every row's positions are start, start + 1, ...
+            extent: an upper bound (exclusive) on the positions, if known (saves a wait for an accelerator).
         """
         if start is not None:
             extent = start + positions.shape[1]
@@ -139,12 +139,12 @@ class RecurrentDepthCache(Cache):
         """The placement of a pass over the positions of several rows, end to end.
 
         Args:
-            positions: int64 [1, n], absolute. A row's positions need not be in order, nor neighbours.
+            positions: int64 [1, n], absolute. A row's positions may have any order and gaps.
             rows: int64 [1, n], the row of each, counted from 0.
             widths: positions of each row.
-            extent: a bound above every position.
-            start: first position, when every row's positions are start, start + 1, ... up to `extent`.
-            first_seat: the rows sit in this seat and those after it, in order.
+            extent: an upper bound (exclusive) on the positions.
+            start: the first position, if every row's positions are start, start + 1, ... up to `extent`.
+            first_seat: the rows have this seat and those after it, in order.
             depth: recurrences the positions have had; see `Placement`.
         """
         grid = Grid(widths, positions.device)
@@ -174,10 +174,10 @@ class RecurrentDepthCache(Cache):
     # --- memory ---
 
     def _reserve(self, extent: int, seats: int) -> None:
-        """Make room for positions below `extent` in so many seats; copies what has been written."""
+        """Make room for positions below `extent` in `seats` seats; copies what has been written."""
         capacity = self.capacity
         if extent > capacity:
-            # By half, so that a text is copied a few times in all and memory follows it.
+            # Growing by half keeps copies rare and memory proportional to the text.
             capacity = max(extent, capacity + capacity // 2)
             capacity += -capacity % STEP
         if capacity > self.capacity or seats > self.seats:
@@ -192,14 +192,14 @@ class RecurrentDepthCache(Cache):
         self.filled = max(self.filled, extent)
 
     def _leave_inference_mode(self) -> None:
-        """Outside `torch.inference_mode()` what was made inside cannot be written to: go on with a copy."""
+        """Outside `torch.inference_mode()`, copy tensors made inside it, which cannot be written to."""
         stored = [t for t in (*self.keys, *self.values) if t is not None]
         if torch.is_inference_mode_enabled() or not any(t.is_inference() for t in stored):
             return
         for tensors in (self.keys, self.values):
             tensors[:] = [None if t is None else t.clone() for t in tensors]
 
-    # --- what layers do ---
+    # --- attention ---
 
     def attend(
         self,
@@ -210,24 +210,23 @@ class RecurrentDepthCache(Cache):
         at: Placement,
         slot: int | torch.Tensor | Slots = 0,
     ) -> torch.Tensor:
-        """Store the keys and values of a pass, then attend to all that stands before each position.
+        """Store the keys and values of a pass; each position attends to its row's positions up to its own.
 
         Args:
             layer: 0-based over prelude, core, coda.
-            query: [batch, heads, width, head_dim], or [1, heads, n, head_dim] where rows stand end to end.
+            query: [batch, heads, width, head_dim], or [1, heads, n, head_dim] for rows end to end.
             key, value: the same with `kv_heads`.
-            at: of the pass.
-            slot: which entry of the layer, see `slot()`. A tensor [1, n] gives every position its recurrence; before
-                the slots are full it writes all later ones too, so a deeper query sees the last recurrence there has
-                been, and recurrences past the last slot stay in it. `Slots` gives every position its slot and writes
-                no other.
+            at: placement of the pass.
+            slot: entry of the layer; see `slot()`. A tensor [1, n] holds each position's recurrence. It also writes all
+                later slots until every slot has an entry, so a deeper query sees the latest recurrence; with
+                `kv_sharing="none"`, recurrences past the last slot use the last. `Slots` writes only the given slots.
 
         Returns:
             Shaped as `query`.
         """
         at = at.to(query.device)
         if self.keys[layer] is None:
-            # Zeros, not empty: a masked NaN in unwritten memory would still poison 0 * NaN in attention.
+            # Zeros, not empty: a NaN in unwritten memory would spread through a mask, as 0 * NaN.
             shape = (self.slots(layer), self.seats, key.shape[1], self.capacity + 1, key.shape[3])
             self.keys[layer], self.values[layer] = key.new_zeros(shape), value.new_zeros(shape)
         keys, values = (stored[layer][:, at.seats.start : at.seats.stop] for stored in (self.keys, self.values))
@@ -240,7 +239,7 @@ class RecurrentDepthCache(Cache):
             keys[:, :, at.start : at.extent] = at.pad(key)
             values[:, :, at.start : at.extent] = at.pad(value)
         else:
-            # Two indices around the sliced heads: the result is [batch, width, heads, dim].
+            # Two index tensors around a slice: the indexed shape is [batch, width, heads, head_dim].
             keys[at.rows, :, at.positions] = key.transpose(1, 2)
             values[at.rows, :, at.positions] = value.transpose(1, 2)
         keys, values = keys[:, :, : at.extent], values[:, :, : at.extent]
@@ -267,7 +266,7 @@ class RecurrentDepthCache(Cache):
         return y.reshape(1, width, heads, head_dim).transpose(1, 2)
 
     def _attend_by_run(self, keys, values, query, key, value, at: Placement, slots: Slots):
-        """`attend` for positions at slots known on the host: a view of the row for each run of them, no copy."""
+        """`attend` for slots known on the host: one view of the row for each run, without copies."""
         where = slots.device.to(key.device)
         for stored, new in ((keys, key), (values, value)):
             stored[where, at.rows[0], :, at.positions[0]] = new[0].transpose(0, 1)
@@ -278,7 +277,7 @@ class RecurrentDepthCache(Cache):
         return torch.cat(read)[:, :, 0].transpose(0, 1)[None]
 
     def start_readout(self, readout: int, source: int, seats: range) -> None:
-        """Give the coda layers of some seats a timeline of keys and values, with what stands in another; a copy."""
+        """Start another readout in the coda layers of some seats, with a copy of the entries of `source`."""
         first = self.num_prelude_layers + self.num_core_layers
         for tensors in (self.keys, self.values):
             for layer in range(first, self.num_layers):
@@ -289,15 +288,15 @@ class RecurrentDepthCache(Cache):
                     stored[readout, seats.start : seats.stop] = stored[source, seats.start : seats.stop]
 
     def scrub(self, seat: int) -> None:
-        """Zeros for what is not finite in a seat: behind a mask it would still spread, as 0 x NaN."""
+        """Zero the values in a seat that are not finite: they would spread through a mask, as 0 * NaN."""
         for stored in (*self.keys, *self.values):
             if stored is not None:
                 stored[:, seat].nan_to_num_(0.0, 0.0, 0.0)
 
     def settle(self, at: Placement, num_steps: int) -> None:
-        """After `num_steps` recurrences of a pass: deeper slots get the last recurrence there has been.
+        """After `num_steps` recurrences of a pass, copy the last entry to the deeper slots.
 
-        A later position may be refined more often than these were; it then sees their last entry.
+        A later position that is refined more often then sees that entry.
         """
         if num_steps >= self.core_slots:
             return
@@ -332,11 +331,11 @@ class RecurrentDepthCache(Cache):
     # --- the part of transformers' Cache that generate() and its callers use ---
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns of `input_ids` seen so far, left padding included."""
+        """Columns of `input_ids` seen so far, including left padding."""
         return self.columns
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
-        """-1: there is no limit but memory."""
+        """-1: only memory limits the length."""
         return -1
 
     @property
@@ -349,15 +348,15 @@ class RecurrentDepthCache(Cache):
 
     @property
     def is_linear(self) -> list[bool]:
-        """Of each layer False.
+        """False for each layer.
 
-        transformers takes a cache without its own layer objects for linear throughout, and would pass the whole text
-        again where only the new ids are meant.
+        transformers treats a cache without its own layer objects as linear, and would then pass the whole text again
+        instead of only the new ids.
         """
         return [False] * self.num_layers
 
     def crop(self, length: int) -> None:
-        """Forget the last columns: -n forgets n, 0 none, a positive number keeps that many. Copies nothing."""
+        """Drop the last columns: -n drops n, 0 none, and a positive number keeps that many. Copies nothing."""
         self.columns = min(self.columns, length) if length > 0 else max(self.columns + length, 0)
 
     def reset(self) -> None:
@@ -370,11 +369,11 @@ class RecurrentDepthCache(Cache):
         self.seats = len(indices)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Rows as beam search picked them."""
+        """Keep the rows that beam search picked."""
         self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row `repeats` times."""
+        """Repeat each row `repeats` times."""
         for tensors in (self.keys, self.values):
             tensors[:] = [None if t is None else t.repeat_interleave(repeats, dim=1) for t in tensors]
         self.seats *= repeats

@@ -1,6 +1,6 @@
 """The command `hf-diffusion-forcing`: its subcommands, one module each.
 
-What a command computes with is imported when it runs: help, and most errors, come without torch and transformers.
+Commands import torch and transformers only when they run, so help and most errors need neither.
 """
 
 import typer
@@ -31,7 +31,7 @@ app.command(
 
 @app.callback(invoke_without_command=True)
 def main(context: typer.Context) -> None:
-    """Without a subcommand: show the bundled checkpoint decode held-out problems, then compare."""
+    """Without a subcommand: run `demo`."""
     if context.invoked_subcommand is None:
         demo()
 

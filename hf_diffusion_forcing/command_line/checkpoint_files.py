@@ -1,4 +1,4 @@
-"""The files of a checkpoint's folder, for the terminal."""
+"""Lists the files of a checkpoint's folder in the terminal."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from .console import say
 
 
 def list_files(console: Console, folder: Path) -> None:
-    """Print the files of a checkpoint's folder with their sizes, and the sum."""
+    """Print the files of a checkpoint's folder with their sizes and the total."""
     from ..hub.push import files_to_push
 
     sizes = files_to_push(folder)

@@ -12,20 +12,20 @@ from .options import DEMO_SEED, AsJson, MaxNewTokens
 from .sampler_options import COMPARED_SAMPLERS, PlainSettings, Samplers, compared_samplers, without_undraftable
 
 PROBLEMS = 6
-"""Held-out problems, where no prompt is given."""
+"""Held-out problems to use when no prompt is given."""
 
 
 def compare(
     settings: PlainSettings,
     model: ModelArgument = None,
-    prompt: Annotated[list[str] | None, typer.Option(help="A text to continue; may be given several times.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A text to continue. Repeatable.")] = None,
     sampler: Samplers = COMPARED_SAMPLERS,
     max_new_tokens: MaxNewTokens = 160,
     as_json: AsJson = False,
 ) -> None:
     """Time the parallel samplers against autoregression on the same prompts (held-out problems by default).
 
-    A setting counts for every sampler that has it.
+    A setting applies to every sampler that has it.
     """
     if tuple(sampler) == COMPARED_SAMPLERS:
         sampler = without_undraftable(COMPARED_SAMPLERS, settings)

@@ -1,4 +1,4 @@
-"""The table of samplers side by side, for the terminal."""
+"""The table that compares samplers in the terminal."""
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -9,7 +9,7 @@ def percent(share: float) -> str:
 
 
 def comparison_table(title: str, runs, problems=None, answers=None) -> Table:
-    """One row a run against the first: right answers (when known), tokens, core passes, time, equal tokens."""
+    """One row per run, compared with the first: right answers (if known), tokens, core passes, time, equal tokens."""
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     columns = ["sampler", "right", "tokens", "core\npasses", "seconds", "tokens\n/s", "speedup", "equal"]
     table.add_column(columns[0], overflow="fold", min_width=len("speculative_wavefront"))  # spellings may be long

@@ -1,4 +1,4 @@
-"""What every command needs: the model it was given, and a way to say what is wrong."""
+"""Shared by all commands: loading the model and printing errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +13,14 @@ ModelArgument = Annotated[
 
 
 def fail(message: str) -> typer.Exit:
-    """Say what is wrong on standard error; raise the result to leave with status 2."""
+    """Print an error to standard error; raise the returned exception to exit with status 2."""
     Console(stderr=True, soft_wrap=True).print(f"error: {message}", style="red", highlight=False, markup=False)
     return typer.Exit(2)
 
 
 @contextmanager
 def exit_on_error() -> Iterator[None]:
-    """An error that the user can mend, in what the context does, is said in one line and ends the command."""
+    """Turn an error that the user can fix into one line of output and exit status 2."""
     try:
         yield
     except (ValueError, TypeError, ImportError, OSError) as error:
@@ -28,19 +28,19 @@ def exit_on_error() -> Iterator[None]:
 
 
 def say(console: Console, message: str) -> None:
-    """Print one line as it is."""
+    """Print one line without markup."""
     console.print(message, highlight=False, markup=False, soft_wrap=True)
 
 
 def load(name: str | None, **kwargs):
-    """Model and tokenizer of a checkpoint; only recurrent-depth models are taken.
+    """Load the model and tokenizer of a recurrent-depth checkpoint.
 
     Args:
         name: a folder or Hub id; the bundled checkpoint when None.
-        kwargs: of `from_pretrained`, for the model.
+        kwargs: keywords of the model's `from_pretrained`.
 
     Raises:
-        typer.Exit: the checkpoint is missing, damaged, or of another kind; the reason is printed.
+        typer.Exit: the checkpoint is missing, damaged or of another kind; the reason is printed.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -56,5 +56,5 @@ def load(name: str | None, **kwargs):
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise fail(f"{path} could not be loaded: {error}") from error
     if not isinstance(model, RecurrentDepthGenerationMixin):
-        raise fail(f"{path} is a {model.config.model_type} model; diffusion forcing needs a recurrent-depth one.")
+        raise fail(f"{path} is a {model.config.model_type} model: pass a recurrent-depth model.")
     return model.eval(), tokenizer

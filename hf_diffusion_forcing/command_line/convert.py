@@ -11,11 +11,11 @@ from .console import exit_on_error, fail
 def convert(
     checkpoint: Annotated[str, typer.Argument(help="Folder or Hub id.")],
     output: Annotated[Path, typer.Argument(help="Folder to write.")],
-    dtype: Annotated[str, typer.Option(help="Of the weights written: float32, bfloat16 or float16.")] = "bfloat16",
-    max_shard_size: Annotated[str, typer.Option(help="Of a file.")] = "5GB",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
+    dtype: Annotated[str, typer.Option(help="Type of the weights: float32, bfloat16 or float16.")] = "bfloat16",
+    max_shard_size: Annotated[str, typer.Option(help="Largest size of a file.")] = "5GB",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
 ) -> None:
-    """Write a checkpoint anew: each tensor once, in one dtype, in safetensors shards."""
+    """Rewrite a checkpoint: each tensor once, in one dtype, in safetensors shards."""
     from safetensors import SafetensorError
 
     from ..hub.conversion import convert as write_anew

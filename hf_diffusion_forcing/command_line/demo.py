@@ -1,4 +1,4 @@
-"""The command `demo`, which is also what the command does without a subcommand."""
+"""The command `demo`, which also runs without a subcommand."""
 
 import time
 
@@ -9,11 +9,11 @@ from .console import load
 from .options import DEMO_SEED
 
 SHOWN, COMPARED = 2, 6
-"""Problems that are shown live, and those that every sampler is timed on."""
+"""Problems to show live, and problems to time every sampler on."""
 
 
 def demo() -> None:
-    """Show the bundled checkpoint decode held-out problems, then compare: in under a minute."""
+    """Watch the bundled checkpoint decode held-out problems, then compare samplers; takes under a minute."""
     from ..evaluation.problems import problems
     from ..evaluation.runs import Run, compare
 
@@ -31,12 +31,14 @@ def demo() -> None:
     chosen = [next(stream) for _ in range(COMPARED)]
     parameters = sum(p.numel() for p in model.parameters())
     console.print(
-        f"A recurrent-depth model of {parameters / 1e6:.1f}M parameters, {model.config.mean_recurrence} recurrences a "
-        "token, on problems it was not trained on.",
+        f"A recurrent-depth model of {parameters / 1e6:.1f}M parameters, {model.config.mean_recurrence} recurrences "
+        "per token, on problems it was not trained on.",
         highlight=False,
     )
     if console.is_terminal:
-        console.print("Yellow tokens are drafts: refined together, final once their latent state has settled.\n")
+        console.print(
+            "Yellow tokens are drafts, refined together; they become final once their latent states converge.\n"
+        )
     for problem in [p for p in chosen if p.kind == "worked"][:SHOWN]:
         show_live(console, model, tokenizer, problem, **forcing)
 
@@ -52,14 +54,14 @@ def demo() -> None:
     answers = [tokenizer.batch_decode(run.sequences, skip_special_tokens=True) for run in runs]
     console.print(comparison_table("The same problems, the same model", runs, chosen, answers))
     console.print(
-        "r' is the number of core passes in a tick. speculative_wavefront gives autoregression's text by design.",
+        "r' is the number of core passes per tick. speculative_wavefront always gives autoregression's text.",
         highlight=False,
     )
     console.print(f"Done in {time.perf_counter() - began:.0f} seconds.", highlight=False)
 
 
 def show_live(console: Console, model, tokenizer, problem, **kwargs) -> None:
-    """Print a problem and its answer, drafts in yellow while they are refined when the output is a terminal."""
+    """Print a problem and its answer; in a terminal, drafts appear in yellow while they are refined."""
     from transformers import TextDiffusionStreamer
 
     console.print(problem.prompt.removesuffix("A:").strip(), style="bold", highlight=False)

@@ -16,7 +16,7 @@ def diff(
     place: DeviceOptions,
     model: ModelArgument = None,
     baseline: Annotated[
-        str, typer.Option(help="The sampler that is compared with, written as --sampler is.")
+        str, typer.Option(help="The sampler to compare with, in the form of --sampler.")
     ] = "autoregressive",
     sampler: Annotated[str, typer.Option(help=SPELLING_HELP)] = "diffusion_forcing:preset=fast",
     batch_size: Annotated[int, typer.Option(help="Samples decoded together.", min=1)] = 8,
@@ -26,7 +26,7 @@ def diff(
     output: Annotated[Path | None, typer.Option(help="A folder for the report, its data and a figure.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Where two samplers' texts part: at which tokens, how sure the model was, and whether answers survive."""
+    """Show where two samplers' texts diverge: at which tokens, how sure the model was, and if the answer changes."""
     from ..evaluation.divergence import compare_samplers
     from ..evaluation.journal import check_writable
     from ..settings.spelling import parse_sampler

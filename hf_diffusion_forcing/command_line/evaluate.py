@@ -22,12 +22,12 @@ def evaluate(
     stop: Stop = None,
     seed: Seed = 0,
     output: Annotated[
-        Path | None, typer.Option(help="A folder for all results; a run in it that was stopped is resumed.")
+        Path | None, typer.Option(help="A folder for all results. An interrupted run in it is resumed.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Forget a run that is in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Discard an earlier run in the folder.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Decode a dataset with several samplers: accuracy, speed, work and agreement of each."""
+    """Decode a dataset with several samplers and report the accuracy, speed, work and agreement of each."""
     from ..evaluation.evaluator import evaluate_samplers, process_state
     from ..evaluation.journal import check_writable
     from ..settings.spelling import named_samplers

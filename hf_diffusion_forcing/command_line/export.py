@@ -20,14 +20,14 @@ def export(
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     sampler: Annotated[
         str | None,
-        typer.Option(help=f"How the exported model decodes, with a preset: {SPELLING_HELP}"),
+        typer.Option(help=f"The exported model's sampler, with a preset: {SPELLING_HELP}"),
     ] = None,
     repo_id: Annotated[
-        str | None, typer.Option(help="Where it will be pushed, for the code in the model card; OUT's name by default.")
+        str | None, typer.Option(help="The Hub repository, for the code in the model card; OUT's name by default.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
 ) -> None:
-    """Write a folder that decodes by diffusion forcing wherever it is loaded, ready to push."""
+    """Write a folder, ready to push, that decodes by diffusion forcing wherever it is loaded."""
     preset, settings = stored_preset(sampler, choice)
     from ..hub.export import export_checkpoint
     from ..hub.staging import check_destination
@@ -49,10 +49,10 @@ def export(
 
 
 def stored_preset(sampler: str | None, choice: Preset) -> tuple[str, dict | None]:
-    """The preset that an exported model stores, and the settings over it.
+    """The preset to store in the exported model, and the settings that override it.
 
     Raises:
-        typer.Exit: the sampler, the preset or a setting is wrong, or no preset is named; the reason is printed.
+        typer.Exit: the sampler, preset or a setting is wrong, or no preset is given; the reason is printed.
     """
     if sampler is None and choice.preset is None:
         return DEFAULT_PRESET, None
@@ -61,7 +61,7 @@ def stored_preset(sampler: str | None, choice: Preset) -> tuple[str, dict | None
     with exit_on_error():
         if "sampler_preset" not in settings:
             raise ValueError(
-                f"--sampler {sampler} names no preset, which an exported model stores: add preset={DEFAULT_PRESET} "
+                f"--sampler {sampler} names no preset, but an exported model needs one: add preset={DEFAULT_PRESET} "
                 f"or another of {', '.join(PRESET_SAMPLERS)}."
             )
     return settings.pop("sampler_preset"), settings or None

@@ -21,7 +21,7 @@ def generate(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Continue a prompt; drafts are shown while they are refined when the output is a terminal."""
+    """Continue a prompt; a terminal shows drafts while they are refined."""
     kwargs = chosen_sampler(sampler, settings) | {"seed": seed, "max_new_tokens": max_new_tokens}
     from transformers import TextDiffusionStreamer
 

@@ -1,4 +1,4 @@
-"""Options that several commands have. A group of them is a dataclass, and a command takes it as one parameter."""
+"""Options that several commands share. A group of options is a dataclass; a command takes it as one parameter."""
 
 import functools
 import inspect
@@ -10,16 +10,16 @@ import typer
 
 from .console import exit_on_error, fail
 
-MaxNewTokens = Annotated[int, typer.Option(help="Most tokens of an output.", min=1)]
+MaxNewTokens = Annotated[int, typer.Option(help="Most new tokens per output.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Seed = Annotated[int, typer.Option(help="Seed of the latent states; of sample or row i it is this plus i.")]
+Seed = Annotated[int, typer.Option(help="Seed of the latent states; sample or row i uses this plus i.")]
 
 DEMO_SEED = 7
-"""Of the held-out problems that commands take when they are given no prompt."""
+"""Seed of the held-out problems that commands use when no prompt is given."""
 
 
 def grouped(command: Callable) -> Callable:
-    """A command in whose place each parameter that is a dataclass is an option for every field of it."""
+    """Replace each dataclass parameter of a command by one option per field."""
     signature = inspect.signature(command, eval_str=True)
     groups = {p.name: p.annotation for p in signature.parameters.values() if is_dataclass(p.annotation)}
     parameters = []
@@ -52,31 +52,29 @@ def group_parameters(group: type) -> list[inspect.Parameter]:
 
 @dataclass
 class TaskOptions:
-    """What is asked."""
+    """The options that define a task."""
 
     dataset: Annotated[
         str,
         typer.Option(
-            help="problems, worked, mental or python-source, which come with the package; a .json, .jsonl, .csv or "
-            ".parquet file; a folder; or a name on the Hub."
+            help="A bundled dataset (problems, worked, mental or python-source), a .json, .jsonl, .csv or .parquet "
+            "file, a folder, or a name on the Hub."
         ),
     ] = "problems"
     config: Annotated[str | None, typer.Option(help="The dataset's configuration.")] = None
-    split: Annotated[str | None, typer.Option(help="May be left out where there is one; test[:100] takes a part.")] = (
-        None
-    )
-    count: Annotated[int | None, typer.Option(help="The first samples only; 100 of what comes with the package.")] = (
-        None
-    )
+    split: Annotated[str | None, typer.Option(help="Optional if there is only one; test[:100] takes a part.")] = None
+    count: Annotated[
+        int | None, typer.Option(help="Use only the first samples; 100 of a bundled dataset by default.")
+    ] = None
     prompt_template: Annotated[
-        str | None, typer.Option(help=r"Names of columns in braces, as 'Q: {question}\nA:'; {prompt} by default.")
+        str | None, typer.Option(help=r"Column names in braces, as in 'Q: {question}\nA:'; {prompt} by default.")
     ] = None
     reference_column: Annotated[
-        str | None, typer.Option(help="Where the right answers stand; without it outputs are not judged.")
+        str | None, typer.Option(help="Column of the right answers; without it, outputs are not judged.")
     ] = None
     answer_pattern: Annotated[
         str | None,
-        typer.Option(help="Regular expression; its first group is the answer. The whole text by default."),
+        typer.Option(help="Regular expression whose first group is the answer; the whole text by default."),
     ] = None
 
     def task(self) -> Any:
@@ -92,8 +90,8 @@ class TaskOptions:
                 for name in ("config", "split", "prompt_template", "reference_column", "answer_pattern"):
                     if getattr(self, name) is not None:
                         raise ValueError(
-                            f"--{name.replace('_', '-')} is of datasets; {self.dataset} brings its own prompts and "
-                            "answers: leave it out."
+                            f"--{name.replace('_', '-')} does not apply to {self.dataset}, which has its own prompts "
+                            "and answers: leave it out."
                         )
                 return Task.bundled(self.dataset, 100 if self.count is None else self.count)
             template = (self.prompt_template or "{prompt}").replace("\\n", "\n").replace("\\t", "\t")
@@ -110,19 +108,19 @@ class TaskOptions:
 
 @dataclass
 class DeviceOptions:
-    """Where and in which precision a model decodes a task."""
+    """The device and precision for a task."""
 
-    dtype: Annotated[str, typer.Option(help="Type of the weights; auto is as they were saved.")] = "auto"
+    dtype: Annotated[str, typer.Option(help="Type of the weights; auto keeps the saved one.")] = "auto"
     device_map: Annotated[
         str | None,
         typer.Option(help="auto (over all devices), cpu, cuda:0, ...; each process's own device by default."),
     ] = None
 
     def load(self, model: str | None) -> tuple:
-        """Model and tokenizer for one of maybe several processes, each of which has a device.
+        """Load model and tokenizer on the device of this process.
 
         Raises:
-            typer.Exit: the checkpoint cannot be loaded, or the device map is for one process.
+            typer.Exit: the checkpoint cannot be loaded, or several processes have a device map.
         """
         from ..evaluation.evaluator import process_state
         from .console import load
@@ -130,8 +128,8 @@ class DeviceOptions:
         state = process_state()
         if self.device_map is not None and state.num_processes > 1:
             raise fail(
-                f"--device-map {self.device_map} is for one process; {state.num_processes} have a device each: leave "
-                "it out."
+                f"--device-map {self.device_map} works with one process, not {state.num_processes}, which have a "
+                "device each: leave it out."
             )
         network, tokenizer = load(model, dtype=self.dtype, device_map=self.device_map or state.device)
         if tokenizer.pad_token is None:
@@ -139,7 +137,7 @@ class DeviceOptions:
         return network, tokenizer
 
 
-Stop = Annotated[list[str] | None, typer.Option(help=r"A text that ends an output, as '\nQ:'.")]
+Stop = Annotated[list[str] | None, typer.Option(help=r"A text that ends an output, such as '\nQ:'. Repeatable.")]
 
 
 def stop_strings(stop: list[str] | None) -> dict[str, list[str]]:

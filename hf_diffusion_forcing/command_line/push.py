@@ -12,8 +12,8 @@ from .console import fail, say
 def push(
     repo_id: Annotated[str, typer.Argument(help="user/name on the Hub.")],
     folder: Annotated[Path, typer.Argument(help="A folder that `export` wrote.")],
-    private: Annotated[bool, typer.Option("--private", help="The repository must be private.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded; nothing is sent.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Require a private repository.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be uploaded.")] = False,
 ) -> None:
     """Upload a folder to the Hugging Face Hub."""
     from huggingface_hub.utils import validate_repo_id
@@ -26,7 +26,7 @@ def push(
         validate_repo_id(repo_id)
         list_files(console, folder)
         if dry_run:
-            visibility = "private" if private else "private or public, as the account's settings say"
+            visibility = "private" if private else "private or public, depending on the account's settings"
             message = (
                 f"Dry run: nothing was sent. These files would go to {repo_id}; a new repository would be {visibility}."
             )

@@ -14,7 +14,7 @@ from .options import DEMO_SEED, MaxNewTokens, Seed
 from .sampler_options import DEFAULT_SAMPLER, LOSSLESS_SAMPLER, PlainSettings, Sampler, chosen_sampler
 
 REPEATS = 3
-"""Calls of every sampler in the table of speeds."""
+"""Timed calls of every sampler in the speed table."""
 
 
 def report(
@@ -26,9 +26,9 @@ def report(
     max_new_tokens: MaxNewTokens = 160,
     seed: Seed = 0,
 ) -> None:
-    """Write one HTML page about a text: how it came about tick by tick, its pictures, and speed side by side.
+    """Write one HTML page about a text: every tick of its decoding, figures, and a speed comparison.
 
-    Without a preset, samplers that have inner_recurrence take 1, to show every recurrence.
+    Without a preset, inner_recurrence is 1 by default, to show every recurrence.
     """
     named = sampler is not None or settings.preset is not None
     kwargs = chosen_sampler(sampler, settings)
@@ -37,7 +37,7 @@ def report(
     from ..visualization.report import Report, check_writable
 
     with exit_on_error():
-        from ..visualization import figures  # noqa: F401  (what is missing is said before the model runs)
+        from ..visualization import figures  # noqa: F401  (reports missing packages before the model runs)
 
         html = check_writable(html)
     console = Console()
@@ -56,8 +56,8 @@ def report(
                 **inputs, seed=seed, **kwargs, **call, return_trace="latents", return_dict_in_generate=True
             )
         if not output.trace.waves:
-            raise ValueError("The text ended at its first token, so there is nothing to show: give another prompt.")
-        with console.status("Measuring the samplers side by side ..."):
+            raise ValueError("The text ended at its first token, so there is nothing to show: pass another prompt.")
+        with console.status("Timing the samplers ..."):
             runs = side_by_side(network, inputs.input_ids, kwargs, {"seed": seed}, output.trace, call)
         Report(
             name=model or "the bundled checkpoint",
@@ -73,11 +73,11 @@ def report(
 
 
 def side_by_side(network, input_ids, kwargs: dict[str, Any], common: dict[str, Any], trace, call: dict) -> list:
-    """The page's sampler timed beside autoregression, and beside the lossless one where that is another."""
+    """Time the page's sampler and autoregression, and the lossless sampler if the page's is not lossless."""
     from ..evaluation.runs import Run, compare
     from ..generation.samplers import SAMPLERS
 
-    # What is said of a token's depth is said of all of them.
+    # num_steps applies to all of them.
     common = common | {name: kwargs[name] for name in ("num_steps",) if name in kwargs}
     runs = [
         Run("autoregressive", common | {"sampler": "autoregressive"}),
@@ -89,7 +89,7 @@ def side_by_side(network, input_ids, kwargs: dict[str, Any], common: dict[str, A
 
 
 def facts(network, model: str | None, kwargs: dict[str, Any], seed: int, output) -> list[tuple[str, str]]:
-    """What the page says about the model and the call."""
+    """The page's facts about the model and the call."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
     shown = {name: value for name, value in kwargs.items() if name != "sampler"}
     trace, stats = output.trace, output.stats
@@ -100,13 +100,13 @@ def facts(network, model: str | None, kwargs: dict[str, Any], seed: int, output)
         ("seed", str(seed)),
         ("new tokens", str(stats.tokens_committed[0])),
         ("ticks", f"{stats.ticks} ({stats.core_passes} core passes)"),
-        ("tokens a tick", f"{stats.tokens_per_forward:.2f}"),
-        ("recurrences a token", f"{stats.recurrences_per_token:.1f} (budget {trace.budget})"),
+        ("tokens per tick", f"{stats.tokens_per_forward:.2f}"),
+        ("recurrences per token", f"{stats.recurrences_per_token:.1f} (budget {trace.budget})"),
     ]
 
 
 def measured(network) -> str:
-    """Where and how often the speeds were measured."""
+    """How and on what machine the speeds were measured."""
     import torch
 
     machine = str(network.device)

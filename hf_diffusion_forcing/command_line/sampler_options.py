@@ -1,6 +1,6 @@
-"""How a command is told its sampler: `--sampler NAME:setting=value,...`, or an option for each setting.
+"""The options that choose a command's sampler: `--sampler NAME:setting=value,...`, and one option per setting.
 
-Names, helps and defaults are those of the samplers' dataclasses, so a new setting is an option of every command.
+Names, help texts and defaults come from the samplers' dataclasses, so a new setting becomes an option automatically.
 """
 
 from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
@@ -15,32 +15,30 @@ from ..settings.spelling import check_sampler, parse_value, spelled_sampler
 from .console import exit_on_error
 
 SPELLING_HELP = (
-    "NAME or NAME:setting=value,setting=value, as diffusion_forcing:preset=fast,wavefront=16. Names: "
+    "NAME or NAME:setting=value,setting=value, as in diffusion_forcing:preset=fast,wavefront=16. Names: "
     f"{', '.join(SAMPLER_CONFIGS)}."
 )
 DEFAULT_SAMPLER = "diffusion_forcing"
 LOSSLESS_SAMPLER = preset_sampler("lossless")
 COMPARED_SAMPLERS = ("autoregressive", DEFAULT_SAMPLER, LOSSLESS_SAMPLER)
-"""The samplers side by side, where a command is not told which; the first is the baseline."""
+"""The samplers to compare by default; the first is the baseline."""
 
 COMMON = ("seed",)
-"""Settings that are no option of their own: a command says what its seed is for."""
+"""Settings without a generated option: each command defines its own --seed."""
 
 Sampler = Annotated[
-    str | None, typer.Option(help=f"{SPELLING_HELP} {DEFAULT_SAMPLER}, or the sampler of --preset, by default.")
+    str | None, typer.Option(help=f"{SPELLING_HELP} Default: the sampler of --preset, or {DEFAULT_SAMPLER}.")
 ]
-Samplers = Annotated[
-    list[str], typer.Option(help=f"{SPELLING_HELP} May be given several times; the first is the baseline.")
-]
+Samplers = Annotated[list[str], typer.Option(help=f"{SPELLING_HELP} Repeatable; the first is the baseline.")]
 
 
 def owners(name: str) -> list[type[SamplerConfig]]:
-    """The settings classes that have a field."""
+    """The settings classes with this field."""
     return [config_class for config_class in SAMPLER_CONFIGS.values() if name in config_class.fields()]
 
 
 def setting_names() -> list[str]:
-    """All settings that are options, those of every sampler first."""
+    """All settings with an option, shared ones first."""
     names = dict.fromkeys(name for config_class in SAMPLER_CONFIGS.values() for name in config_class.fields())
     return [name for name in names if name not in COMMON]
 
@@ -87,7 +85,7 @@ class Preset:
 
     @property
     def given(self) -> dict[str, Any]:
-        """The options that were given, as keywords of `generate()`; the others keep the sampler's own defaults."""
+        """The given options as keywords of `generate()`; the others keep the sampler's defaults."""
         values = asdict(self)
         values["sampler_preset"] = values.pop("preset")
         return {name: value for name, value in values.items() if value is not None}
@@ -96,14 +94,14 @@ class Preset:
 PlainSettings = make_dataclass(
     "PlainSettings", [(name, option_of(name), field(default=None)) for name in setting_names()], bases=(Preset,)
 )
-"""An option for each setting of any sampler, for commands that decode by one configuration."""
+"""An option for each setting of any sampler."""
 
 
 def with_settings(sampler: str, plain: dict[str, Any]) -> dict[str, Any]:
-    """Keywords of `generate()` from a sampler's spelling and from settings that were given as options.
+    """Keywords of `generate()` from a sampler's spelling and settings given as options.
 
     Raises:
-        ValueError: the spelling is wrong, or says a setting that is also an option.
+        ValueError: the spelling is wrong, or has a setting that is also given as an option.
     """
     kwargs = spelled_sampler(sampler)
     for name in plain:
@@ -114,15 +112,15 @@ def with_settings(sampler: str, plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def chosen_sampler(sampler: str | None, plain: Preset, default: str = DEFAULT_SAMPLER) -> dict[str, Any]:
-    """Keywords of `generate()` for a command that decodes by one configuration, checked without a model.
+    """Keywords of `generate()` for a command with one sampler, checked without a model.
 
     Args:
-        sampler: what --sampler says.
+        sampler: the value of --sampler.
         plain: the other options.
-        default: the sampler where neither --sampler nor --preset names one.
+        default: the sampler if neither --sampler nor --preset names one.
 
     Raises:
-        typer.Exit: the sampler, the preset or a setting is wrong; the reason is printed.
+        typer.Exit: the sampler, preset or a setting is wrong; the reason is printed.
     """
     given = plain.given
     with exit_on_error():
@@ -135,7 +133,7 @@ def chosen_sampler(sampler: str | None, plain: Preset, default: str = DEFAULT_SA
 
 
 def check_options(given: dict[str, Any], samplers: list[str]) -> None:
-    """ValueError for an option that is a setting of none of the samplers."""
+    """ValueError for an option that is not a setting of any of the samplers."""
     for name, value in given.items():
         having = [config_class.sampler for config_class in owners(name)]
         if having and not set(having) & set(samplers) and set(samplers) <= set(SAMPLER_CONFIGS):
@@ -146,9 +144,9 @@ def check_options(given: dict[str, Any], samplers: list[str]) -> None:
 
 
 def compared_samplers(samplers: list[str], plain: Preset) -> dict[str, dict[str, Any]]:
-    """Keywords of `generate()` by spelling, for a command that decodes by several samplers.
+    """Keywords of `generate()` by spelling, for a command with several samplers.
 
-    A setting that is given as an option is of every sampler that has it, a preset of its own sampler.
+    A setting given as an option applies to every sampler that has it, a preset to its own sampler.
 
     Raises:
         typer.Exit: a sampler, the preset or a setting is wrong; the reason is printed.
@@ -160,7 +158,7 @@ def compared_samplers(samplers: list[str], plain: Preset) -> dict[str, dict[str,
         preset = given.pop("sampler_preset", None)
         if preset is not None and preset_sampler(preset) not in names:
             raise ValueError(
-                f"--preset {preset} is of {preset_sampler(preset)}, which is not compared: leave it out, or add "
+                f"--preset {preset} belongs to {preset_sampler(preset)}, which is not compared: leave it out, or add "
                 f"--sampler {preset_sampler(preset)}."
             )
         chosen = {}
@@ -177,8 +175,7 @@ def compared_samplers(samplers: list[str], plain: Preset) -> dict[str, dict[str,
 
 
 def without_undraftable(samplers: tuple[str, ...], plain: Preset) -> tuple[str, ...]:
-    """The samplers that one recurrence a token is enough for, where that is all there are: it leaves none to draft
-    with."""
+    """With `num_steps=1`, leave out the samplers that draft: one recurrence per token leaves none for drafts."""
     if plain.given.get("num_steps") != 1:
         return samplers
     return tuple(name for name in samplers if "draft_depth" not in SAMPLER_CONFIGS[name].fields())

@@ -14,18 +14,19 @@ from .sampler_options import SPELLING_HELP, PlainSettings, chosen_sampler
 def serve(
     settings: PlainSettings,
     model: ModelArgument = None,
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "localhost",
-    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "localhost",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     sampler: Annotated[
         str | None,
-        typer.Option(help=f"{SPELLING_HELP} By default the checkpoint's own, or diffusion_forcing where it has none."),
+        typer.Option(help=f"{SPELLING_HELP} Default: the checkpoint's own, or diffusion_forcing if it has none."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed where a request has none; drawn anew by default.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed for requests without one; random by default.")] = None,
     device: Annotated[str, typer.Option(help="Device of the model: auto, cpu, cuda:0, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Type of the weights; auto is as they were saved.")] = "auto",
-    enable_cors: Annotated[bool, typer.Option(help="Let web pages of any origin send requests.")] = False,
+    dtype: Annotated[str, typer.Option(help="Type of the weights; auto keeps the saved one.")] = "auto",
+    enable_cors: Annotated[bool, typer.Option(help="Accept requests from web pages of any origin.")] = False,
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error", "critical"], typer.Option(help="Of the server's own messages.")
+        Literal["debug", "info", "warning", "error", "critical"],
+        typer.Option(help="Level of the server's own messages."),
     ] = "warning",
 ) -> None:
     """Answer OpenAI clients: chat completions, completions and responses, streamed or not."""
@@ -45,6 +46,6 @@ def serve(
     config, called = network.generation_config, model or "bundled"
     say(
         Console(),
-        f"Serving {called} by {config.sampler} {config.sampler_config} at http://{host}:{port}/v1 (Ctrl+C to stop).",
+        f"Serving {called} with {config.sampler} {config.sampler_config} at http://{host}:{port}/v1 (Ctrl+C to stop).",
     )
     answer(network, tokenizer, called, host, port, enable_cors, log_level)

@@ -16,24 +16,25 @@ def tune(
     place: DeviceOptions,
     model: ModelArgument = None,
     max_accuracy_loss: Annotated[
-        float, typer.Option(help="Points of accuracy that may be lost against autoregression at full depth.")
+        float, typer.Option(help="Most accuracy (in points) to lose against autoregression at full depth.")
     ] = 0.5,
     min_token_agreement: Annotated[
-        float, typer.Option(help="Share of autoregression's tokens that must stand at the same place.")
+        float, typer.Option(help="Least share of autoregression's tokens to reproduce at the same place.")
     ] = 0.0,
     search: Annotated[
         list[str] | None,
         typer.Option(
-            help="SAMPLER:setting=[values],setting=[values]: what to search instead of the usual; may be given "
-            "several times."
+            help="SAMPLER:setting=[values],setting=[values]: the space to search instead of the default. Repeatable."
         ),
     ] = None,
     trials: Annotated[int, typer.Option(help="Candidates to try.")] = 32,
-    calibration_share: Annotated[float, typer.Option(help="Of the samples; the others confirm the result.")] = 0.5,
+    calibration_share: Annotated[
+        float, typer.Option(help="Share of samples to search on; the others confirm the result.")
+    ] = 0.5,
     num_steps: Annotated[
-        int | None, typer.Option(help="Recurrences of a token; the model's own depth by default.")
+        int | None, typer.Option(help="Recurrences per token; the model's own depth by default.")
     ] = None,
-    minutes: Annotated[float | None, typer.Option(help="About how long it may take.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Approximate time limit in minutes.")] = None,
     batch_size: Annotated[int, typer.Option(help="Samples decoded together.", min=1)] = 1,
     max_new_tokens: MaxNewTokens = 160,
     stop: Stop = None,
@@ -41,7 +42,7 @@ def tune(
     save: Annotated[
         Path | None,
         typer.Option(
-            help="Where to save the result: the model's own folder (its generation config alone), or a new one."
+            help="Where to save the result: the model's own folder (updates only its generation config), or a new one."
         ),
     ] = None,
     output: Annotated[
@@ -49,7 +50,7 @@ def tune(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the fastest settings for this machine that keep within an accuracy budget."""
+    """Find the fastest settings for this machine within an accuracy budget."""
     from .. import bundled_checkpoint
 
     with exit_on_error():
@@ -65,7 +66,7 @@ def tune(
         if output is not None:
             check_writable(output)
     if process_state().num_processes > 1:
-        raise fail("tune times one process on one machine: start it without accelerate launch or torchrun.")
+        raise fail("tune runs in one process: start it without accelerate launch or torchrun.")
     task = asked.task()
     network, tokenizer = place.load(model)
     with exit_on_error():

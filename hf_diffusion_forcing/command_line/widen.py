@@ -10,22 +10,20 @@ from .console import exit_on_error, fail, load
 
 def widen(
     output: Annotated[Path, typer.Argument(help="Folder to write.")],
-    checkpoint: Annotated[str | None, typer.Option(help="Huginn layout; the bundled one by default.")] = None,
-    factor: Annotated[int, typer.Option(help="How many times as wide.")] = 8,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the weights written.")
-    ] = "bfloat16",
+    checkpoint: Annotated[
+        str | None, typer.Option(help="A checkpoint of Huginn's layout; the bundled one by default.")
+    ] = None,
+    factor: Annotated[int, typer.Option(help="Factor on the width.")] = 8,
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Type of the weights.")] = "bfloat16",
 ) -> None:
-    """Write a checkpoint made wider that computes the same, to time decoding as at realistic model sizes."""
+    """Write a wider checkpoint that computes the same function, to time decoding as at realistic model sizes."""
     import torch
 
     from ..evaluation.widening import widen as make_wider
 
     network, tokenizer = load(checkpoint)
     if not hasattr(network.config, "layout"):
-        raise fail(
-            f"{checkpoint} is a {network.config.model_type} model: only models of the Huginn format are widened."
-        )
+        raise fail(f"{checkpoint} is a {network.config.model_type} model: pass a model of the Huginn format.")
     with exit_on_error():
         wide = make_wider(network, factor).to(getattr(torch, dtype))
         wide.save_pretrained(output)

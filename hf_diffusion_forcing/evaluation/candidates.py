@@ -29,14 +29,14 @@ SEARCH_SPACE: dict[str, dict[str, tuple]] = {
         "second_draft_depth": (None, 0, 4, 8, 16),
     },
 }
-"""By sampler, the values of each setting. The first two settings span a grid, on which the others have their first."""
+"""Each setting's values by sampler. The first two settings span a grid; on it, the others have their first value."""
 
 
 def check_space(space: dict[str, dict[str, Any]]) -> None:
     """Refuse a search space with unknown samplers, settings or values.
 
     Raises:
-        ValueError, TypeError: names the sampler, the setting, and the value.
+        ValueError, TypeError: one is wrong; the message names the sampler, setting and value.
     """
     if not space:
         raise ValueError("The search space is empty: name a sampler and values of its settings.")
@@ -65,7 +65,7 @@ def parse_space(texts: list[str]) -> dict[str, dict[str, list]]:
         match = SPELLING.fullmatch(text.strip())
         if match is None or not match["settings"]:
             raise ValueError(
-                f"{text!r} does not say a search space: write a sampler, and lists of values after a colon, as in "
+                f"{text!r} is not a search space: write a sampler, then lists of values after a colon, as in "
                 "'diffusion_forcing:inner_recurrence=[1,2],wavefront=[8,16]'."
             )
         settings = space.setdefault(match["sampler"], {})
@@ -76,13 +76,13 @@ def parse_space(texts: list[str]) -> dict[str, dict[str, list]]:
 
 
 def spelling(kwargs: dict[str, Any]) -> str:
-    """Keywords of `generate()` as `parse_sampler` reads them."""
+    """Keywords of `generate()` in the form that `parse_sampler` reads."""
     settings = [f"{name}={json.dumps(value)}" for name, value in kwargs.items() if name != "sampler"]
     return f"{kwargs['sampler']}:{','.join(settings)}" if settings else kwargs["sampler"]
 
 
 def preset_candidates(model_type: str, num_steps: int) -> dict[str, dict[str, Any]]:
-    """By name, keywords of `generate()` that say in full what each preset means for a model."""
+    """The full keywords of `generate()` for each preset, by name."""
     return {
         name: {"sampler": sampler, **preset(name, sampler, model_type, num_steps)}
         for name, sampler in PRESET_SAMPLERS.items()
@@ -96,15 +96,15 @@ def choose_candidates(
     canonical: Callable[[dict[str, Any]], str | None],
     first: list[dict[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-    """Different settings to try: `first`, then in turn points of the grids and random ones, of all samplers in turn.
+    """Different settings to try: `first`, then grid points and random points alternately, with samplers in turn.
 
     Args:
         count: the most candidates.
-        seed: of the draws.
-        canonical: a text that is equal for settings that mean the same; None for those the model cannot decode by.
+        seed: seed of the random points.
+        canonical: returns equal texts for equivalent settings, and None for settings the model does not support.
 
     Raises:
-        ValueError: the model can decode by none of them.
+        ValueError: the model supports none of them.
     """
     rng = random.Random(seed)
     able = [sampler for sampler in space if canonical({"sampler": sampler}) is not None]
@@ -116,7 +116,7 @@ def choose_candidates(
         if (key := canonical(kwargs)) is not None:
             chosen.setdefault(key, kwargs)
     if not chosen:
-        raise ValueError(f"The model can decode by no setting of the search space of {', '.join(space)}.")
+        raise ValueError(f"The model supports no setting in the search space of {', '.join(space)}.")
     return list(chosen.values())
 
 
@@ -125,7 +125,7 @@ def points(sampler: str, settings: dict[str, Any], rng: random.Random) -> list[I
     names, default = list(settings), sampler_config_class(sampler)().to_dict()
 
     def keywords(values) -> dict[str, Any]:
-        # A sampler's own default needs no saying.
+        # Omit the sampler's defaults.
         return {"sampler": sampler, **{n: v for n, v in zip(names, values, strict=True) if v != default[n]}}
 
     grid = [
@@ -139,7 +139,7 @@ def points(sampler: str, settings: dict[str, Any], rng: random.Random) -> list[I
 
 
 def in_turn(streams: list[Iterator]) -> Iterator:
-    """One of each, over and over, until all have ended."""
+    """Take one item from each stream in turn until all have ended."""
     streams = list(map(iter, streams))
     while streams:
         for stream in list(streams):

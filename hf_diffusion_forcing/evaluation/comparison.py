@@ -1,4 +1,4 @@
-"""What a comparison of two samplers, token by token, has found."""
+"""The result of a token-by-token comparison of two samplers."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .divergent_tokens import KINDS, Divergence, TokenRecord
 from .task import Task
 
 MARGINS = (0.01, 0.03, 0.1, 0.3, 1.0, math.inf)
-"""Upper ends of the classes that tokens are sorted into by their margin, in nats."""
+"""Upper ends of the margin classes, in nats."""
 
 
 @dataclass
 class Comparison:
-    """Where a sampler leaves the baseline, over a task.
+    """Where a sampler's texts diverge from the baseline's, over a task.
 
     Attributes:
-        task: what was asked.
+        task: the task.
         settings: all arguments, versions and the machine, as JSON values.
-        divergences: at most one a sample.
-        tokens: of all samples, until the texts part.
-        right: per sample, whether the baseline and the other are right; empty where nothing is judged.
+        divergences: at most one per sample.
+        tokens: the tokens of all samples, up to the divergence.
+        right: per sample, whether the baseline and the other are right; empty if nothing is judged.
     """
 
     task: Task
@@ -41,14 +41,14 @@ class Comparison:
 
     @cached_property
     def by_kind(self) -> dict[str, tuple[int, int]]:
-        """Per kind of token: how many there are until the texts part, and how many of them differ."""
+        """Per kind of token: how many there are up to the divergence, and how many of them differ."""
         seen = Counter(token.kind for token in self.tokens)
         differ = Counter(token.kind for token in self.tokens if token.differs)
         return {kind: (seen[kind], differ[kind]) for kind in KINDS if seen[kind]}
 
     @cached_property
     def by_margin(self) -> dict[float, tuple[int, int]]:
-        """The same per class of margins, by its upper end: how often so close a choice came out otherwise."""
+        """The same per margin class, by its upper end: how often such a close choice differs."""
         classes = [(next(end for end in MARGINS if token.margin < end), token.differs) for token in self.tokens]
         seen, differ = Counter(end for end, _ in classes), Counter(end for end, differs in classes if differs)
         return {end: (seen[end], differ[end]) for end in MARGINS if seen[end]}
@@ -86,7 +86,7 @@ class Comparison:
         }
 
     def cuts(self, name: str, differs: bool) -> list[float] | None:
-        """Median of `values`, and what a tenth of them lies below and above; None where there are none."""
+        """Median, first and last decile of `values`; None if there are none."""
         values = self.values(name, differs)
         if not values:
             return None
@@ -97,16 +97,16 @@ class Comparison:
         """The report.
 
         Args:
-            examples: how many of the divergences to show, those the model was surest about first.
+            examples: how many divergences to show, starting with those the model was surest about.
         """
         return page(self, examples)
 
     def draw(self, path: str | os.PathLike) -> None:
-        """A figure: margins of both sorts of tokens, and how many texts are still the same at each token."""
+        """Draw the margins of both kinds of tokens, and how many texts are still equal at each token."""
         draw(self, path)
 
     def save(self, folder: str | os.PathLike, examples: int = 5) -> None:
-        """Write `difference.md`, `difference.json` and `difference.png`, each as a whole."""
+        """Write `difference.md`, `difference.json` and `difference.png`, each atomically."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(folder / "difference.png") as partial:

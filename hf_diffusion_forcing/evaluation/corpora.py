@@ -1,4 +1,4 @@
-"""What `train_bundled.py` trains on: each corpus says how its text is cut into tokens and what a step sees."""
+"""The corpora of `train_bundled.py`: each defines how its text is tokenized and the batches of a step."""
 
 import random
 from abc import ABC, abstractmethod
@@ -19,11 +19,11 @@ class Corpus(ABC):
     """One kind of training text.
 
     Attributes:
-        words: regular expression of the pieces that tokens may not reach across.
-        chat_template: of the tokenizer, or None.
-        fewest_recurrences: no step runs at a smaller depth.
-        depth_ramp: mean depth of the coming step, before the limit of `--mean-recurrence`.
-        progress: what resuming needs and the progress bar shows.
+        words: regular expression of the pieces that tokens may not cross.
+        chat_template: the tokenizer's chat template, or None.
+        fewest_recurrences: smallest depth of a step.
+        depth_ramp: mean depth of the next step, before the limit of `--mean-recurrence`.
+        progress: the state that resuming needs and the progress bar shows.
     """
 
     words: str
@@ -37,29 +37,29 @@ class Corpus(ABC):
 
     @abstractmethod
     def texts(self) -> Iterator[str]:
-        """What the tokenizer is trained on."""
+        """Texts to train the tokenizer on."""
 
     @abstractmethod
     def batches(self, step: int) -> dict[str, Batch]:
-        """The batches of a step, by the name the progress bar shows their loss under."""
+        """The batches of a step, by their name in the progress bar."""
 
     @abstractmethod
     def observe(self, name: str, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Look at what the model made of a batch, to choose the next ones."""
+        """Use the model's output for a batch to choose the next ones."""
 
 
 class ProblemCorpus(Corpus):
-    """Worked and mental problems. Chains of mental operations grow by one when the longest are solved.
+    """Worked and mental problems. Mental chains grow by one operation when the longest ones are solved.
 
     Args:
-        worked_batch: worked problems in a step (while chains grow, in every second).
-        mental_tokens: about how many tokens of mental problems a step has.
+        worked_batch: worked problems per step (while chains grow, in every second step).
+        mental_tokens: approximate tokens of mental problems per step.
     """
 
     words = r"\d| ?[^\s\d]+|\s+"
     chat_template = CHAT_TEMPLATE
     promotion_accuracy = 0.87
-    """Moving average of accuracy on the longest mental chains at which they grow by one operation."""
+    """The moving average of accuracy on the longest mental chains that makes them grow."""
 
     def __init__(self, seed: int, worked_batch: int, mental_tokens: int):
         super().__init__()
@@ -76,7 +76,7 @@ class ProblemCorpus(Corpus):
 
     @property
     def fewest_recurrences(self) -> int:
-        """A chain of n operations is never asked of fewer than n recurrences: the core would learn to hurry."""
+        """At least n for chains of n operations; with fewer, the core would learn shortcuts."""
         return self.longest
 
     @property
@@ -89,7 +89,7 @@ class ProblemCorpus(Corpus):
         worked = problems(rng.getrandbits(48), kind="worked")
         mental = problems(rng.getrandbits(48), kind="mental", lengths=(1, self.longest))
         longest = problems(rng.getrandbits(48), kind="mental", lengths=(self.longest, self.longest))
-        # Chains first: they are learned one operation at a time, written-out steps all at once.
+        # Chains come first: they are learned one operation at a time, but written-out steps all at once.
         count = self.worked_batch if step % 2 or self.longest == MAX_CHAIN else 0
         batches = {
             "worked": [next(worked) for _ in range(count)],
@@ -100,9 +100,9 @@ class ProblemCorpus(Corpus):
     def encode(self, batch: list[Problem]) -> Batch:
         """Ids and labels, padded on the right.
 
-        The answer and the end token are learned, and of a mental prompt one thing more: at each operand the readout is
-        taught the digit so far. It is never part of a text, but it shows the latents what to hold; without it chains
-        of two operations were still near chance after 450 steps.
+        The answer and the end token are learned. In a mental prompt, the readout at each operand also learns the digit
+        so far. That digit is never part of a text, but it teaches the latents what to hold; without it, chains of two
+        operations were still near chance after 450 steps.
         """
         tokenizer = self.tokenizer
         prompts = tokenizer([p.prompt for p in batch])["input_ids"]
@@ -117,7 +117,7 @@ class ProblemCorpus(Corpus):
             if problem.kind == "mental":
                 operands = [column for column, token in enumerate(prompt) if token in digit_ids]
                 for column, digit in zip(operands, running_digits(problem), strict=True):
-                    labels[row, column + 1] = digit_ids[digit]  # the label of a position stands one to its right
+                    labels[row, column + 1] = digit_ids[digit]  # a position's label is one column to its right
         return ids, labels
 
     def observe(self, name, logits, labels):
@@ -135,7 +135,7 @@ class SourceCorpus(Corpus):
     """Windows of the standard library's source.
 
     Args:
-        rows, width: windows of a step and tokens of each.
+        rows, width: windows per step and tokens of each.
     """
 
     words = r"\d| ?[A-Za-z_]+|\n *| ?[^\sA-Za-z_\d]+|\s+"
@@ -158,7 +158,7 @@ class SourceCorpus(Corpus):
         return {"source": (ids, ids)}
 
     def observe(self, name, logits, labels):
-        """What the next windows are does not depend on the model."""
+        """Does nothing: the next windows do not depend on the model."""
 
 
 def running_digits(problem: Problem) -> list[int]:
@@ -172,7 +172,7 @@ def running_digits(problem: Problem) -> list[int]:
 
 
 def result_accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """Share of mental rows whose result is right: the third label from the end, before the full stop and the end."""
+    """Share of mental rows with the right result, which is the third label from the end, before full stop and end."""
     place = (labels != -100).cumsum(-1)
     result = (place == place[:, -1:] - 2).int().argmax(-1)
     rows = torch.arange(len(labels))

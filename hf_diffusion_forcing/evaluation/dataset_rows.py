@@ -1,4 +1,4 @@
-"""Rows of a `datasets` dataset: local files, folders and the Hub, with errors that say what is wrong."""
+"""Rows of a `datasets` dataset from local files, folders or the Hub, with readable errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load_rows(name: str, split: str | None = None, config: str | None = None) ->
 
     Args:
         name: a .json, .jsonl, .csv or .parquet file, a folder, or a name on the Hub.
-        split: may be left out where there is only one.
+        split: optional if there is only one.
         config: a dataset's configuration.
 
     Raises:
@@ -32,7 +32,7 @@ def load_rows(name: str, split: str | None = None, config: str | None = None) ->
             return saved_rows(path, split)
         if path.is_file():
             if path.suffix not in FORMATS:
-                raise ValueError(f"{name} is of no known format: use a file in {', '.join(FORMATS)}.")
+                raise ValueError(f"{name} has an unknown format: use a file in {', '.join(FORMATS)}.")
             if path.stat().st_size == 0:
                 raise ValueError(f"{name} is empty.")
             if config is not None:
@@ -66,7 +66,7 @@ def saved_rows(path: Path, split: str | None) -> Dataset:
 
 
 def only_split(name: str, splits: list[str]) -> str:
-    """The split of a dataset that has one; ValueError where there are several."""
+    """The only split of a dataset; ValueError if there are several."""
     if len(splits) != 1:
         raise ValueError(f"{name} has the splits {', '.join(splits)}: choose one with split= (--split).")
     return splits[0]

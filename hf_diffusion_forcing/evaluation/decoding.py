@@ -1,4 +1,4 @@
-"""A task's prompts, decoded: checked before, and what came out of each batch."""
+"""Checks a task's prompts and decodes them in batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WARM_UP_TOKENS = 4
 
 
 def check_prompts(model, tokenizer, task: Task, max_new_tokens: int) -> None:
-    """Refuse a tokenizer that cannot make batches, and prompts that leave no room for an output."""
+    """Refuse a tokenizer that cannot pad on the left, and prompts that leave no room for an output."""
     if tokenizer.pad_token_id is None or tokenizer.padding_side != "left":
         raise ValueError(
             "The tokenizer must pad on the left: set tokenizer.padding_side = 'left', and tokenizer.pad_token = "
@@ -33,12 +33,12 @@ def run_batch(model, tokenizer, samples: tuple[Sample, ...], kwargs: dict[str, A
     """Decode some samples together.
 
     Args:
-        kwargs: of `generate()`.
+        kwargs: keywords of `generate()`.
         seed: sample i is decoded with seed + i.
 
     Returns:
         texts: the outputs.
-        tokens: ids of each output, the end token among them where there is one.
+        tokens: ids of each output, including the end token if there is one.
         seconds: wall clock of the call.
         core_passes: core calls while decoding, over all rows at once; the prompts' own passes are not counted.
         recurrences: the same, counted once for every position in the call that a row still needed.

@@ -1,4 +1,4 @@
-"""Two samplers on one task, compared token by token: where do their texts part?"""
+"""Compares two samplers on one task token by token, to find where their texts diverge."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def compare_samplers(
     seed: int = 0,
     progress: bool = True,
 ) -> Comparison:
-    """Decode a task with two samplers and look at the first token of every output that differs.
+    """Decode a task with two samplers and examine the first token that differs in every output.
 
     Args:
         model, tokenizer: a recurrent-depth model and its left-padding tokenizer.
-        task: what is asked.
-        baseline: a sampler on one line (`parse_sampler`); the model is asked how sure it is at its depth.
-        sampler: the other.
+        task: the task.
+        baseline: a sampler on one line (`parse_sampler`); the model's certainty is measured at its depth.
+        sampler: the sampler to compare with it.
         batch_size: samples decoded together.
         max_new_tokens: room for every output.
         seed: sample i is decoded with seed + i.
@@ -81,7 +81,7 @@ def compare_samplers(
 def add_sample(
     result: Comparison, tokenizer, sample: Sample, theirs: dict[str, Any], mine: dict[str, Any], logits
 ) -> None:
-    """Look at one sample's outputs, up to the first token that differs.
+    """Examine one sample's outputs up to the first token that differs.
 
     Args:
         theirs, mine: of the baseline and of the other: the entries of `run_batch` for this row.

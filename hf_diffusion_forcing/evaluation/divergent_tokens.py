@@ -1,4 +1,4 @@
-"""Single tokens of two texts: where they part, what kind of token that is, and how sure the model was of it."""
+"""Where two texts diverge: at which token, of what kind, and how sure the model was of it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ class Divergence:
     """The first token of a sample's output that is not the baseline's.
 
     Attributes:
-        index: of the sample.
-        position: of the token in the output, from 0.
-        kind: of the baseline's token, one of `KINDS`.
-        before: the end of the text that both share.
-        expected, found: the token's text, of the baseline and of the other; "" where the text ended.
-        expected_text, found_text: how each goes on from there.
-        entropy: of the model's distribution over the token at full depth, in nats.
-        margin: log-probability of the likeliest token there less that of the second, in nats.
-        rank: place of the found token in that distribution, from 1; None where the text ended.
-        recurrences: that the other sampler spent on the token; None where it has no trace, or the prompt predicted it.
-        exit_value: the exit criterion's value when it was committed; None where there is none.
+        index: index of the sample.
+        position: index of the token in the output, from 0.
+        kind: kind of the baseline's token, one of `KINDS`.
+        before: the end of the shared text.
+        expected, found: text of the token in the baseline and in the other output; "" if the output ended.
+        expected_text, found_text: how each output continues.
+        entropy: entropy of the model's distribution at full depth, in nats.
+        margin: log-probability of the likeliest token minus that of the second, in nats.
+        rank: rank of the found token in that distribution, from 1; None if the output ended.
+        recurrences: those the other sampler spent on the token; None without a trace, or if the prompt predicted it.
+        exit_value: the exit criterion's value when the token was committed; None if there is none.
         expected_right, found_right: whether each output's answer is right; None without a reference.
     """
 
@@ -47,11 +47,11 @@ class Divergence:
 
 @dataclass(frozen=True)
 class TokenRecord:
-    """One token of the baseline's outputs, up to and with the first that differs.
+    """One token of the baseline's outputs, up to and including the first that differs.
 
     Attributes:
         kind: one of `KINDS`.
-        entropy, margin, recurrences, exit_value: as of `Divergence`.
+        entropy, margin, recurrences, exit_value: as in `Divergence`.
         differs: whether it is the first that differs.
     """
 
@@ -64,7 +64,7 @@ class TokenRecord:
 
 
 def first_difference(expected: list[int], found: list[int]) -> int | None:
-    """The first place where two lists differ, the end of the shorter one where it begins the other; None if equal."""
+    """The first index at which two lists differ; the shorter one's length if it is a prefix; None if equal."""
     for place, (theirs, mine) in enumerate(zip(expected, found, strict=False)):
         if theirs != mine:
             return place
@@ -72,7 +72,7 @@ def first_difference(expected: list[int], found: list[int]) -> int | None:
 
 
 def token_kind(tokenizer, ids: list[int], place: int) -> str:
-    """What a token is, one of `KINDS`; a text also ends behind its last token."""
+    """The kind of a token, one of `KINDS`; the place after the last token is an end, too."""
     if place == len(ids) or ids[place] in tokenizer.all_special_ids:
         return "end of text"
     text = tokenizer.decode(ids[place])
@@ -85,11 +85,11 @@ def token_kind(tokenizer, ids: list[int], place: int) -> str:
 
 @torch.no_grad()
 def readouts(model, tokenizer, prompt: str, ids: list[int], seed: int, config) -> torch.Tensor:
-    """What the model says at full depth about every token of an output, and about one more behind it.
+    """The model's full-depth logits for every token of an output, and for one more after it.
 
     Args:
         ids: the output's tokens.
-        seed: of the row.
+        seed: seed of the row.
         config: the baseline's settings, every depth filled in.
 
     Returns:
@@ -108,7 +108,7 @@ def readouts(model, tokenizer, prompt: str, ids: list[int], seed: int, config) -
 
 
 def certainty(logits: torch.Tensor) -> tuple[float, float]:
-    """Entropy of a distribution, and the log-probability of its likeliest token less the second's, both in nats.
+    """Entropy of a distribution, and the margin between its two largest log-probabilities, both in nats.
 
     Args:
         logits: float32 [vocabulary].

@@ -1,4 +1,4 @@
-"""Several samplers over the same task, side by side: in batches, over processes, and resumable."""
+"""Runs several samplers on the same task: in batches, on several processes, and resumable."""
 
 from __future__ import annotations
 
@@ -35,29 +35,28 @@ def evaluate_samplers(
 ) -> Evaluation:
     """Decode a task with every sampler and compare answers, work and time.
 
-    Each batch is decoded by all samplers in turn, so they see the same machine. Started as several processes
-    (`accelerate launch`), they share the batches and every process returns the whole result, which has the texts and
-    counts of one process. With `output`, every batch is on disk once it is done: the same call goes on from there.
+    All samplers decode each batch in turn, so they run under the same conditions. Several processes
+    (`accelerate launch`) share the batches, and each returns the whole result, with the same texts and counts as one
+    process. With `output`, every finished batch is saved, and the same call resumes an interrupted run.
 
     Args:
         model, tokenizer: a recurrent-depth model and its left-padding tokenizer.
-        task: what is asked.
+        task: the task.
         samplers: each as one line (`parse_sampler`), or keywords of `generate()` by name; the first is the baseline.
-        batch_size: samples decoded together. What a sample's text is does not depend on it; speed and shared core
-            passes do.
+        batch_size: samples decoded together. It affects speed and shared core passes, but not the texts.
         max_new_tokens: room for every output.
         seed: sample i is decoded with seed + i.
         output: folder for the journal and the results; nothing is written when None.
-        overwrite: forget a run that is in `output`.
+        overwrite: discard an earlier run in `output`.
         progress: show a progress bar.
-        generate_kwargs: of every `generate()` call: `stop_strings`, `do_sample`, ...
+        generate_kwargs: keywords of every `generate()` call: `stop_strings`, `do_sample`, ...
 
     Raises:
-        ValueError, TypeError: an argument is wrong, a prompt leaves no room, or `output` has another run. Nothing has
-            been computed then.
+        ValueError, TypeError: an argument is wrong, a prompt leaves no room, or `output` has another run; raised before
+            any decoding.
         ImportError: the packages of the extra `eval` are not installed.
     """
-    from . import metrics  # noqa: F401  (says what is missing before anything is computed)
+    from . import metrics  # noqa: F401  (reports missing packages before any decoding)
 
     check_integer("batch_size", batch_size, 1)
     check_integer("max_new_tokens", max_new_tokens, 1)
@@ -69,7 +68,7 @@ def evaluate_samplers(
     }
     check_prompts(model, tokenizer, task, max_new_tokens)
     state = process_state()
-    # The processes of a model that is split over them decode every batch together.
+    # With a model split over processes, they decode every batch together.
     together = (getattr(model, "tp_size", None) or 1) > 1
     identity = {
         "model": describe_model(model),
@@ -106,7 +105,7 @@ def evaluate_samplers(
             journal.append(records[-1])
     if journal is not None:
         journal.close()
-    # A batch has a number, so it counts once, whoever measured it.
+    # A batch's number makes it count once, whichever process measured it.
     done |= {record["batch"]: record for record in gather_object(records)}
     settings = identity | {
         "machine": describe_machine(model),
@@ -120,7 +119,7 @@ def evaluate_samplers(
 
 
 def process_state() -> PartialState:
-    """Which of how many processes this is. accelerate asks to be told that there is no accelerator; each process would
-    take itself for the only one otherwise."""
+    """This process's rank and the number of processes. accelerate must be told if there is no accelerator; otherwise
+    each process believes that it is the only one."""
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     return PartialState(cpu=on_cpu)

@@ -15,22 +15,22 @@ from .metrics import wilson_interval
 from .task import Sample, Task, batched
 
 ETA = 3
-"""One candidate in this many goes on to the next rung, which has this many times the samples."""
+"""One in this many candidates reaches the next rung, which has this many times the samples."""
 FEWEST_SAMPLES = 4
-"""Of a rung, and of each split."""
+"""Of a rung and of each split."""
 SIGNIFICANCE = 0.05
 
 
 @dataclass
 class Measurement:
-    """What one sampler did on some samples, beside autoregression on the same.
+    """The results of one sampler on some samples, compared with autoregression on the same.
 
     Attributes:
         samples: their indices in the task.
         right, base_right: per sample, whether its output was right; empty for a task without references.
-        equal_tokens, base_tokens: over all samples, tokens at the same place as in autoregression's text, and those.
-        tokens, seconds, core_passes: over all samples; `base_seconds` are autoregression's.
-        speedups: per batch, tokens a second over autoregression's.
+        equal_tokens, base_tokens: tokens equal to autoregression's at the same place, and autoregression's tokens.
+        tokens, seconds, core_passes: totals; `base_seconds` are autoregression's.
+        speedups: tokens per second relative to autoregression, per batch.
     """
 
     samples: list[int] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Measurement:
     speedups: list[float] = field(default_factory=list)
 
     def add(self, task: Task, samples: tuple[Sample, ...], run: dict[str, Any], base: dict[str, Any]) -> None:
-        """A batch, as `run_batch` returned it for this sampler and for the baseline."""
+        """Add a batch: the results of `run_batch` for this sampler and for the baseline."""
         self.samples += [sample.index for sample in samples]
         if task.is_judged:
             self.right += [task.is_right(s, text) for s, text in zip(samples, run["texts"], strict=True)]
@@ -61,7 +61,7 @@ class Measurement:
 
     @property
     def speedup(self) -> float:
-        """Tokens a second over autoregression's, on all samples."""
+        """Tokens per second relative to autoregression, on all samples."""
         return self.tokens_per_second / (self.base_tokens / self.base_seconds)
 
     @property
@@ -74,7 +74,7 @@ class Measurement:
 
     @property
     def loss(self) -> float | None:
-        """Autoregression's accuracy less this one's, in points."""
+        """Autoregression's accuracy minus this one's, in points."""
         return 100 * (sum(self.base_right) - sum(self.right)) / len(self.right) if self.right else None
 
     @property
@@ -104,22 +104,22 @@ class Budget:
 
     Attributes:
         max_accuracy_loss: points (per cent of the samples).
-        min_token_agreement: share of autoregression's tokens that must stand at the same place.
+        min_token_agreement: share of autoregression's tokens to reproduce at the same place.
     """
 
     max_accuracy_loss: float = 0.5
     min_token_agreement: float = 0.0
 
     def keeps(self, measured: Measurement) -> bool:
-        """Whether a sampler is within the budget as measured."""
+        """Whether a sampler's measured loss is within the budget."""
         within = measured.loss is None or measured.loss <= self.max_accuracy_loss + 1e-9
         return within and measured.token_agreement >= self.min_token_agreement
 
     def may_keep(self, measured: Measurement) -> bool:
-        """Whether the samples do not show yet that a sampler is outside: the loss is not significantly more.
+        """Whether a sampler may still be within the budget: its loss is not significantly larger.
 
-        Only samples on which the two differ count. Where the true loss is what is allowed, each of m of them is a loss
-        with probability 1/2 + loss / (2 m / n); fewer than one search in twenty has more losses by chance.
+        Only the m of n samples on which the two differ count. If the true loss equals the allowed one, each of them is
+        a loss with probability 1/2 + loss / (2 m / n); by chance, fewer than one search in twenty has more losses.
         """
         if measured.token_agreement < self.min_token_agreement:
             return False
@@ -140,10 +140,10 @@ class Trial:
     Attributes:
         name: its spelling.
         kwargs: keywords of `generate()`.
-        calibration: what it did while it was searched for.
-        confirmation: what it did on the other samples, if it came that far.
-        preset: the preset it is, if it is one.
-        finalist: whether it was among the last of the search.
+        calibration: its results during the search.
+        confirmation: its results on the confirmation samples, if any.
+        preset: its preset, if it is one.
+        finalist: whether it reached the last rung.
     """
 
     name: str
@@ -161,11 +161,11 @@ class Trial:
 
 
 class OutOfTime(Exception):
-    """The time for the search is used up."""
+    """The search has run out of time."""
 
 
 def plan_rungs(candidates: int, samples: int, finalists: int) -> list[tuple[int, int]]:
-    """How many candidates have how many samples, earlier rungs' included, by the end of every rung."""
+    """For every rung, the number of candidates and their samples so far."""
     counts = [candidates]
     while counts[-1] > finalists:
         counts.append(max(finalists, ceil(counts[-1] / ETA)))
@@ -175,16 +175,16 @@ def plan_rungs(candidates: int, samples: int, finalists: int) -> list[tuple[int,
 
 
 class Halving:
-    """A search over candidates, all decoded beside the baseline, batch by batch.
+    """A search over candidates, each measured next to the baseline, batch by batch.
 
     Args:
         trials: the candidates.
-        calibration: chooses among them. Samples of other tasks are never seen by the choice.
+        calibration: the only samples that the search uses.
         measure: decodes samples with keywords of `generate()` and returns what `run_batch` does.
         baseline: keywords of autoregression at full depth.
         budget: what a candidate may lose.
         batch_size: samples decoded together.
-        finalists: how many are left in the last rung.
+        finalists: the number of candidates in the last rung.
         deadline: on `clock`, when to stop; never when None.
         clock: seconds.
     """
@@ -210,7 +210,7 @@ class Halving:
         self.bar = tqdm(disable=not progress, desc="calls", total=0)
 
     def plan(self, confirmation: Task, others: int) -> None:
-        """Tell the progress bar how many calls are to come, `others` those of presets beside the confirmation."""
+        """Tell the progress bar how many calls will follow; `others` are those of presets in the confirmation."""
         calls, seen = 0, 0
         for count, samples in self.rungs:
             calls += (count + 1) * ceil((samples - seen) / self.batch_size)
@@ -220,10 +220,10 @@ class Halving:
         self.bar.reset(calls)
 
     def search(self, reserve: int = 0) -> list[Trial]:
-        """The finalists within the budget as far as calibration shows, the fastest first.
+        """The finalists that calibration shows within the budget, fastest first.
 
         Args:
-            reserve: how many samples there must be time for afterwards, for autoregression and one candidate.
+            reserve: samples to leave time for afterwards, for autoregression and one candidate.
         """
         alive, seen = list(self.trials), 0
         try:
@@ -243,19 +243,19 @@ class Halving:
         """Stop while there is time for `reserve` samples, of which a candidate takes less than the baseline.
 
         Raises:
-            OutOfTime: now is when to stop.
+            OutOfTime: it is time to stop.
         """
         needed = reserve * 2 * self.base_seconds / max(self.base_samples, 1)
         if self.deadline is not None and self.clock() + needed > self.deadline:
             raise OutOfTime
 
     def survivors(self, trials: list[Trial]) -> list[Trial]:
-        """Those whose loss is not significantly more than allowed, the fastest first."""
+        """The candidates whose loss is not significantly above the budget, fastest first."""
         kept = [trial for trial in trials if self.budget.may_keep(trial.calibration)]
         return sorted(kept, key=lambda trial: -trial.calibration.speedup)
 
     def confirm(self, task: Task, trials: list[Trial]) -> None:
-        """Measure candidates on samples that had no part in the search.
+        """Measure candidates on samples that the search did not use.
 
         Raises:
             OutOfTime: the deadline has come; the candidates are not confirmed.
@@ -268,7 +268,7 @@ class Halving:
             trial.confirmation = whole.confirmation
 
     def decode(self, task: Task, batch: tuple[Sample, ...], trials: list[Trial], stage: str) -> None:
-        """A batch by the baseline and by every candidate, one after the other: all see the same machine."""
+        """Decode a batch with the baseline and then with every candidate, under the same conditions."""
         base = self.measure(batch, self.baseline)
         self.base_seconds += base["seconds"]
         self.base_samples += len(batch)

@@ -1,4 +1,4 @@
-"""What has been measured so far, on disk: a run that was stopped goes on where it was."""
+"""Saves results during a run, so that an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESULTS = ("results.json", "results.csv", "results.md", "samples.jsonl")
 
 
 def check_writable(folder: str | os.PathLike) -> Path:
-    """A folder that is there or can be made, as an absolute path; nothing is left behind.
+    """The absolute path of a folder that exists or can be created; leaves no files.
 
     Raises:
         ValueError: nothing can be written there.
@@ -33,12 +33,12 @@ class Journal:
     """The records of a run in a folder, one file for every process, one line for every record.
 
     Args:
-        folder: of the run; made if it is missing.
-        identity: what the records depend on, as JSON values. A run goes on only with the same.
-        overwrite: forget a run that is there.
+        folder: folder of the run; created if necessary.
+        identity: everything the records depend on, as JSON values. Only a run with an equal identity is resumed.
+        overwrite: discard an earlier run.
 
     Raises:
-        ValueError: the folder has something else in it, or a run with another identity.
+        ValueError: the folder holds something else, or a run with another identity.
     """
 
     def __init__(self, folder: str | os.PathLike, identity: dict[str, Any], overwrite: bool = False):
@@ -48,18 +48,18 @@ class Journal:
         if not self.folder.is_dir() or not {path.name for path in self.folder.iterdir()} - {f"{RUN}.partial"}:
             return
         if not (self.folder / RUN).is_file():
-            raise ValueError(f"{self.folder} holds something that is no evaluation: choose another folder.")
+            raise ValueError(f"{self.folder} holds files that are no evaluation: choose another folder.")
         if overwrite:
             return
         there = json.loads((self.folder / RUN).read_text())
         if changes := differences(there, self.identity):
             raise ValueError(
                 f"{self.folder} has a run with {changes[0]}{f' (and {len(changes) - 1} more)' if changes[1:] else ''}. "
-                "Go on with the same arguments, choose another folder, or start anew with overwrite (--overwrite)."
+                "Resume it with the same arguments, choose another folder, or discard it with overwrite (--overwrite)."
             )
 
     def begin(self) -> None:
-        """Make the folder ready; one process does, after all have looked at it."""
+        """Prepare the folder; called by one process after all have checked it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.overwrite:
             for path in (*map(self.folder.joinpath, RESULTS), *self.files()):
@@ -71,7 +71,7 @@ class Journal:
         return sorted(self.folder.glob("journal-*.jsonl"))
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole records of all processes; a line that was torn when the run was stopped is left out."""
+        """All complete records of all processes; ignores a line cut off by an interruption."""
         records = []
         for path in self.files():
             for line in path.read_bytes().splitlines(keepends=True):
@@ -80,14 +80,14 @@ class Journal:
         return records
 
     def open(self, process: int) -> None:
-        """Begin to write as one of the processes, after a torn line has been cut off."""
+        """Start to write for one process, after removing an incomplete last line."""
         path = self.folder / f"journal-{process}.jsonl"
         self.file = path.open("ab")
         written = path.read_bytes()
         self.file.truncate(written.rfind(b"\n") + 1)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write a record; it is on disk when this returns. A process that has not opened the journal writes none."""
+        """Write a record to disk before returning. Does nothing in a process that has not opened the journal."""
         if self.file is None:
             return
         self.file.write(json.dumps(record).encode() + b"\n")
@@ -100,7 +100,7 @@ class Journal:
 
 
 def differences(there: Any, here: Any, name: str = "") -> list[str]:
-    """What is not the same in two values of JSON, in words."""
+    """The differences between two JSON values, in words."""
     if isinstance(there, dict) and isinstance(here, dict):
         keys = [*there, *(key for key in here if key not in there)]
         return [

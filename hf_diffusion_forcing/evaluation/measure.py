@@ -1,4 +1,4 @@
-"""Measurements of quality: problems solved, losses, equal tokens, and how many recurrences tokens need."""
+"""Measures quality: problems solved, losses, equal tokens, and the recurrences that tokens need."""
 
 import torch
 from tqdm import tqdm
@@ -39,9 +39,9 @@ def accuracy(problems: list[Problem], answers: list[str]) -> float:
 def recurrences_to_converge(
     model, input_ids: torch.Tensor, threshold: float = 0.03, limit: int = 64, state_scale: float = 1.0
 ) -> torch.Tensor:
-    """First recurrence at which each position's state moves by less than `threshold`, int64 [batch, width].
+    """The first recurrence that moves each position's state by less than `threshold`, int64 [batch, width].
 
-    The text is given (teacher forcing) and all positions are refined together; `limit` + 1 where none did.
+    The text is given (teacher forcing) and all positions are refined together; `limit` + 1 if there is none.
 
     Args:
         input_ids: int64 [batch, width], without padding on the left.
@@ -61,11 +61,11 @@ def recurrences_to_converge(
 
 @torch.no_grad()
 def emitted_loss(model, input_ids: torch.Tensor, text: list[int]) -> float:
-    """Mean loss (nats a token) of a text after its prompt, under the model at its full depth.
+    """Mean loss (nats per token) of a text after its prompt, at the model's full depth.
 
     Args:
         input_ids: int64 [1, length], the prompt.
-        text: the tokens that were emitted after it.
+        text: the tokens after it.
     """
     ids = torch.cat((input_ids, torch.tensor([text], device=input_ids.device)), dim=1)
     labels = ids.clone()
@@ -74,6 +74,6 @@ def emitted_loss(model, input_ids: torch.Tensor, text: list[int]) -> float:
 
 
 def equal_tokens(sequences: list[list[int]], others: list[list[int]]) -> int:
-    """How many tokens are equal to those at the same place of the other sequences."""
+    """How many tokens equal those at the same place in the other sequences."""
     pairs = zip(sequences, others, strict=True)
     return sum(a == b for mine, theirs in pairs for a, b in zip(mine, theirs, strict=False))

@@ -1,4 +1,4 @@
-"""Metrics as modules of Hugging Face `evaluate`: made here, without a download, and used like any other.
+"""Metrics as modules of Hugging Face `evaluate`, which need no download and work like any other.
 
     >>> ExactAnswer().compute(predictions=["The answer is 4."], references=["4"], answer_pattern=r"(\\d+)")
 
@@ -29,7 +29,7 @@ TOKENS = datasets.Features(
 
 
 def wilson_interval(right: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's confidence interval of a share, which is honest where few samples or none are right.
+    """Wilson's confidence interval of a share, which also holds if few or no samples are right.
 
     Args:
         right, count: the share is right / count; `count` is at least 1.
@@ -79,7 +79,7 @@ class TokenAgreement(evaluate.Metric):
 
     def _info(self):
         return evaluate.MetricInfo(
-            description="Share of the references' tokens that stand at the same place.",
+            description="Share of the references' tokens reproduced at the same place.",
             citation="",
             inputs_description="Lists of token ids.",
             features=TOKENS,

@@ -1,4 +1,4 @@
-"""How far a latent state is from where it ends, whatever it started from."""
+"""Measures how far a latent state is from its limit, for different starts."""
 
 import torch
 
@@ -8,15 +8,15 @@ from ..randomness import row_seeds
 
 @torch.no_grad()
 def approaches(model, ids: torch.Tensor, position: int, steps: int, wrong_steps: int) -> dict[str, torch.Tensor]:
-    """How far one position's state is from where it ends, by where it started.
+    """The distance of one position's state from its limit, by start.
 
-    Everything before the position is final. The end is the state after 200 recurrences from noise with the true token.
+    All earlier positions are final. The limit is the state after 200 recurrences from noise with the true token.
 
     Args:
         ids: int64 [1, length], a whole text.
-        position: the position looked at, whose own token is the input.
+        position: the position to measure; its own token is the input.
         steps: recurrences with the true token.
-        wrong_steps: recurrences with the wrong token, where there are any.
+        wrong_steps: recurrences with a wrong token, for the start that has them.
 
     Returns:
         float32 [steps + 1] by start: ||s - s_end|| / ||s_end|| after 0, 1, ... recurrences with the true token.

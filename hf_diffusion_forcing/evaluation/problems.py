@@ -1,8 +1,8 @@
-"""Arithmetic problems with known answers, made from a seed: the bundled checkpoint's training and test.
+"""Arithmetic problems with known answers, made from a seed, to train and test the bundled checkpoint.
 
-*Worked* problems are word problems answered with every step written out. *Mental* ones are chains of small operations
-on the last digit, answered with the result alone, so the work must happen in latent space. A problem belongs to the
-held-out split by a hash of its numbers (not of its names), so no held-out sum was ever trained on under another name.
+*Worked* problems are word problems whose answers write out every step. *Mental* ones are chains of small operations on
+the last digit; their answers have only the result, so the work must happen in latent space. A hash of a problem's
+numbers (not its names) decides if it is held out, so training never sees a held-out sum under another name.
 """
 
 import hashlib
@@ -120,9 +120,9 @@ def worked_problem(rng: random.Random, length: int) -> Problem:
 
 
 def mental_problem(rng: random.Random, length: int) -> Problem:
-    """A chain of `length` operations on the last digit, answered with that digit alone.
+    """A chain of `length` operations on the last digit; the answer is only that digit.
 
-    Sums and products do not commute, so no step can be skipped or moved: a model has to go through the chain.
+    Sums and products do not commute, so a model cannot skip or reorder steps.
     """
     value = rng.randint(0, 9)
     words = [f"Start at {value}"]
@@ -142,9 +142,9 @@ def problems(
     """An endless stream of problems of one split, the same for the same seed.
 
     Args:
-        seed: of the stream.
-        held_out: which split.
-        kind: "worked" or "mental"; both in turn when None.
+        seed: seed of the stream.
+        held_out: whether to draw from the held-out split.
+        kind: "worked" or "mental"; both alternately when None.
         lengths: fewest and most operations; by default 2 to 5 for worked problems and 1 to 8 for mental ones.
 
     Raises:

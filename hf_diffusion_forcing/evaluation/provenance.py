@@ -1,4 +1,4 @@
-"""Where a measurement comes from: the model, the machine, the versions."""
+"""The provenance of a measurement: model, machine and versions."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..version import __version__
 
 
 def describe_model(model) -> dict[str, Any]:
-    """What tells a model from another, as JSON values: its name, form, and a hash of the first weights of each tensor.
+    """A model's identity as JSON values: its name, form, and a hash of the first weights of each tensor.
 
-    A model that was trained on in its folder is another one.
+    Further training in the same folder changes it.
     """
     digest = hashlib.sha256()
     for name, weights in model.named_parameters():
@@ -40,7 +40,7 @@ def describe_machine(model) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of what decodes."""
+    """Versions of the packages that decode."""
     return {
         "hf_diffusion_forcing": __version__,
         "torch": torch.__version__,
@@ -50,6 +50,6 @@ def versions() -> dict[str, str]:
 
 
 def provenance(settings: dict[str, Any]) -> str:
-    """Where, with which versions and when something was measured."""
+    """One line on the machine, versions and date of a measurement."""
     known = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
     return f"{settings['machine']}; {known}; {settings['date']}"

@@ -1,4 +1,4 @@
-"""Text with natural entropy that is on every machine: the running interpreter's standard library (PSF licence)."""
+"""Natural text available on every machine: the running interpreter's standard library (PSF licence)."""
 
 import hashlib
 import random
@@ -11,16 +11,16 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 LEFT_OUT = {"site-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__"}
-"""Folders without ordinary source: what others installed, tests, and tables."""
+"""Folders without ordinary source: installed packages, tests and tables."""
 HELD_OUT_SHARE = 16
 """One file in this many is held out."""
 
 
 def source_files(held_out: bool = False) -> list[Path]:
-    """The files of one split, sorted; which split a file is in depends on its path alone.
+    """The sorted files of one split; a file's split depends only on its path.
 
     Args:
-        held_out: which split.
+        held_out: whether to return the held-out split.
     """
     library = Path(sysconfig.get_path("stdlib"))
     files = []
@@ -42,9 +42,9 @@ def source_starts(at_least: int, seed: int = 0, held_out: bool = True) -> Iterat
     """An endless stream of texts that begin at the start of a line of a random file, the same for the same seed.
 
     Args:
-        at_least: characters of a file that is long enough; it is begun in its first half.
-        seed: of the stream.
-        held_out: which split.
+        at_least: shortest file to use, in characters; texts start in its first half.
+        seed: seed of the stream.
+        held_out: whether to draw from the held-out split.
 
     Raises:
         ValueError: no file is long enough.

@@ -1,4 +1,4 @@
-"""What an evaluation found: one row a sampler, one record a sample, as a table, JSON, CSV and Markdown."""
+"""The result of an evaluation: one row per sampler, one record per sample, as a table, JSON, CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COLUMNS = {
     "same_text": ("same\ntext", "{:.0%}".format),
     "edit_distance": ("edit\ndistance", "{:.3f}".format),
 }
-"""Of the tables: key, heading, form. docs/evaluation.md says what each is."""
+"""Columns of the tables: key, heading and format. docs/evaluation.md explains them."""
 
 
 @dataclass
@@ -40,9 +40,9 @@ class Evaluation:
     """The result of `evaluate_samplers`.
 
     Attributes:
-        task: what was asked.
+        task: the task.
         settings: all arguments, versions and the machine, as JSON values.
-        batches: per batch and sampler, what `run_batch` returned.
+        batches: the results of `run_batch`, per batch and sampler.
     """
 
     task: Task
@@ -64,8 +64,8 @@ class Evaluation:
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """One row a sampler: the columns of the table, and the totals they are made of. Values that there are none of
-        (the accuracy of a task without references) are None."""
+        """One row per sampler: the columns of the table, and the totals behind them. Missing values, such as the
+        accuracy of a task without references, are None."""
         from .metrics import EditDistance, ExactAnswer, TokenAgreement
 
         exact, agreement, distance = (m(keep_in_memory=True) for m in (ExactAnswer, TokenAgreement, EditDistance))
@@ -105,7 +105,7 @@ class Evaluation:
 
     @cached_property
     def warnings(self) -> list[str]:
-        """What makes the accuracy doubtful, in words."""
+        """Reasons to doubt the accuracy, in words."""
         task, found = self.task, []
         if not task.is_judged:
             return found
@@ -130,7 +130,7 @@ class Evaluation:
 
     @property
     def samples(self) -> list[dict[str, Any]]:
-        """One record a sample: prompt, reference, and every sampler's text, token ids and judgement."""
+        """One record per sample: prompt, reference, and every sampler's text, token ids and judgement."""
         outputs = {name: (self.outputs(name, "texts"), self.outputs(name, "tokens")) for name in self.names}
         return [
             {
@@ -155,12 +155,12 @@ class Evaluation:
         return {"settings": self.settings, "rows": self.rows, "warnings": self.warnings}
 
     def cells(self, keys: Iterable[str] = COLUMNS) -> tuple[list[str], list[list[str]]]:
-        """Headings, and the cells of every row; columns that nothing is known of are left out."""
+        """Headings, and the cells of every row, without empty columns."""
         keys = [key for key in keys if self.rows[0][key] is not None]
         return [COLUMNS[key][0] for key in keys], [[COLUMNS[key][1](row[key]) for key in keys] for row in self.rows]
 
     def table(self) -> Table:
-        """For the terminal: all columns that fit 80 characters."""
+        """A table for the terminal, with the columns that fit into 80 characters."""
         headings, rows = self.cells(key for key in COLUMNS if key != "edit_distance")
         table = Table(title=self.title, box=SIMPLE_HEAD, padding=0, pad_edge=False)
         table.add_column(headings[0], overflow="fold", min_width=len("speculative_wavefront"))
@@ -176,7 +176,7 @@ class Evaluation:
         return f"{model} on {self.task.name}: {len(self.task.samples)} samples"
 
     def to_markdown(self) -> str:
-        """The table, how it was measured, and the warnings."""
+        """The table, its provenance, and the warnings."""
         headings, rows = self.cells()
         lines = [f"# {self.title}", "", *markdown_table([heading.replace("\n", " ") for heading in headings], rows)]
         settings = self.settings
@@ -200,7 +200,7 @@ class Evaluation:
         return text.getvalue()
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Write `results.json`, `results.csv`, `results.md` and `samples.jsonl`, each as a whole."""
+        """Write `results.json`, `results.csv`, `results.md` and `samples.jsonl`, each atomically."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / "samples.jsonl", "".join(json.dumps(sample) + "\n" for sample in self.samples))

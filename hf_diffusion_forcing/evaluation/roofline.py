@@ -1,4 +1,4 @@
-"""What ticks cost on machines that are described by a few numbers: time by width, and bytes."""
+"""Models the cost of ticks on machines described by a few numbers: time by width, and bytes."""
 
 from collections.abc import Callable
 
@@ -9,21 +9,21 @@ from ..generation.cost_curve import WIDTHS, CostCurve
 
 
 def roofline(balance: float, core_layers: int, end_layers: int) -> CostCurve:
-    """The cost curve of a machine that reads a layer in one unit of time and computes `balance` positions meanwhile."""
+    """The cost curve of a machine that reads a layer in one time unit and computes `balance` positions in that time."""
     times = [max(1.0, width / balance) for width in WIDTHS]
     return CostCurve(tuple(core_layers * time for time in times), tuple(end_layers * time for time in times))
 
 
 def bytes_read(config: RavenConfig, kv_readers: Callable[[int], tuple[int, int, int]]) -> Callable[[int, int], float]:
-    """Bytes of weights and of keys and values that a model's tick reads, in bfloat16, batch 1.
+    """The bytes of weights, keys and values that a model's tick reads, in bfloat16 with batch 1.
 
     Args:
         config: the model's shape.
         kv_readers: for a tick of k core passes, how often a prelude, a core and a coda layer reads all keys and values
-            of a context in it.
+            of the context.
 
     Returns:
-        The bytes, from the core passes of a tick and the context's length.
+        A function from a tick's core passes and the context's length to bytes.
     """
     with torch.device("meta"):
         model = RavenForCausalLM(config)

@@ -1,4 +1,4 @@
-"""Samplers timed side by side on the same prompts."""
+"""Times several samplers on the same prompts."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ from .timing import timed_generate
 
 @dataclass
 class Run:
-    """What one sampler did over all prompts.
+    """The results of one sampler on all prompts.
 
     Attributes:
         sequences: new token ids per prompt.
-        core_passes: core calls while decoding (the prompt's own pass not counted).
+        core_passes: core calls while decoding, without the prompt's own pass.
         recurrences: the same, counted once for every position in the call.
         seconds: wall clock of each `generate()` call.
     """
@@ -47,12 +47,12 @@ class Run:
         return self.recurrences / max(self.tokens - len(self.sequences), 1)
 
     def equal_share(self, other: "Run") -> float:
-        """Share of the other run's tokens that this one has at the same place."""
+        """Share of the other run's tokens that this run has at the same place."""
         return equal_tokens(self.sequences, other.sequences) / max(other.tokens, 1)
 
 
 def run_prompt(model, input_ids: torch.Tensor, run: Run, **generate_kwargs) -> None:
-    """Decode one prompt [1, length] with a run's settings and add what happened to the run."""
+    """Decode one prompt [1, length] with a run's settings and add the results to the run."""
     call = timed_generate(model, {"input_ids": input_ids}, run.kwargs | generate_kwargs)
     run.seconds.append(call.seconds)
     run.sequences += call.rows
@@ -61,16 +61,16 @@ def run_prompt(model, input_ids: torch.Tensor, run: Run, **generate_kwargs) -> N
 
 
 def compare(model, prompts: Iterable[torch.Tensor], runs: list[Run], **generate_kwargs) -> list[Run]:
-    """Decode every prompt with every run, interleaved so that all see the same machine.
+    """Decode every prompt with every run, interleaved so that all run under the same conditions.
 
     Args:
         prompts: ids int64 [1, length] each.
-        runs: the settings to compare; filled in and returned.
-        generate_kwargs: given to every `generate()` call.
+        runs: the settings to compare; results are added to them.
+        generate_kwargs: keywords of every `generate()` call.
     """
     for position, input_ids in enumerate(prompts):
         if position == 0:
-            for run in runs:  # warm up: the first call of a process pays for lazy initialisation
+            for run in runs:  # warm up: a process's first call includes lazy initialisation
                 run_prompt(
                     model, input_ids, Run(run.name, run.kwargs), **generate_kwargs | {"max_new_tokens": WARM_UP_TOKENS}
                 )

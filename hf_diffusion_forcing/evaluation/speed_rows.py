@@ -1,4 +1,4 @@
-"""Calls of one sampler beside short calls of autoregression, and the row of a table they make."""
+"""Calls of one sampler, each timed next to a short call of autoregression, and their row in a table."""
 
 import statistics
 from dataclasses import dataclass, field
@@ -12,15 +12,15 @@ from .timing import Call, median_seconds
 
 @dataclass
 class Timing:
-    """All calls of one sampler, each with what surrounded it.
+    """All calls of one sampler, each with its reference measurements.
 
-    The speed of memory changes from minute to minute on a shared machine. So each call stands beside a short one of the
-    base and a reading of the weights' speed, made just before it.
+    Memory speed on a shared machine changes from minute to minute. Just before each call, a short call of the base
+    and the speed of reading weights are therefore measured.
 
     Attributes:
         calls: in order.
-        bases: the base's call before each.
-        rates: bytes a second at which linear layers read their weights, before each.
+        bases: the base's call before each call.
+        rates: bytes per second at which linear layers read their weights, before each call.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -45,7 +45,7 @@ def part_bytes(model: RavenForCausalLM) -> dict[str, int]:
 
 @torch.no_grad()
 def bandwidth(model: RavenForCausalLM, repeats: int = 9) -> float:
-    """Bytes a second at which the model's own linear layers read their weights, one position at a time."""
+    """Bytes per second at which the model's linear layers read their weights, one position at a time."""
     layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     inputs = [torch.zeros(1, 1, layer.weight.shape[1], dtype=layer.weight.dtype) for layer in layers]
 
@@ -58,16 +58,16 @@ def bandwidth(model: RavenForCausalLM, repeats: int = 9) -> float:
 
 
 def row(name: str, timing: Timing, texts: list[list[int]] | None, parts: dict[str, int]) -> dict:
-    """One row of a table, call by call against the base.
+    """One row of a table; each call is compared with its own base call.
 
     Args:
-        texts: the base's own, for the share of equal tokens; None where that means nothing.
-        parts: bytes of a pass over each part of the model.
+        texts: the base's texts, for the share of equal tokens; None if that is meaningless.
+        parts: bytes read by a pass over each part of the model.
     """
     pairs = list(zip(timing.bases, timing.calls, strict=True))
     ideal = []
     for call, rate in zip(timing.calls, timing.rates, strict=True):
-        # The ends run once a tick, but once a token where a tick is one recurrence of one token.
+        # The ends run once per tick, or once per token if a tick is one recurrence of one token.
         ends = call.tokens if name.startswith("adaptive") else call.ticks
         ideal.append(((parts["prelude"] + parts["coda"]) * ends + parts["core"] * call.core_passes) / rate)
     speedups = [base.seconds_per_token / call.seconds_per_token for base, call in pairs]

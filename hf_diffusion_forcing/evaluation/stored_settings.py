@@ -1,4 +1,4 @@
-"""Sampler settings in a model's generation config, for a while or saved for good."""
+"""Stores sampler settings in a model's generation config, temporarily or on disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .journal import check_writable
 
 @contextmanager
 def stored_sampler(model, settings: dict[str, Any]) -> Iterator[None]:
-    """For a while, a model whose generation config has these sampler settings in the place of its own."""
+    """Temporarily replace the sampler settings in a model's generation config."""
     before = model.generation_config
     model.generation_config = copy.copy(before)
     for name in SAMPLER_NAMES:
@@ -40,7 +40,7 @@ def is_same_folder(folder: str | os.PathLike, source: str | os.PathLike) -> bool
 
 
 def check_save(folder: str | os.PathLike, source: str | os.PathLike) -> None:
-    """Refuse a folder that tuned settings cannot be saved in, before anything is measured.
+    """Before measuring, refuse a folder in which tuned settings cannot be saved.
 
     Args:
         source: folder or Hub id of the model.
@@ -54,10 +54,10 @@ def check_save(folder: str | os.PathLike, source: str | os.PathLike) -> None:
 
 
 def save_with_settings(folder: str | os.PathLike, model, tokenizer, settings: dict[str, Any]) -> None:
-    """A checkpoint that decodes by these settings with no flag.
+    """Save a checkpoint that decodes with these settings by default.
 
     Args:
-        folder: the model's own (only `generation_config.json` is written anew), or a new one for all of it.
+        folder: the model's own (only `generation_config.json` is rewritten), or a new one for the whole checkpoint.
 
     Raises:
         ValueError: the folder holds something else.

@@ -1,4 +1,4 @@
-"""What a model is asked and how its answers are judged: prompts, references, and the pattern that finds an answer."""
+"""A task: prompts, references, and the pattern that finds an answer in an output."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BUNDLED = ("problems", "worked", "mental", "python-source")
-"""Tasks that need no file: problems of both kinds or of one, and the starts of lines of Python source."""
+"""Tasks that need no file: problems of one or both kinds, and starts of Python source."""
 LAST_WORD = r"([^\s.]+)[\s.]*$"
-"""The answer of a bundled problem: what `Problem.is_solved_by` looks at."""
+"""The answer of a bundled problem, as in `Problem.is_solved_by`."""
 SEED = 2026
 
 
@@ -32,8 +32,8 @@ class Sample:
 
     Attributes:
         prompt: the text to continue.
-        reference: the right answer, or a text that `Task.answer_pattern` finds it in; None where there is none.
-        index: its place in the task it was made for, which `Task.split` keeps.
+        reference: the right answer, or a text in which `Task.answer_pattern` finds it; None if unknown.
+        index: its index in the original task, which `Task.split` keeps.
     """
 
     prompt: str
@@ -43,16 +43,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Task:
-    """Samples, and how an output is judged.
+    """Samples, and how to judge an output.
 
     Attributes:
-        name: where the samples come from.
+        name: source of the samples.
         samples: at least one.
         answer_pattern: a regular expression whose first group is the answer, searched for in outputs, and in
             references, which may also be the answer itself; None compares the whole text.
 
     Raises:
-        ValueError: no samples, an empty prompt, or a pattern that is no regular expression or has no group.
+        ValueError: there are no samples, a prompt is empty, or the pattern is not a regular expression with a group.
     """
 
     name: str
@@ -74,9 +74,9 @@ class Task:
         """Held-out problems of the bundled checkpoint.
 
         Args:
-            kind: "worked" or "mental"; both in turn when None.
-            count: how many.
-            seed: of the stream of problems.
+            kind: "worked" or "mental"; both alternately when None.
+            count: number of problems.
+            seed: seed of the stream of problems.
         """
         check_integer("count", count, 1)
         chosen = islice(problems(seed, held_out=True, kind=kind), count)
@@ -85,11 +85,11 @@ class Task:
 
     @classmethod
     def from_python_source(cls, count: int = 100, seed: int = SEED, length: int = 240) -> Task:
-        """Held-out starts of Python source to continue; there is no right answer.
+        """Held-out starts of Python source to continue, without right answers.
 
         Args:
-            count: how many.
-            seed: which ones.
+            count: number of starts.
+            seed: seed of the choice.
             length: characters of each.
         """
         check_integer("count", count, 1)
@@ -98,7 +98,7 @@ class Task:
 
     @classmethod
     def bundled(cls, name: str, count: int = 100) -> Task:
-        """A task of `BUNDLED` by its name."""
+        """A task of `BUNDLED` by name."""
         if name == "python-source":
             return cls.from_python_source(count)
         return cls.from_problems(None if name == "problems" else name, count)
@@ -118,15 +118,15 @@ class Task:
 
         Args:
             dataset: rows in memory, a .json, .jsonl, .csv or .parquet file, a folder, or a name on the Hub.
-            prompt_template: a text with names of columns in braces.
-            reference_column: where the right answers stand; without one, outputs are not judged.
-            answer_pattern: as of the task.
-            split: may be left out where there is only one; "test[:100]" and the like are possible.
+            prompt_template: a text with column names in braces.
+            reference_column: column of the right answers; without one, outputs are not judged.
+            answer_pattern: that of the task.
+            split: optional if there is only one; slices such as "test[:100]" work.
             config: a dataset's configuration.
-            count: the first rows only; all of them when None.
+            count: use only the first rows; all when None.
 
         Raises:
-            ValueError: the data cannot be read, there is no such split or column, or a row has no value.
+            ValueError: the data cannot be read, a split or column does not exist, or a row has no value.
             ImportError: `datasets` is not installed.
         """
         from .dataset_rows import load_rows
@@ -142,9 +142,7 @@ class Task:
         named |= {} if reference_column is None else {reference_column: "reference_column"}
         for column, argument in named.items():
             if column not in rows.column_names:
-                raise ValueError(
-                    f"{argument} names the column {column!r}, which {name} has not{nearest(column, rows.column_names)}."
-                )
+                raise ValueError(f"{argument}: {name} has no column {column!r}{nearest(column, rows.column_names)}.")
         if len(rows) == 0:
             raise ValueError(f"{name} has no rows{f' in split {split!r}' if split else ''}.")
         samples = []
@@ -162,7 +160,7 @@ class Task:
         return all(sample.reference is not None for sample in self.samples)
 
     def answer(self, text: str) -> str | None:
-        """The answer in an output; None where the pattern does not match."""
+        """The answer in an output; None if the pattern does not match."""
         return find_answer(self.answer_pattern, text)
 
     def is_right(self, sample: Sample, text: str) -> bool:
@@ -176,17 +174,17 @@ class Task:
         return same_answer(self.answer(text), reference_answer(self.answer_pattern, sample.reference))
 
     def split(self, share: float = 0.5, seed: int = 0) -> tuple[Task, Task]:
-        """Two tasks that share no sample and together have all; the same for the same seed.
+        """Split the samples over two tasks; the same seed gives the same split.
 
         Args:
-            share: of the samples in the first; at least one sample is in each.
-            seed: which ones.
+            share: share of the samples in the first task; each task has at least one sample.
+            seed: seed of the split.
 
         Raises:
             ValueError: `share` is not between 0 and 1, or there is only one sample.
         """
         if not 0 < share < 1:
-            raise ValueError(f"share={share} must lie between 0 and 1.")
+            raise ValueError(f"share={share} must be between 0 and 1.")
         if len(self.samples) < 2:
             raise ValueError(f"{self.name} has one sample: it cannot be split.")
         count = min(max(round(share * len(self.samples)), 1), len(self.samples) - 1)
@@ -196,7 +194,7 @@ class Task:
         return Task(self.name, first, self.answer_pattern), Task(self.name, second, self.answer_pattern)
 
     def describe(self) -> dict[str, Any]:
-        """What tells this task from another, as JSON values."""
+        """The task's identity as JSON values."""
         content = json.dumps([[sample.index, sample.prompt, sample.reference] for sample in self.samples])
         return {
             "name": self.name,
@@ -207,12 +205,12 @@ class Task:
 
 
 def batched(samples: tuple[Sample, ...], size: int) -> list[tuple[Sample, ...]]:
-    """Samples in batches of `size`, the last of which may be smaller."""
+    """Samples in batches of `size`; the last may be smaller."""
     return [samples[first : first + size] for first in range(0, len(samples), size)]
 
 
 def compile_pattern(pattern: str) -> re.Pattern:
-    """An answer pattern, compiled; ValueError where it is no regular expression or has no group."""
+    """Compile an answer pattern; ValueError unless it is a regular expression with a group."""
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -223,10 +221,10 @@ def compile_pattern(pattern: str) -> re.Pattern:
 
 
 def template_columns(template: str) -> list[str]:
-    """The columns a prompt template names.
+    """The columns in a prompt template.
 
     Raises:
-        ValueError: it names none, or is not a template of plain names.
+        ValueError: there are none, or the template holds more than plain names.
     """
     try:
         columns = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
@@ -237,14 +235,14 @@ def template_columns(template: str) -> list[str]:
     for name in columns:
         if not re.fullmatch(r"[^.\[\]]+", name):
             raise ValueError(
-                f"prompt_template={template!r}: {{{name}}} is not the name of a column. (Braces of the text itself "
-                "are written twice.)"
+                f"prompt_template={template!r}: {{{name}}} is not the name of a column. (Write braces of the text "
+                "itself twice.)"
             )
     return list(dict.fromkeys(columns))
 
 
 def find_answer(pattern: str | None, text: str) -> str | None:
-    """The first group that matched where the pattern first does; the whole text without a pattern."""
+    """The first matched group of the pattern's first match; the whole text without a pattern."""
     if pattern is None:
         return text
     match = re.search(pattern, text)
@@ -252,18 +250,18 @@ def find_answer(pattern: str | None, text: str) -> str | None:
 
 
 def reference_answer(pattern: str | None, reference: str) -> str:
-    """The answer in a reference, which is the answer itself where the pattern does not match."""
+    """The answer in a reference; the whole reference if the pattern does not match."""
     found = find_answer(pattern, reference)
     return reference if found is None else found
 
 
 def same_answer(found: str | None, right: str) -> bool:
-    """Whether two answers are equal but for space around them, or equal as numbers ("1,000.0" and "1000")."""
+    """Whether two answers are equal up to surrounding space, or as numbers ("1,000.0" and "1000")."""
     return found is not None and plain_answer(found) == plain_answer(right)
 
 
 def plain_answer(answer: str) -> str | Decimal:
-    """An answer without space around it, as a number where it is one."""
+    """An answer without surrounding space, as a number if it is one."""
     answer = answer.strip()
     try:
         number = Decimal(re.sub(r"(?<=\d),(?=\d{3})", "", answer))

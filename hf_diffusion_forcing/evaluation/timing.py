@@ -1,4 +1,4 @@
-"""What `generate()` calls take: the one place where calls are timed."""
+"""Times `generate()` calls; all timing of the package is here."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from ..generation.samplers import SAMPLERS
 
 @dataclass
 class Call:
-    """What one `generate()` call took and did.
+    """The time and work of one `generate()` call.
 
     Attributes:
         seconds: wall clock of the call.
-        first: seconds until the first new token, where that was asked for; else 0.
-        rows: new ids of each row, the end token among them where there is one.
-        ticks: decoding ticks, or tokens of autoregression.
+        first: seconds until the first new token, if requested; otherwise 0.
+        rows: new ids of each row, including the end token if there is one.
+        ticks: decoding ticks, or autoregression's tokens.
         core_passes: core calls while decoding, over all rows at once; the prompts' own passes are not counted.
         recurrences: the same, counted once for every position in the call that a row still needed.
-        output: what `generate()` returned.
+        output: the output of `generate()`.
     """
 
     seconds: float
@@ -42,7 +42,7 @@ class Call:
 
     @property
     def tokens(self) -> int:
-        """Decoded ones: a row's first token comes from the prompt's own pass."""
+        """Decoded tokens, without each row's first, which comes from the prompt's own pass."""
         return sum(len(row) - 1 for row in self.rows)
 
     @property
@@ -52,17 +52,17 @@ class Call:
 
     @property
     def seconds_per_token(self) -> float:
-        """Decoding alone."""
+        """Seconds per token of decoding alone."""
         return self.decoding / self.tokens
 
 
 def timed_generate(model, inputs: dict[str, Any], settings: dict[str, Any], first: bool = False) -> Call:
-    """One call of `generate()`.
+    """Time one call of `generate()`.
 
     Args:
-        inputs: of the tokenizer; `input_ids` is int64 [batch, length].
+        inputs: the tokenizer's output; `input_ids` is int64 [batch, length].
         settings: the other keywords.
-        first: also note when the first new token came. With one row a streamer sees it; what lies before is the prompt.
+        first: also time the first new token.
     """
     input_ids = inputs["input_ids"]
     clock: Clock | FirstTokens | None = None
@@ -79,7 +79,7 @@ def timed_generate(model, inputs: dict[str, Any], settings: dict[str, Any], firs
     if stats is not None:
         rows = [ids[:count] for ids, count in zip(new, stats.tokens_committed, strict=True)]
         return Call(seconds, came, rows, stats.ticks, stats.core_passes, stats.positions_refined, output)
-    # Autoregression is transformers' own loop, which counts nothing.
+    # Autoregression uses transformers' own loop, which has no counts.
     config = model.decoding_config(**{name: value for name, value in settings.items() if name != "tokenizer"})
     rows, depth = [until_the_end(ids, config) for ids in new], config.sampler_config.num_steps
     ticks = max(map(len, rows)) - 1
@@ -87,7 +87,7 @@ def timed_generate(model, inputs: dict[str, Any], settings: dict[str, Any], firs
 
 
 def until_the_end(ids: list[int], config: GenerationConfig) -> list[int]:
-    """A row of transformers' own loop without the padding after its end."""
+    """A row from transformers' own loop without the padding after its end."""
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     for place, token in enumerate(ids):
         if token in ends:
@@ -98,7 +98,7 @@ def until_the_end(ids: list[int], config: GenerationConfig) -> list[int]:
 
 
 class Clock(BaseStreamer):
-    """Notes when the first new token of a row came; the first `put` is the prompt."""
+    """Records when a row's first new token arrives; the first `put` is the prompt."""
 
     def __init__(self):
         self.puts, self.first = 0, 0.0
@@ -113,7 +113,7 @@ class Clock(BaseStreamer):
 
 
 class FirstTokens(StoppingCriteria):
-    """Notes when the first new tokens of a batch came, which no streamer can tell; it stops nothing."""
+    """Records when a batch's first new tokens arrive, because streamers work with one row only; never stops."""
 
     def __init__(self):
         self.first = 0.0
@@ -124,7 +124,7 @@ class FirstTokens(StoppingCriteria):
 
 
 def median_seconds(calls: dict[str, Callable], repeats: int) -> dict[str, float]:
-    """Medians of calls made in turn, after one of each that warms up."""
+    """Median seconds of each call; calls alternate, after a warm-up of each."""
     seconds = {name: [] for name in calls}
     for _ in range(repeats + 1):
         for name, call in calls.items():
@@ -139,7 +139,7 @@ def tick_overhead(model, input_ids: torch.Tensor, **generate_kwargs) -> float:
 
     Args:
         input_ids: int64 [1, length].
-        generate_kwargs: of a `diffusion_forcing` call.
+        generate_kwargs: keywords of a `diffusion_forcing` call.
     """
     inside = 0.0
 
@@ -174,5 +174,5 @@ def tick_overhead(model, input_ids: torch.Tensor, **generate_kwargs) -> float:
         patches.enter_context(patch.dict(SAMPLERS, {DiffusionForcing.config_class.sampler: Timed}))
         model.generate(input_ids, sampler=DiffusionForcing.config_class.sampler, **generate_kwargs)
     if not total:
-        raise ValueError("The text ended at its first token: there was no tick to time. Give another prompt.")
+        raise ValueError("The text ended at its first token, so there was no tick to time: pass another prompt.")
     return 1 - inside / total

@@ -41,35 +41,35 @@ def tune(
 ) -> TuningResult:
     """Search for the fastest settings that lose no more accuracy than allowed against autoregression at full depth.
 
-    The task's samples are split in two. Successive halving over the first part drops candidates that lose
-    significantly more than allowed and those that are slow, and gives the others more samples. The last few are
-    measured on the second part, which has had no part in the choice: the fastest of them that keeps within the budget
-    there is the result. All candidates decode a batch one after the other, beside autoregression on the same batch.
+    The task's samples are split in two. Successive halving on the first part drops slow candidates and those that lose
+    significantly more than allowed, and gives the others more samples. The finalists are then measured on the second
+    part, which the search has not used; the result is the fastest one within the budget there. All candidates decode
+    each batch in turn, next to autoregression on the same batch.
 
-    Ctrl+C and the end of the time return what has been confirmed by then.
+    Ctrl+C and the time limit return what has been confirmed so far.
 
     Args:
         model, tokenizer: a recurrent-depth model and its left-padding tokenizer.
         task: prompts like those that will be decoded, with references (or with `min_token_agreement`).
         max_accuracy_loss: points (per cent of the samples), 0 to 100.
-        min_token_agreement: share of autoregression's tokens that must stand at the same place, 0 to 1.
-        space: by sampler, values of its settings; `SEARCH_SPACE` and the presets when None.
-        trials: how many candidates to try.
-        finalists: how many of them to confirm.
-        calibration_share: of the samples, for the search.
-        batch_size: samples decoded together: tune for what you will use.
+        min_token_agreement: share of autoregression's tokens to reproduce at the same place, 0 to 1.
+        space: values of each setting by sampler; `SEARCH_SPACE` and the presets when None.
+        trials: number of candidates to try.
+        finalists: number of candidates to confirm.
+        calibration_share: share of the samples for the search.
+        batch_size: samples decoded together; use the size that you will decode with.
         max_new_tokens: room for every output.
         num_steps: recurrences of autoregression, and the budget of a token; `mean_recurrence` when None.
-        seed: of the split, of the candidates, and of the latent states (sample i is decoded with seed + i).
-        minutes: about how long the search may take; as long as it needs when None.
+        seed: seed of the split, the candidates and the latent states (sample i is decoded with seed + i).
+        minutes: approximate time limit; none when None.
         progress: show a progress bar.
-        measure: decodes samples by keywords of `generate()`, in the place of `run_batch`.
-        clock: seconds.
-        generate_kwargs: of every `generate()` call: `stop_strings`, ...
+        measure: decodes samples with keywords of `generate()`; replaces `run_batch`.
+        clock: returns seconds.
+        generate_kwargs: keywords of every `generate()` call: `stop_strings`, ...
 
     Raises:
-        ValueError, TypeError: an argument is wrong, a split is too small, or the model cannot decode this way. Nothing
-            has been computed then.
+        ValueError, TypeError: an argument is wrong, a split is too small, or the model does not support the settings;
+            raised before any decoding.
     """
     began = clock()
     counts = {"trials": trials, "finalists": finalists, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
@@ -83,7 +83,7 @@ def tune(
     def decode(samples: tuple[Sample, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         return run_batch(model, tokenizer, samples, kwargs | common, seed)
 
-    with stored_sampler(model, {}):  # what is stored would mix with every candidate
+    with stored_sampler(model, {}):  # stored settings would mix with every candidate's
         candidates, presets = trials_for(model, space, trials, seed, depth, common)
         halving = Halving(
             candidates,
@@ -136,10 +136,10 @@ def check_arguments(
     max_accuracy_loss: float,
     min_token_agreement: float,
 ) -> None:
-    """Refuse arguments of `tune`.
+    """Check the arguments of `tune`.
 
     Raises:
-        ValueError, TypeError: one is out of range, or nothing is said that candidates could be held to.
+        ValueError, TypeError: one is out of range, or there is nothing to judge candidates by.
     """
     check_number("max_accuracy_loss", max_accuracy_loss, 100.0)
     check_number("min_token_agreement", min_token_agreement, 1.0)
@@ -148,13 +148,13 @@ def check_arguments(
     if minutes is not None:
         check_number("minutes", minutes)
         if minutes == 0:
-            raise ValueError("minutes=0 leaves no time to measure: leave it out, or give more.")
+            raise ValueError("minutes=0 leaves no time to measure: leave it out, or allow more.")
     if space is not None:
         check_space(space)
     if not task.is_judged and min_token_agreement == 0:
         raise ValueError(
-            f"{task.name} has no references, so accuracy is unknown: name a reference column, or hold candidates to "
-            "autoregression's text with min_token_agreement (--min-token-agreement 0.95)."
+            f"{task.name} has no references, so accuracy is unknown: name a reference column, or compare candidates "
+            "with autoregression's text by min_token_agreement (--min-token-agreement 0.95)."
         )
 
 
@@ -164,10 +164,10 @@ def search(
     """Search, and confirm the finalists and the presets.
 
     Args:
-        warm_up: decodes a little by everything that will be timed.
+        warm_up: decodes a little with everything that will be timed.
 
     Returns:
-        The fastest finalist that was confirmed, and "interrupt" or "time" where the search was stopped.
+        The fastest confirmed finalist, and "interrupt" or "time" if the search was stopped.
     """
     halving.plan(confirmation, len(presets))
     best = None
@@ -191,14 +191,14 @@ def search(
 def trials_for(
     model, space: dict[str, dict[str, Any]] | None, count: int, seed: int, depth: dict[str, int], common: dict[str, Any]
 ) -> tuple[list[Trial], list[Trial]]:
-    """The candidates, and the presets the model can decode by; no two candidates mean the same.
+    """The candidates, without equivalent ones, and the presets that the model supports.
 
     Args:
-        depth: `num_steps`, where it is not the model's own.
+        depth: `num_steps`, if it is not the model's own.
         common: other keywords of every `generate()` call.
 
     Raises:
-        ValueError: the model can decode by no candidate.
+        ValueError: the model supports no candidate.
     """
 
     def canonical(kwargs: dict[str, Any]) -> str | None:
@@ -221,7 +221,7 @@ def trials_for(
 
 
 def split(task: Task, share: float, seed: int) -> tuple[Task, Task]:
-    """Calibration and confirmation.
+    """Split a task for calibration and confirmation.
 
     Raises:
         ValueError: one of them would be too small.
@@ -231,6 +231,6 @@ def split(task: Task, share: float, seed: int) -> tuple[Task, Task]:
         if len(part.samples) < FEWEST_SAMPLES or len(task.samples) < 2:
             raise ValueError(
                 f"{task.name} has {len(task.samples)} samples, and the {name} split would have {len(part.samples)}: "
-                f"each needs at least {FEWEST_SAMPLES}. Give more samples, or another share for the calibration."
+                f"each needs at least {FEWEST_SAMPLES}. Use more samples, or another calibration share."
             )
     return parts

@@ -1,4 +1,4 @@
-"""What a search for settings has found."""
+"""The result of a search for settings."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .tuning_page import figure, page
 
 @dataclass
 class TuningResult:
-    """What `tune` found.
+    """The result of `tune`.
 
     Attributes:
-        best: the fastest finalist that kept within the budget on the confirmation samples; None where none did, or
-            where the search was stopped before one could be confirmed.
+        best: the fastest finalist within the budget on the confirmation samples; None if there is none, or if the
+            search was stopped before one was confirmed.
         trials: all candidates.
-        presets: the presets the model can decode by, measured on the confirmation samples.
+        presets: the presets that the model supports, measured on the confirmation samples.
         settings: all arguments, splits, versions and the machine, as JSON values.
-        stopped: "interrupt" or "time" where the search did not come to its end.
+        stopped: "interrupt" or "time" if the search did not finish.
     """
 
     best: Trial | None
@@ -35,7 +35,7 @@ class TuningResult:
 
     @property
     def generation_settings(self) -> dict[str, Any]:
-        """What goes into a generation config: `sampler` and `sampler_config`.
+        """`sampler` and `sampler_config` for a generation config.
 
         Raises:
             ValueError: no settings were confirmed.
@@ -47,7 +47,7 @@ class TuningResult:
 
     @property
     def outcome(self) -> str:
-        """In one sentence."""
+        """The result in one sentence."""
         if self.best is not None:
             measured = self.best.confirmation
             judged = "" if measured.loss is None else f", {measured.loss:+.1f} points of accuracy lost"
@@ -61,7 +61,7 @@ class TuningResult:
 
     @property
     def confirmed(self) -> list[Trial]:
-        """Everything that was measured on the confirmation samples, the fastest first, each setting once."""
+        """All trials measured on the confirmation samples, fastest first, each setting once."""
         measured = {}
         for trial in (*self.trials, *self.presets):
             if trial.confirmation.samples:
@@ -81,15 +81,15 @@ class TuningResult:
         }
 
     def to_markdown(self) -> str:
-        """The outcome, the figures of the confirmation samples, and how they were measured."""
+        """The outcome, the results on the confirmation samples, and their provenance."""
         return page(self)
 
     def figure(self):
-        """Accuracy (equal tokens where there are no references) over speed, as a matplotlib `Figure`."""
+        """Accuracy (or equal tokens, without references) over speed, as a matplotlib `Figure`."""
         return figure(self)
 
     def write(self, folder: str | os.PathLike) -> None:
-        """Write `trials.json`, `tuning.md` and `pareto.png`, each as a whole."""
+        """Write `trials.json`, `tuning.md` and `pareto.png`, each atomically."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / "trials.json", json.dumps(self.to_dict()) + "\n")
@@ -98,10 +98,10 @@ class TuningResult:
             self.figure().savefig(partial, format="png", dpi=90)
 
     def save(self, folder: str | os.PathLike, model, tokenizer) -> None:
-        """A checkpoint that decodes by these settings with no flag.
+        """Save a checkpoint that decodes with these settings by default.
 
         Args:
-            folder: the model's own (only `generation_config.json` is written anew), or a new one for all of it.
+            folder: the model's own (only `generation_config.json` is rewritten), or a new one for the whole checkpoint.
 
         Raises:
             ValueError: no settings were confirmed, or the folder holds something else.

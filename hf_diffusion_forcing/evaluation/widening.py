@@ -1,8 +1,8 @@
 """A checkpoint made k times wider that computes the same function, to time decoding as at realistic model sizes.
 
 Channels, heads and MLP channels are repeated k times, and every linear map is tiled and divided by k: each repeat of an
-output sums k equal shares of each input. RMSNorm does not see the difference; RoPE and the size of a head stay. The
-result has about k^2 times the weights and converges as the trained original does.
+output sums k equal shares of each input. RMSNorm gives the same result; RoPE and the head size do not change. The
+wider model has about k^2 times the weights and converges like the trained original.
 """
 
 import torch
@@ -15,8 +15,8 @@ def tile(weight: torch.Tensor, factor: int, outputs: int = 1, inputs: int = 1) -
     """A linear map [out, in] repeated over outputs and inputs, divided by `factor`.
 
     Args:
-        outputs, inputs: how many parts the dimension packs (queries, keys and values; gate and up; state and
-            embedding); each part is repeated on its own.
+        outputs, inputs: the number of parts packed in each dimension (queries, keys and values; gate and up; state and
+            embedding); each part is repeated separately.
     """
     rows = torch.cat([part.repeat(factor, 1) for part in weight.chunk(outputs, dim=0)])
     return torch.cat([part.repeat(1, factor) for part in rows.chunk(inputs, dim=1)], dim=1) / factor
@@ -48,8 +48,8 @@ def widen(model: RavenForCausalLM, factor: int) -> RavenForCausalLM:
     values = model.config.to_dict()
     for name in ("n_embd", "n_heads", "num_key_value_heads", "intermediate_size"):
         values[name] *= factor
-    # The head divides by the factor and the embedding does not, so they are tied no longer. The state start is the
-    # original's, repeated; init_values and head_dim stay.
+    # The head divides by the factor but the embedding does not, so they are no longer tied. The initial state is the
+    # original's, repeated; init_values and head_dim do not change.
     values |= {"tie_embeddings": False, "tie_word_embeddings": False}
     with torch.device("meta"):
         wide = RavenForCausalLM(RavenConfig(**values)).to(model.dtype)

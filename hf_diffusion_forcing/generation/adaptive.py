@@ -1,4 +1,4 @@
-"""Adaptive early exit: one token at a time, each refined until it has converged (arXiv 2502.05171, section 6.1)."""
+"""Adaptive early exit: one token at a time, each refined until it converges (arXiv 2502.05171, section 6.1)."""
 
 import torch
 
@@ -13,8 +13,8 @@ from .wave import Wave
 class Adaptive(EarlyExitSampler):
     """`sampler="adaptive"`: a tick is one recurrence of every row's front position.
 
-    Rows exit and go on at their own pace: the prelude runs when some row has a new token, the coda when some row exits
-    (or in every tick, for a criterion that reads logits).
+    Each row exits at its own pace: the prelude runs in ticks where some row has a new token, the coda in ticks where
+    some row exits (or in every tick, for a criterion that reads logits).
     """
 
     config_class = AdaptiveConfig
@@ -24,7 +24,7 @@ class Adaptive(EarlyExitSampler):
         super().__init__(*args, **kwargs)
         self.starts = StateStarts(self.model, self.config.state_scale)
         self.at: Placement | None = None
-        """Where the fronts stand; made anew when one of them has moved."""
+        """The fronts' placement; renewed when one of them has moved."""
 
     def begin(self, row: Row) -> None:
         row.wave = [Position(row.ids[-1])]
@@ -43,16 +43,16 @@ class Adaptive(EarlyExitSampler):
         at.depth = 0 if cache.kv_sharing == "last" else wave.steps
         refinement = self.refinement(wave, 1, budget)
 
-        # 1. The prelude, when there are new tokens. 2. States go on, new ones start.
+        # 1. Run the prelude if there are new tokens. 2. Keep states, and start new ones.
         e = model.embed(wave.ids, at) if wave.new else refinement.recall("sampler.embedding")
         refinement.remember("sampler.embedding", e)
         refinement.before = wave.carry(self.states, self.starts.take(wave, e))
 
-        # 3. One recurrence.
+        # 3. Run one recurrence.
         self.states = refinement.states = model.recur(refinement.before, e, at, 0)
-        refinement.before = refinement.before.to(self.states.device)  # the core may stand on another device
+        refinement.before = refinement.before.to(self.states.device)  # the core may be on another device
 
-        # 4. and 5. Which rows exit, and what they predict.
+        # 4. and 5. Decide which rows exit, and read out what they predict.
         scores = self._read_out(wave, at, refinement) if self.criterion.needs_logits else None
         exits = self.has_converged(refinement) | (wave.steps.to(self.states.device) + 1 >= budget)
         facts = [exits, *self.exit_bits(refinement)]
@@ -67,7 +67,7 @@ class Adaptive(EarlyExitSampler):
         self.memory = refinement.remembered
         wave.settle()
 
-        # 6. and 7. They are committed, and the next position is the front.
+        # 6. and 7. Commit it; the next position becomes the front.
         for seat, (row, token) in enumerate(zip(rows, predictions, strict=True)):
             if token is None:
                 row.wave[0].steps += 1
@@ -78,9 +78,9 @@ class Adaptive(EarlyExitSampler):
         self.record()
 
     def _read_out(self, wave: Wave, at: Placement, refinement) -> torch.Tensor:
-        """Logits and predictions of the states as they are; returns the scores they were chosen by.
+        """Set logits and predictions of the current states; returns the processed scores.
 
-        The coda's keys and values of a row that goes on are written again when it exits.
+        A row that does not exit yet has its coda keys and values overwritten later.
         """
         refinement.logits = self.model.decode(refinement.states, at)
         refinement.predictions, scores = wave.choose(refinement.logits)

@@ -1,4 +1,4 @@
-"""Reading the prompts of rows until they have converged."""
+"""Reading the prompts of rows until they converge."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from .verdict import verdict
 
 
 class AdaptivePromptReader(PromptReader):
-    """A `PromptReader` that leaves out what has converged, one row's longest converged prefix at a time.
+    """A `PromptReader` that freezes each row's longest converged prefix after every recurrence.
 
-    A position that only waits for what is on its left does not count as converged. `prompt_steps` is the most
-    recurrences.
+    A position freezes only after all those on its left have. `prompt_steps` limits the recurrences.
 
     Args:
-        criterion: says which positions have converged, after every recurrence.
+        criterion: decides after every recurrence which positions have converged.
     """
 
     def __init__(self, *args, criterion: ExitCriterion):
@@ -39,7 +38,7 @@ class AdaptivePromptReader(PromptReader):
             if watcher is not None:
                 watcher(states, previous, whole, prompt)
             refinement = self._refinement(going, at, step, memory, before.to(refined.device), refined)
-            # How far each row's converged prefix goes on: the recurrence's only wait for the device.
+            # How many more positions of each row have converged: the recurrence's only wait for the device.
             counts = going.prefixes(verdict(self.criterion, refinement).tolist()[0])
             cache.settle(at, step + 1)
             self.stats.prefill_core_passes += 1
@@ -54,7 +53,7 @@ class AdaptivePromptReader(PromptReader):
         return states, whole
 
     def _refinement(self, going: Unsettled, at: Placement, step: int, memory, before, states) -> Refinement:
-        """What the criterion sees of a recurrence."""
+        """The `Refinement` of one recurrence, for the criterion."""
         positions = at.positions
         refinement = Refinement(
             positions=positions,
@@ -77,11 +76,11 @@ class AdaptivePromptReader(PromptReader):
 
 
 class Unsettled:
-    """The positions of a prompt that go on being refined: of each row, those after its settled prefix.
+    """The positions of a prompt still being refined: those after each row's frozen prefix.
 
     Args:
         prompt: the chunk.
-        settled: how many positions of each row have settled.
+        settled: how many positions of each row are frozen.
     """
 
     def __init__(self, prompt: Prompt, settled: list[int]):
@@ -89,11 +88,11 @@ class Unsettled:
         self.widths = [width - done for width, done in zip(prompt.widths, settled, strict=True)]
 
     def take(self, x: torch.Tensor) -> torch.Tensor:
-        """Of [1, n, ...] what goes on."""
+        """[1, n, ...] without the frozen positions."""
         return self.prompt.without(x, self.settled) if any(self.settled) else x
 
     def put(self, refined: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """[1, n, ...] with what goes on replaced."""
+        """x [1, n, ...] with the unfrozen positions replaced by `refined`."""
         if not any(self.settled):
             return refined
         x, parts = x.to(refined.device), []
@@ -103,7 +102,7 @@ class Unsettled:
         return torch.cat(parts, dim=1)
 
     def prefixes(self, flags: list[bool]) -> list[int]:
-        """How many of each row's flags, from its first on, are set without a gap."""
+        """How many of each row's flags are set before the first that is not."""
         counts, begin = [], 0
         for width in self.widths:
             row = flags[begin : begin + width]
@@ -112,6 +111,6 @@ class Unsettled:
         return counts
 
     def drop(self, x: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        """Of what goes on, [1, ...], all but each row's first `counts`."""
+        """The unfrozen positions x [1, ...] without each row's first `counts`."""
         parts = zip(x.split(self.widths, dim=1), counts, strict=True)
         return torch.cat([part[:, count:] for part, count in parts], dim=1)

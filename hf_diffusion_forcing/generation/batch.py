@@ -1,4 +1,4 @@
-"""The rows of one `generate()` call, from its arguments to its output."""
+"""One `generate()` call, from its arguments to its output."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ class Batch:
     """One `generate()` call as rows of a loop.
 
     Args:
-        model: speaks the verbs of `RecurrentDepthInterface`.
-        sampler_class: decodes.
-        input_ids: int64 [batch, length], left-padded. They may be the new ids alone, when the cache holds the columns
-            before them and `attention_mask` covers all columns, as in transformers.
+        model: implements `RecurrentDepthInterface`.
+        sampler_class: the sampler that decodes.
+        input_ids: int64 [batch, length], left-padded. As in transformers, they may be only the new ids if the cache
+            holds the columns before them and `attention_mask` covers all columns.
         logits_processor: applied to every position with its own prefix.
-        stopping_criteria: EOS and length are checked on the host, stop strings and time after every token with that
-            row alone. Any other criterion is called as transformers calls it, with the whole batch: `input_ids`
+        stopping_criteria: EOS and length are checked on the host; stop strings and time after every token, with only
+            that row. Any other criterion is called with the whole batch, as in transformers: `input_ids`
             [batch, length], once for every length that all rows reach, and `scores` if they are kept.
         generation_config: transformers' own settings.
         config: the sampler's settings, every depth filled in.
         streamer: gets each committed token once, in order, and drafts if it has a `put_draft`.
-        attention_mask: [batch, columns], or None when there is no padding.
+        attention_mask: [batch, columns], or None without padding.
         cache: empty, or holding the first columns.
-        columns: all columns up to the last id.
-        pad_token_id: fills rows that end early.
+        columns: number of columns up to the last id.
+        pad_token_id: pads rows that end early.
         return_trace: record what every tick does; with "latents" its states too.
 
     Raises:
-        ValueError: rows may end at different lengths and there is no `pad_token_id`; or a streamer for several rows.
+        ValueError: rows may end at different lengths but there is no `pad_token_id`, or several rows have a streamer.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class Batch:
         self.returns_dict = generation_config.return_dict_in_generate
         stopping, self.criteria = Stopping.of(stopping_criteria, batch, input_ids.device)
         if batch > 1 and pad_token_id is None and (stopping.eos or stopping.criteria or self.criteria):
-            raise ValueError("pad_token_id is not set, and rows of a batch may end at different lengths: pass one.")
+            raise ValueError("pad_token_id is not set, but rows of a batch may end at different lengths: pass one.")
         if batch > 1 and streamer is not None:
             raise ValueError(f"streamer takes one row; the batch has {batch}: stream rows one by one.")
         self.checked = length
-        """The length up to which the criteria of the batch have been asked."""
+        """The length up to which the batch's criteria have been checked."""
 
         padding = [0] * batch if attention_mask is None else (columns - attention_mask.sum(-1)).tolist()
         shifts = [self.columns_before - pad for pad in padding]
@@ -91,7 +91,7 @@ class Batch:
         if return_trace:
             starts = [shift + length for shift in shifts]
             self.trace = Trace(sampler=config.sampler, budget=config.num_steps, starts=starts)
-        # Offloaded weights say "meta" and are brought to the ids.
+        # With offloaded weights the model's device is "meta"; they are moved to the ids.
         device = input_ids.device if model.device.type == "meta" else model.device
         recorder = None if self.trace is None else Recorder(self.trace, return_trace == "latents")
         sampler = sampler_class(model, cache, config, device, generation_config.prefill_chunk_size, recorder)
@@ -102,8 +102,8 @@ class Batch:
     def run(self) -> DiffusionForcingOutput | torch.LongTensor:
         """Decode until every row has ended.
 
-        Whatever is raised on the way (an interrupt, an error in a streamer or a criterion) leaves the cache with all
-        rows and what was committed of them.
+        After an exception (an interrupt, an error in a streamer or a criterion) the cache holds the committed ids of
+        all rows.
 
         Returns:
             int64 [batch, length + new tokens], or a `DiffusionForcingOutput` with `return_dict_in_generate`.
@@ -119,7 +119,7 @@ class Batch:
                     self.streamer.put_draft(torch.tensor([position.token for position in loop.rows[0].wave[1:]]))
         finally:
             loop.restore_seats(self.rows)
-            # Rows that ended early hold nothing beyond their end: what all rows hold is what the shortest does.
+            # Rows hold nothing past their end, so all rows hold only what the shortest one does.
             shortest = min(len(row.ids) for row in self.rows)
             self.cache.columns = self.columns_before + shortest - 1 if shortest > self.length else held
         if self.streamer is not None:
@@ -127,9 +127,9 @@ class Batch:
         return self._output()
 
     def _check_criteria(self) -> None:
-        """Ask the criteria of the whole batch about every length that all rows have reached.
+        """Check the criteria of the whole batch at every length that all rows have reached.
 
-        A row that was ahead is cut back to the length it ended at.
+        A row that is longer than the length at which it ends is cut back.
         """
         while self.criteria:
             going_on = [len(row.ids) for row in self.rows if not row.has_ended]
@@ -154,7 +154,7 @@ class Batch:
         return torch.tensor(padded, device=self.device)
 
     def _stacked(self, kept: list[list[torch.Tensor]]) -> tuple[torch.Tensor, ...] | None:
-        """What rows kept, as transformers returns it: [batch, vocabulary] per new token, zeros past a row's end."""
+        """Rows' logits or scores as transformers returns them: [batch, vocabulary] per new token, zeros past an end."""
         if not kept[0]:
             return None
         blank = torch.zeros_like(kept[0][0])

@@ -1,4 +1,4 @@
-"""What the rows of one call share."""
+"""The state that the rows of one call share."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from .stopping import Stopping
 
 @dataclass(eq=False)
 class Call:
-    """How the rows of a call become text, and where their tokens go.
+    """How the rows of a call choose tokens, stop, and stream.
 
     Attributes:
-        choice: of the next tokens, from logits.
-        stopping: when a row ends.
+        choice: chooses the next tokens from logits.
+        stopping: decides when a row ends.
         streamer: gets each committed token once, in order.
-        keeps_logits, keeps_scores: whether rows keep what each token was chosen by, before and after the processors.
+        keeps_logits, keeps_scores: whether rows keep each token's logits (before the processors) and scores (after).
     """
 
     choice: TokenChoice

@@ -1,4 +1,4 @@
-"""From the logits of a wave to its next tokens: processors, each position with its own prefix, then the choice."""
+"""Choose a wave's next tokens from its logits; logits processors see each position with its own prefix."""
 
 from collections.abc import Callable
 from itertools import groupby
@@ -38,18 +38,18 @@ PREFIX_FREE = (
     InfNanRemoveLogitsProcessor,
     LogitNormalization,
 )
-"""Processors that look at the scores alone: one call does a whole wave. A subclass is not taken for one of them."""
+"""Processors that read only the scores, so one call covers a whole wave. Subclasses do not count."""
 
 
 class KeyedGumbelProcessor(LogitsProcessor):
-    """Adds position-keyed Gumbel noise, so the argmax samples the softmax of the processed logits.
+    """Adds position-keyed Gumbel noise, so that the argmax samples from the softmax of the processed logits.
 
-    As the last processor it turns transformers' greedy loop into sampling whose noise is the same for every sampler.
+    As the last processor, it makes transformers' greedy loop sample with the same noise as the other samplers.
 
     Args:
         seeds: int64 [batch].
         padding: int64 [batch], left padding of each row.
-        scores: takes the scores of every call before the noise, which is what `output_scores` means.
+        scores: collects each call's scores before the noise, for `output_scores`.
     """
 
     def __init__(self, seeds: torch.Tensor, padding: torch.Tensor, scores: list[torch.Tensor] | None = None):
@@ -63,11 +63,11 @@ class KeyedGumbelProcessor(LogitsProcessor):
 
 
 class Prefix(NamedTuple):
-    """What stands before the token that a position predicts.
+    """The ids before the token that a position predicts.
 
     Attributes:
         row: number of the row in its call.
-        length: ids of the prefix, the position's own included.
+        length: ids in the prefix, including the position's own.
         final: how many ids of the row are committed.
     """
 
@@ -77,21 +77,21 @@ class Prefix(NamedTuple):
 
 
 class TokenChoice:
-    """Turns the logits of a wave into tokens as autoregression would: the same processors, prefix by prefix.
+    """Chooses a wave's tokens as autoregression would: with the same processors, prefix by prefix.
 
-    Prefix-free processors run once over the whole wave. Any other one is called once for every prefix length that
-    occurs in the wave, with the whole batch, as `generate()` calls it; what it returns for rows that have no position
-    of that length (rows that have ended among them) is dropped.
+    Prefix-free processors run once over the whole wave. Any other processor is called, like in `generate()`, with the
+    whole batch: once for every prefix length in the wave. Its results for rows without a position of that length
+    (such as rows that have ended) are ignored.
 
-    The prefix of a draft may be one that can never come about. `prefix_allowed_tokens_fn` may raise or allow nothing
-    for such a prefix: the draft is then left unconstrained, until its prefix is final.
+    A draft's prefix may turn out wrong. If `prefix_allowed_tokens_fn` raises or allows nothing for such a prefix, the
+    draft is left unconstrained until its prefix is final.
 
     Args:
-        input_ids: int64 [batch, length], the left-padded prompts, where `generate()` made the processors.
+        input_ids: int64 [batch, length], the left-padded prompts, on the processors' device.
         processors: in order.
-        room: ids a row may grow to.
-        pad_token_id: fills up rows that are shorter than the prefix.
-        is_sampling: whether keyed Gumbel noise is added; else the choice is greedy.
+        room: the most ids a row may have.
+        pad_token_id: pads rows that are shorter than the prefix.
+        is_sampling: whether keyed Gumbel noise is added; otherwise the choice is greedy.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class TokenChoice:
         self.final_lengths: dict[int, int] = {}
         self.vocabulary = 0
         processors = [
-            # One row to a group, so that the function below is told the row; which prompt it is of, it counts itself.
+            # One row per group, so the function below gets the row's number; it computes the prompt's number itself.
             PrefixConstrainedLogitsProcessor(self._tolerant(*prefix_constraint(p)), 1)
             if type(p) is PrefixConstrainedLogitsProcessor
             else p
@@ -123,10 +123,10 @@ class TokenChoice:
             self.ids[:, :length] = input_ids
 
     def _tolerant(self, allowed_tokens: Callable, rows_per_prompt: int) -> Callable:
-        """`prefix_allowed_tokens_fn` that allows everything where a draft's prefix is beyond it.
+        """Wrap `prefix_allowed_tokens_fn`: where it fails on a draft's prefix, allow everything.
 
         Args:
-            allowed_tokens: of a prompt's number and ids.
+            allowed_tokens: called with a prompt's number and ids.
             rows_per_prompt: rows of the batch that continue the same prompt, as transformers counts them.
         """
 
@@ -135,7 +135,7 @@ class TokenChoice:
                 return allowed_tokens(row // rows_per_prompt, ids)
             try:
                 allowed = allowed_tokens(row // rows_per_prompt, ids)
-            except Exception:  # whatever the user's function raises where it was never meant to be called
+            except Exception:  # the user's function may raise anything on a prefix it was not written for
                 return range(self.vocabulary)
             return allowed if len(allowed) > 0 else range(self.vocabulary)
 
@@ -149,12 +149,12 @@ class TokenChoice:
         seeds: torch.Tensor,
         prefixes: list[Prefix],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The token each position predicts, int64 [1, n], and the scores it was chosen by, [1, n, vocabulary].
+        """The token each position predicts, int64 [1, n], and the scores behind the choice, [1, n, vocabulary].
 
         Args:
             logits: [1, n, vocabulary].
-            tokens, positions, seeds: int64 [1, n], the ids at the positions, where they stand, and their rows' seeds.
-            prefixes: what stands before each position.
+            tokens, positions, seeds: int64 [1, n]: input ids, absolute positions, and the seeds of their rows.
+            prefixes: the prefix of each position.
         """
         scores = self.process(logits, tokens, prefixes) if self.groups else logits
         drawn = scores.to(positions.device)
@@ -163,12 +163,12 @@ class TokenChoice:
         return drawn.argmax(-1), scores
 
     def process(self, logits: torch.Tensor, tokens: torch.Tensor, prefixes: list[Prefix]) -> torch.Tensor:
-        """Processed scores, float32 [1, n, vocabulary], on the processors' device; the arguments are a call's."""
+        """Processed scores, float32 [1, n, vocabulary], on the processors' device; arguments as in `__call__`."""
         scores = logits.to(self.device, torch.float32)[0]
         self.vocabulary = scores.shape[-1]
         if self.ids is not None:
             self.final_lengths = {prefix.row: prefix.final for prefix in prefixes}
-            # The wave's ids where they stand. What is committed has stood in the wave first.
+            # Write the wave's ids at their columns. Every committed id was part of a wave first.
             where = [[prefix.row for prefix in prefixes], [prefix.length - 1 for prefix in prefixes]]
             self.ids[tuple(torch.tensor(where, device=self.device))] = tokens[0].to(self.device)
         for prefix_free, group in self.groups:
@@ -203,7 +203,7 @@ def choose(
     seeds: torch.Tensor,
     prefixes: list[tuple[TokenChoice, Prefix]],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`TokenChoice.__call__` for positions of several calls, each by its own."""
+    """`TokenChoice.__call__` for positions of several calls, each with its own `TokenChoice`."""
     choices = {id(choice): choice for choice, _ in prefixes}
     if len(choices) == 1:
         (choice,) = choices.values()

@@ -1,4 +1,4 @@
-"""What a tick costs on this machine, measured."""
+"""Measures what a tick costs on this machine."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class CostCurve:
     """Seconds at widths 1, 2, 4, ..., 64.
 
     Attributes:
-        core: of one core pass.
-        ends: of prelude, coda and head together.
+        core: seconds of one core pass.
+        ends: seconds of prelude, coda and head together.
     """
 
     core: tuple[float, ...]
     ends: tuple[float, ...]
 
     def seconds_per_tick(self, width: float, inner_recurrence: int, ends: float | None = None) -> float:
-        """A tick over `width` positions, of which prelude and coda see `ends` (all when None).
+        """Seconds of a tick over `width` positions, of which prelude and coda process `ends` (all when None).
 
-        Interpolated between the measured widths and continued beyond the last.
+        Interpolates between the measured widths and extrapolates past the last.
         """
         return _at(self.ends, width if ends is None else ends) + inner_recurrence * _at(self.core, width)
 
@@ -46,18 +46,18 @@ def _at(costs: tuple[float, ...], width: float) -> float:
 
 _MEASURED: WeakKeyDictionary[torch.nn.Module, dict[tuple, CostCurve]] = WeakKeyDictionary()
 _MEASURING = Lock()
-"""Threads that time at once would time each other."""
+"""Threads that measure at the same time would disturb each other."""
 
 
 @torch.no_grad()
 def cost_curve(model: RecurrentDepthInterface, batch: int, device: torch.device) -> CostCurve:
-    """The model's cost curve on this machine; measured once a batch size, dtype, device, thread count and packing.
+    """The model's cost curve on this machine; measured once per batch size, dtype, device, thread count and packing.
 
     Takes about 2 x 7 x 6 passes of the core and of the other layers.
 
     Args:
         batch: rows of the wave.
-        device: of the ids; offloaded weights are brought to it.
+        device: device of the ids; offloaded weights are moved to it.
     """
     ids = torch.zeros(batch, max(WIDTHS), dtype=torch.int64, device=device)
     packed = any(isinstance(module, PackedLinear) for module in model.modules())
@@ -84,7 +84,7 @@ def _measure(model: RecurrentDepthInterface, ids: torch.Tensor) -> CostCurve:
 
 
 def _seconds(work, device: torch.device) -> float:
-    """Median time of a call, after one that warms up."""
+    """Median time of a call, after one warm-up call."""
     times = []
     for _ in range(REPEATS + 1):
         start = time.perf_counter()

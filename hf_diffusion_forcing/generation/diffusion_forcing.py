@@ -24,13 +24,13 @@ class DiffusionForcing(EarlyExitSampler):
         self.processors = self.config.processors()
         self.starts = StateStarts(self.model, self.config.state_scale)
         self.can_narrow = True
-        """Whether a draft that is not finite may still be the cause of what is not."""
+        """Whether values that are not finite may still come from a draft."""
         self.wavefront, self.inner_recurrence = self.config.wavefront, self.config.inner_recurrence
         if self.recorder is not None:
             self.recorder.trace.budget = self.config.max_steps
 
     def read(self, rows, first_seat):
-        """The prompts; for `wavefront="auto"` they also show how many recurrences the text needs."""
+        """Read the prompts; with `wavefront="auto"` also measure how many recurrences they need."""
         watcher = PromptDepth() if self.wavefront == "auto" else None
         first = super().read(rows, first_seat, watcher)
         if watcher is not None:
@@ -52,30 +52,30 @@ class DiffusionForcing(EarlyExitSampler):
     def tick(self, rows: list[Row]) -> None:
         model, cache, config, hooks = self.model, self.cache, self.config, self.processors
         wave = Wave(rows, self.device)
-        # With shared keys and values every recurrence writes the same slot; without, each position has its own depth.
+        # With shared keys and values all recurrences write one slot; otherwise each position has its own depth.
         depth = 0 if cache.kv_sharing == "last" else wave.steps
         at = cache.place_rows(wave.positions, wave.seats, wave.widths, wave.extent, wave.start, depth=depth)
         refinement = self.refinement(wave, self.inner_recurrence, config.max_steps)
 
-        # 1. The prelude reads the drafts; momentum mixes in the embeddings of a tick ago.
+        # 1. The prelude reads the drafts; momentum mixes in the last tick's embeddings.
         e = hooks.process_embedding(model.embed(wave.ids, at), refinement)
 
-        # 2. States go on from where they were, new ones start from noise; noise may be mixed into all.
+        # 2. Old positions keep their states, new ones start from noise; noise may be mixed into all.
         state = wave.carry(self.states, self.starts.take(wave, e))
         refinement.before = refinement.states = state = hooks.process_start(state, refinement)
         state = hooks.process_state(state, refinement)
 
-        # 3. The core, r' times.
+        # 3. Run the core r' times.
         for inner in range(self.inner_recurrence):
             state = model.recur(state, e, at, inner)
-        refinement.before = refinement.before.to(state.device)  # the core may stand on another device
+        refinement.before = refinement.before.to(state.device)  # the core may be on another device
         refinement.states = state = hooks.process_refined(state, refinement)
 
-        # 4. What every position predicts now.
+        # 4. Read out what every position predicts.
         refinement.logits = logits = model.decode(state, at)
         refinement.predictions, scores = wave.choose(logits)
 
-        # 5. Which positions have converged. This is the tick's only wait for the device.
+        # 5. Decide which positions have converged. This is the tick's only wait for the device.
         is_finite = state.isfinite().all(-1) & logits[..., 0].isfinite()
         facts = (refinement.predictions, self.has_converged(refinement), is_finite, *self.exit_bits(refinement))
         facts = [fact[0].to(refinement.predictions.device, torch.long) for fact in facts]
@@ -87,14 +87,14 @@ class DiffusionForcing(EarlyExitSampler):
         self.states, self.memory = state, refinement.remembered
         wave.settle()
 
-        # 6. and 7. The longest converged prefix is committed, and the wave moves on.
+        # 6. and 7. Commit the longest converged prefix and advance the wave.
         logits, scores = logits[0].split(wave.widths), scores[0].split(wave.widths)
         for seat, row in enumerate(rows):
             self._freeze(row, predictions[seat], converged[seat], logits[seat], scores[seat])
         self.record()
 
     def _freeze(self, row: Row, predictions: list[int], converged: list[int], logits, scores) -> None:
-        """Commit the predictions of the row's frozen prefix, each against every stop, and move the wave on."""
+        """Commit the predictions of the row's frozen prefix, checking every stop, and advance the wave."""
         wave = row.wave
         frozen = frozen_prefix(
             [position.token for position in wave],
@@ -110,10 +110,10 @@ class DiffusionForcing(EarlyExitSampler):
         row.advance(frozen, predictions, self._width(row, len(wave) - frozen), self.inner_recurrence)
 
     def _has_narrowed(self, rows: list[Row], is_finite: list[list[int]]) -> bool:
-        """Whether a draft has overflowed, so that the tick does not count and is made again with the fronts alone.
+        """Whether a draft has overflowed. The tick then does not count and is repeated with only the fronts.
 
-        0 * NaN in attention carries such a draft to the positions on its left. A front that is not finite when it
-        stands alone says that the model is not: narrowing is no help then.
+        Through 0 * NaN in attention such a draft also spoils the positions on its left. If a front is not finite on its
+        own, the model itself is to blame and narrowing does not help.
         """
         if not self.can_narrow:
             return False

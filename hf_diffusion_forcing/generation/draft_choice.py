@@ -1,4 +1,4 @@
-"""`draft_depth="auto"`: the draft depth that should cost the least time a token."""
+"""`draft_depth="auto"`: chooses the draft depth with the least estimated time per token."""
 
 import torch
 
@@ -9,12 +9,12 @@ from .prompt import Prompt
 
 
 class PromptAgreement:
-    """How often readouts after few recurrences predict what the last one does, seen while the prompt is read.
+    """Measures, while the prompt is read, how often shallow readouts predict the same token as full-depth ones.
 
     Args:
-        model: whose coda reads the states out; its keys and values are written again by the prompt's own pass.
-        depths: the recurrences to look at.
-        steps: recurrences of a pass.
+        model: its coda reads out the states; the prompt's own pass overwrites the coda's keys and values.
+        depths: the recurrences to compare.
+        steps: the full depth.
     """
 
     def __init__(self, model: RecurrentDepthInterface, depths: list[int], steps: int):
@@ -23,7 +23,7 @@ class PromptAgreement:
         self.predicted: dict[int, torch.Tensor] = {}
 
     def __call__(self, states: torch.Tensor, before: torch.Tensor, at: Placement, prompt: Prompt) -> None:
-        """After a recurrence: states [1, n, channels], and those before it."""
+        """Called after a recurrence: states [1, n, channels] after and before it."""
         self.count += 1
         if self.count in (*self.depths, self.steps):
             logits = self.model.decode(states, at, logits_to_keep=prompt.watched())
@@ -31,16 +31,16 @@ class PromptAgreement:
 
     @property
     def shares(self) -> dict[int, float]:
-        """By depth, the share of equal predictions."""
+        """The share of equal predictions, by depth."""
         truth = self.predicted[self.steps]
         return {depth: float((self.predicted[depth] == truth).float().mean()) for depth in self.depths}
 
 
 def choose_draft_depth(curve: CostCurve, shares: dict[int, float], steps: int) -> int:
-    """The draft depth k that should cost the least time a token.
+    """The draft depth k with the least estimated time per token.
 
-    A full wave has r / k positions and a tick commits one token; a wrong draft costs the ticks until the wave is full
-    again. So a token takes 1 + (1 - a) (r / k - 1) ticks, with a share a of right drafts.
+    A full wave has r / k positions, and a tick commits one token; after a wrong draft the wave must fill again. With
+    a share a of right drafts, a token takes 1 + (1 - a) (r / k - 1) ticks.
 
     Args:
         shares: a, by k.

@@ -1,4 +1,4 @@
-"""Samplers that stop refining a position when an exit criterion says so."""
+"""Samplers that stop refining a position once an exit criterion is met."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class EarlyExitSampler(TickingSampler):
         self.states: torch.Tensor | None = None
         """[1, n, channels], of the last tick's wave."""
         self.memory: dict[str, torch.Tensor] = {}
-        """What hooks remembered in the last tick, [1, n, ...] each."""
+        """The hooks' memory of the last tick, [1, n, ...] each."""
         if self.recorder is not None:
             trace = self.recorder.trace
             trace.criterion = getattr(self.criterion, "name", type(self.criterion).__name__)
@@ -41,7 +41,7 @@ class EarlyExitSampler(TickingSampler):
         return self.first_tokens(rows, reader.read(rows, first_seat, watcher))
 
     def refinement(self, wave: Wave, recurrences: int, budget: int) -> Refinement:
-        """What hooks see of the tick that begins."""
+        """The `Refinement` that hooks see in the tick that begins."""
         return Refinement(
             positions=wave.positions,
             input_ids=wave.ids,
@@ -56,14 +56,14 @@ class EarlyExitSampler(TickingSampler):
         )
 
     def has_converged(self, refinement: Refinement) -> torch.Tensor:
-        """What the exit criterion says of each position, bool [1, n]."""
+        """The exit criterion's verdict on each position, bool [1, n]."""
         return verdict(self.criterion, refinement)
 
     def exit_bits(self, refinement: Refinement) -> list[torch.Tensor]:
-        """The criterion's values as integers for the trace, int64 [1, n]; none where it set none.
+        """The criterion's values as integers for the trace, int64 [1, n]; empty if there are none.
 
         Raises:
-            ValueError: a criterion of the caller's set something else.
+            ValueError: the criterion set values of another shape.
         """
         values = refinement.exit_values
         if self.recorder is None or values is None:
@@ -71,7 +71,7 @@ class EarlyExitSampler(TickingSampler):
         if values.shape != refinement.positions.shape:
             raise ValueError(
                 f"{type(self.criterion).__name__} set exit_values of shape {tuple(values.shape)}: "
-                f"{tuple(refinement.positions.shape)} is needed, one value a position."
+                f"{tuple(refinement.positions.shape)} is needed, one value per position."
             )
         return [as_bits(values)]
 
@@ -83,7 +83,7 @@ class EarlyExitSampler(TickingSampler):
         predictions: list[list[int | None]],
         bits: list[list[list[int]]],
     ) -> None:
-        """Note in the trace what the running tick did to every row, with `exit_bits` on the host, row by row."""
+        """Record what the current tick did to every row; `bits` is `exit_bits` on the host, split by row."""
         if self.recorder is None:
             return
         latents = self.recorder.latents(states)

@@ -1,4 +1,4 @@
-"""Which positions of a wave become final."""
+"""Decides which positions of a wave become final."""
 
 from collections.abc import Sequence
 
@@ -13,15 +13,15 @@ def frozen_prefix(
 ) -> int:
     """How many positions at the front of a row's wave freeze.
 
-    A position freezes when it has converged, or when one more tick would take it past its budget, and every position
-    before it freezes too. A position whose own token is a wrong draft has converged to the wrong thing: it waits.
+    A position freezes when all positions before it freeze and it has converged, or one more tick would exceed its
+    budget. A position whose token is a wrong draft never freezes: it has converged to the wrong thing.
 
     Args:
         tokens: the id at each position; the first is committed, the others are drafts.
         predictions: the next token each position predicts.
-        has_converged: what the exit criterion says of each.
+        has_converged: the exit criterion's verdict on each.
         steps: recurrences each had before this tick, since its token last changed.
-        recurrences: of a tick.
+        recurrences: core passes in a tick.
         budget: the most recurrences of a position at the front.
     """
     for place, (converged, spent) in enumerate(zip(has_converged, steps, strict=True)):

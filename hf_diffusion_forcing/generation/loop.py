@@ -1,4 +1,4 @@
-"""The one loop: rows join, ticks refine them all, rows leave."""
+"""The decoding loop: rows join, ticks refine them, rows leave."""
 
 from ..cache import RecurrentDepthCache
 from .row import Row
@@ -6,17 +6,17 @@ from .sampler import TickingSampler
 
 
 class Loop:
-    """Decodes the rows there are. Rows join and leave between ticks.
+    """Decodes rows, which join and leave between ticks.
 
-    Row i of `rows` sits in seat i of the cache, so that a pass over all rows is one view of it.
+    Row i of `rows` has seat i of the cache, so a pass over all rows needs only one view of it.
 
     Args:
-        sampler: what a tick is.
-        cache: the seats.
+        sampler: runs the ticks.
+        cache: holds the seats.
 
     Attributes:
-        rows: those being decoded, in the order of their seats.
-        seated: every row that has a seat, in the order of the seats: those being decoded, then those that have ended.
+        rows: the rows being decoded, in the order of their seats.
+        seated: all rows with a seat, in the order of the seats: those being decoded, then those that have ended.
     """
 
     def __init__(self, sampler: TickingSampler, cache: RecurrentDepthCache):
@@ -25,8 +25,8 @@ class Loop:
         self.seated: list[Row] = []
 
     def join(self, rows: list[Row]) -> None:
-        """Read the prompts of new rows, commit the token each predicts, and begin their waves."""
-        # Seats of rows that have ended come after the live ones: new rows sit behind all of them.
+        """Read the prompts of new rows, commit the token each predicts, and start their waves."""
+        # Rows that have ended have the seats after the live ones; new rows sit after both.
         first_seat = len(self.seated)
         self.seated += rows
         tokens, logits, scores = self.sampler.read(rows, first_seat)
@@ -42,19 +42,19 @@ class Loop:
         self.let_rows_leave()
 
     def tick(self) -> None:
-        """One tick over all rows; those that have ended leave."""
+        """Run one tick over all rows; rows that have ended leave."""
         self.sampler.tick(self.rows)
         self.let_rows_leave()
 
     def end(self, row: Row) -> None:
-        """End a row from outside, though its last token did not."""
+        """End a row that its last token did not end."""
         row.has_ended = True
         if row in self.rows:
             self.sampler.end(row)
             self.let_rows_leave()
 
     def let_rows_leave(self) -> None:
-        """Rows that have ended give up their seats to the last of those that go on."""
+        """Give the seats of rows that have ended to the last live rows."""
         for seat in reversed(range(len(self.rows))):
             if self.rows[seat].has_ended:
                 last = len(self.rows) - 1
@@ -68,6 +68,6 @@ class Loop:
             self.seated[first], self.seated[second] = self.seated[second], self.seated[first]
 
     def restore_seats(self, rows: list[Row]) -> None:
-        """Bring the rows' seats into this order: the cache then holds them as a caller counts them."""
+        """Reorder the seats to match `rows`, the order in which the caller knows them."""
         for seat, row in enumerate(rows):
             self._swap(seat, self.seated.index(row))

@@ -1,4 +1,4 @@
-"""`generate()` with `sampler=`: transformers' own generation, with the decoding loop chosen by name."""
+"""`generate()` with `sampler=`: transformers' own generation with a decoding loop chosen by name."""
 
 from functools import partial
 from typing import Any, Literal
@@ -36,18 +36,18 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
     """`GenerationMixin` for recurrent-depth models.
 
     `generate()` takes `sampler="diffusion_forcing"`, `"speculative_wavefront"`, `"adaptive"` or `"autoregressive"`,
-    every field of that sampler's config as a keyword, `sampler_config=` and `sampler_preset=`; without them it reads
-    the generation config (`RecurrentDepthGenerationConfig.resolve` says which counts). With neither, or with
-    `sampler=False`, it is plain transformers decoding, to which the keywords of `"autoregressive"` apply; sampling then
-    draws from torch's generator. With `return_trace=True` (or `"latents"`) and
-    `return_dict_in_generate=True` a parallel sampler's output has a `Trace`.
+    every field of that sampler's config as a keyword, `sampler_config=` and `sampler_preset=`; what is not passed comes
+    from the generation config (`RecurrentDepthGenerationConfig.resolve` has the order). If no sampler is set anywhere,
+    or with `sampler=False`, transformers decodes as usual: the keywords of `"autoregressive"` apply, and sampling draws
+    from torch's generator. With `return_trace=True` (or `"latents"`) and `return_dict_in_generate=True` the output of
+    a sampler with ticks has a `Trace`.
     """
 
     generation_config_class = RecurrentDepthGenerationConfig
 
     @property
     def generation_config(self) -> RecurrentDepthGenerationConfig | None:
-        """How the model generates when a call does not say; a plain `GenerationConfig` is copied on assignment."""
+        """The model's defaults for `generate()`; a plain `GenerationConfig` is copied on assignment."""
         return vars(self).get("generation_config")
 
     @generation_config.setter
@@ -55,8 +55,8 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         self.__dict__["generation_config"] = None if config is None else RecurrentDepthGenerationConfig.of(config)
 
     def adjust_generation_fn(self, *args, **kwargs) -> None:
-        """transformers' own step of loading; of a generation config that was made from a model's config, as where a
-        checkpoint has none, only the special tokens count."""
+        """transformers' own loading step. If the checkpoint has no generation config, transformers derives one from the
+        model's config; only its special tokens are kept."""
         super().adjust_generation_fn(*args, **kwargs)
         loaded = self.generation_config
         if is_from_model_config(loaded):
@@ -67,13 +67,13 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
     def decoding_config(
         self, generation_config: GenerationConfig | None = None, **kwargs: Any
     ) -> RecurrentDepthGenerationConfig:
-        """What `generate()` with these arguments decodes by, and refuses: nothing is computed.
+        """The settings `generate()` would use with these arguments, checked without running the model.
 
         Returns:
             The generation config; its `sampler_config` is the sampler's dataclass with every depth filled in.
 
         Raises:
-            ValueError, TypeError: as `generate()`, except for what depends on the prompt.
+            ValueError, TypeError: as `generate()`, except for checks of the prompt.
         """
         config, _ = self._prepare_generation_config(generation_config, **kwargs)
         self._validate_generation_mode(config.get_generation_mode(), config, {})
@@ -92,7 +92,7 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         prepared = RecurrentDepthGenerationConfig.of(prepared)
         settings = self.generation_config.resolve(self.config, generation_config, **call)
         prepared.sampler, prepared.sampler_preset, prepared.sampler_config = settings.sampler, None, settings
-        # Here and not only where modes are validated: before that transformers asks for code from the Hub for some.
+        # Also here: before it validates modes, transformers fetches code from the Hub for some of them.
         self._refuse_other_modes(prepared.sampler, prepared.get_generation_mode())
         self._validate_return_trace(return_trace, prepared)
         prepared.return_trace = return_trace
@@ -110,9 +110,7 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
                 f"pass sampler={with_ticks()}."
             )
         if return_trace and not generation_config.return_dict_in_generate:
-            raise ValueError(
-                f"return_trace={return_trace!r} has nowhere to go without return_dict_in_generate=True: pass that too."
-            )
+            raise ValueError(f"return_trace={return_trace!r} needs return_dict_in_generate=True: pass that too.")
 
     def _refuse_unknown_keywords(self, model_kwargs: dict[str, Any]) -> None:
         known = {"input_ids", "attention_mask", CACHE, "use_cache", "logits_to_keep"}
@@ -132,7 +130,7 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
             raise ValueError(f"generate() has no keyword {name!r}{_nearest_only(name, candidates)}.")
 
     def init_continuous_batching(self, *args, **kwargs):
-        """Refused: continuous batching passes positions and caches of its own. `generate_batch()` begins here."""
+        """Refuse continuous batching, which uses its own positions and caches; `generate_batch()` calls this first."""
         raise NotImplementedError(
             "Continuous batching (generate_batch(), cache_implementation='paged') is not possible with a "
             "recurrent-depth model: call generate() with a batch."
@@ -141,27 +139,30 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
     def _refuse_other_modes(self, sampler: str | Literal[False], mode: GenerationMode) -> None:
         if sampler and mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
             raise ValueError(
-                f"sampler={sampler!r} decodes greedily or by sampling; {mode.value} was asked for. "
+                f"sampler={sampler!r} cannot do {mode.value}, only greedy decoding and sampling. "
                 "Leave out its arguments (num_beams, assistant_model, penalty_alpha, dola_layers, ...), "
                 "or pass sampler=False for plain transformers decoding."
             )
 
     def _get_candidate_generator(self, *, model_kwargs: dict, **kwargs):
-        """transformers' own step; what the model itself is told about its depth and noise is not for the assistant."""
+        """transformers' own step; the assistant does not get this model's depth and noise arguments."""
         own = ("num_steps", "state_scale", "seeds")
         return super()._get_candidate_generator(
             model_kwargs={name: value for name, value in model_kwargs.items() if name not in own}, **kwargs
         )
 
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
-        """Refuse by name what a sampler cannot do."""
+        """Refuse arguments that the sampler does not support."""
         sampler = generation_config.sampler
         if sampler:
             self._refuse_other_modes(sampler, generation_mode)
             check_model(sampler, self)
             has_ticks = SAMPLERS[sampler].has_ticks
             if generation_mode_kwargs.get("synced_gpus") and has_ticks:
-                raise ValueError(f"synced_gpus=True is not supported with sampler={sampler!r}: ranks tick apart.")
+                raise ValueError(
+                    f"synced_gpus=True is not supported with sampler={sampler!r}: "
+                    "ranks run different numbers of ticks. Leave it out."
+                )
             if generation_config.use_cache is False:
                 raise ValueError(
                     f"use_cache=False is not possible with sampler={sampler!r}: leave it out, or pass sampler=False "
@@ -170,17 +171,17 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
             if generation_config.cache_implementation is not None:
                 raise ValueError(
                     f"cache_implementation={generation_config.cache_implementation!r} is not possible with "
-                    f"sampler={sampler!r}: its cache is a RecurrentDepthCache, leave the argument out."
+                    f"sampler={sampler!r}, which uses a RecurrentDepthCache: leave it out."
                 )
             if generation_config.guidance_scale not in (None, 1) and has_ticks:
                 raise ValueError(
-                    f"guidance_scale={generation_config.guidance_scale} is not supported with sampler={sampler!r}: it "
-                    "runs the model once more for every token, not for a wave. Use sampler='autoregressive'."
+                    f"guidance_scale={generation_config.guidance_scale} is not supported with sampler={sampler!r}: "
+                    "guidance works one token at a time. Use sampler='autoregressive'."
                 )
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
 
     def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
-        """transformers' own step, after refusing an empty prompt (which it would index into)."""
+        """transformers' own step, after refusing an empty prompt (on which it would raise an IndexError)."""
         given = inputs if inputs is not None else model_kwargs.get("input_ids")
         if given is not None and 0 in given.shape:
             raise ValueError(f"The prompt is empty: input_ids has shape {tuple(given.shape)}. Pass at least one token.")
@@ -189,10 +190,10 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ) -> None:
-        """A `RecurrentDepthCache`, which grows with the text, unless the caller brought one."""
+        """Make a `RecurrentDepthCache` unless the caller passed one."""
         settings = generation_config.sampler_config
         if generation_mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-            # Plain transformers decoding that does not pass through _sample: beams of a row share its state noise.
+            # Plain transformers decoding without _sample, such as beam search: a row's beams share its state noise.
             seeds = row_seeds(settings.seed, batch_size)
             model_kwargs["seeds"] = seeds.repeat_interleave(generation_config.num_beams)
             model_kwargs |= {"num_steps": settings.num_steps, "state_scale": settings.state_scale}
@@ -205,16 +206,16 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         if not isinstance(cache, RecurrentDepthCache):
             raise TypeError(
                 f"cache is a {type(cache).__name__}; a recurrent-depth model needs a RecurrentDepthCache: "
-                "pass the one an earlier generate() returned, or model.new_cache(...)."
+                "pass one that generate() returned, or model.new_cache(...)."
             )
         if generation_config.sampler and cache.kv_sharing != settings.kv_sharing:
             raise ValueError(
-                f"cache was made with kv_sharing={cache.kv_sharing!r}, the call asks for "
+                f"cache was made with kv_sharing={cache.kv_sharing!r}, but the call uses "
                 f"{settings.kv_sharing!r}: pass kv_sharing={cache.kv_sharing!r}, or start a new cache."
             )
         if cache.kv_sharing == "none" and cache.num_steps < steps:
             raise ValueError(
-                f"cache has room for num_steps={cache.num_steps}, the call asks for {steps}: "
+                f"cache has room for num_steps={cache.num_steps}, but the call uses {steps}: "
                 f"use at most {cache.num_steps}, or start a new cache."
             )
 
@@ -226,7 +227,7 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         columns: int,
         max_length: int,
     ) -> None:
-        """Refuse ids, masks and lengths the model cannot read; `columns` counts all there are up to the last id."""
+        """Refuse ids, masks and lengths the model cannot handle; `columns` counts all columns up to the last id."""
         vocabulary = self.config.padded_vocab_size
         low, high = int(input_ids.min()), int(input_ids.max())
         if low < 0 or high >= vocabulary:
@@ -241,16 +242,18 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
                 raise ValueError(
                     "attention_mask has padding after a real token; prompts must be padded on the left: "
                     "set tokenizer.padding_side = 'left'. "
-                    "(Where no attention_mask is passed, transformers takes pad tokens for padding.)"
+                    "(Without an attention_mask, transformers treats pad tokens as padding.)"
                 )
         seen = cache.columns if cache is not None else 0
         if columns <= seen or input_ids.shape[1] not in (columns, columns - seen):
             raise ValueError(
-                f"cache holds {seen} columns; the call speaks of {columns} and has {input_ids.shape[1]} ids: "
-                "pass the whole text, or the new ids with an attention_mask over the whole text."
+                f"cache holds {seen} columns; the call covers {columns} and has {input_ids.shape[1]} ids: "
+                "pass the whole text, or only the new ids with an attention_mask over the whole text."
             )
         if cache is not None and cache.batch_size not in (-1, len(input_ids)):
-            raise ValueError(f"cache has {cache.batch_size} rows, the batch {len(input_ids)}.")
+            raise ValueError(
+                f"cache has {cache.batch_size} rows, the batch {len(input_ids)}: pass as many rows, or a new cache."
+            )
         limit, length = self.config.max_position_embeddings, columns - input_ids.shape[1] + max_length
         if length > limit:
             remedy = (
@@ -259,7 +262,7 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
                 else f"Shorten it to fewer than {limit} tokens."
             )
             raise ValueError(
-                f"A prompt of {columns} tokens continued to {length} exceeds the context of {limit}. {remedy}"
+                f"A prompt of {columns} tokens, continued to {length}, exceeds the context of {limit}. {remedy}"
             )
 
     def _sample(
@@ -272,7 +275,7 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         streamer=None,
         **model_kwargs,
     ):
-        """Greedy or sampled decoding by the sampler of the generation config."""
+        """Decode, greedily or by sampling, with the sampler of the generation config."""
         attention_mask = model_kwargs.get("attention_mask")
         if attention_mask is not None:
             attention_mask = model_kwargs["attention_mask"] = attention_mask.long()
@@ -284,8 +287,8 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         if sampler and SAMPLERS[sampler].has_ticks:
             if any(isinstance(p, SynthIDTextWatermarkLogitsProcessor) for p in logits_processor):
                 raise ValueError(
-                    f"SynthID watermarking is not supported with sampler={sampler!r}: it keeps a state from token to "
-                    "token, which drafts would spoil. Use sampler='autoregressive'."
+                    f"SynthID watermarking is not supported with sampler={sampler!r}: drafts would corrupt the state "
+                    "it keeps between tokens. Use sampler='autoregressive'."
                 )
             return Batch(
                 self,
@@ -324,7 +327,7 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         columns: int,
         model_kwargs: dict[str, Any],
     ):
-        """transformers' own loop, with the depth, the state noise and the sampling noise of the settings."""
+        """transformers' own loop, with depth, state noise and sampling noise from the settings."""
         config, attention_mask = generation_config.sampler_config, model_kwargs.get("attention_mask")
         batch, length = input_ids.shape
         seeds = row_seeds(config.seed, batch, input_ids.device)
@@ -332,14 +335,14 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         model_kwargs |= depth_and_noise
         for processor in logits_processor:
             if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
-                # It calls the model for the unconditional text without any of this.
+                # It calls the model for the unconditional text without these arguments.
                 processor.model = partial(self, **depth_and_noise)  # type: ignore[misc]  # self is the model
                 if generation_config.use_cache is not False:
                     cache = self.new_cache(config.deepest, config.kv_sharing)
                     processor.unconditional_context[CACHE] = cache
         scores: list[torch.Tensor] | None = None
         if generation_config.sampler and generation_config.do_sample:
-            # The same keyed noise as the parallel samplers; the argmax of transformers' greedy loop then samples.
+            # Add the keyed noise of the parallel samplers; the argmax of transformers' greedy loop then samples.
             seen = torch.full_like(seeds, columns) if attention_mask is None else attention_mask.sum(-1)
             scores = [] if generation_config.output_scores else None
             noise = KeyedGumbelProcessor(seeds, length - seen, scores)
@@ -354,6 +357,6 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
 
 
 def _nearest_only(name: str, candidates: set[str]) -> str:
-    """The nearest candidate, without the list of all when none is near."""
+    """`nearest`, or nothing if no candidate is close."""
     hint = nearest(name, candidates)
     return hint if "did you mean" in hint else ""

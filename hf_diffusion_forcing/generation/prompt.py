@@ -15,14 +15,14 @@ from .output import SamplerStats
 from .row import Row
 
 WATCHED = 64
-"""Positions of a prompt's end that watchers look at."""
+"""Positions at the end of a prompt that watchers look at."""
 
 
 class PromptWatcher(Protocol):
-    """Sees the prompt settle: called after every recurrence of the last chunk."""
+    """Watches the prompt converge: called after every recurrence of the last chunk."""
 
     def __call__(self, states: torch.Tensor, before: torch.Tensor, at: Placement, prompt: Prompt) -> None:
-        """After a recurrence: states [1, n, channels] of all positions, those before it, and where they stand."""
+        """Called after a recurrence: states [1, n, channels] after and before it, and the placement."""
 
 
 @dataclass(eq=False)
@@ -30,12 +30,12 @@ class Prompt:
     """A chunk of the prompts of several rows, end to end.
 
     Attributes:
-        rows: whose prompts.
+        rows: the rows, in the order of their seats.
         ids: int64 [1, n].
-        positions, seeds, seats: int64 [1, n]; seats counted from the first of these rows.
+        positions, seeds, seats: int64 [1, n]; seats are relative to `first_seat`.
         widths: positions of each row.
         starts: first position of each row.
-        first_seat: of the rows.
+        first_seat: seat of the first row.
     """
 
     rows: list[Row]
@@ -49,7 +49,7 @@ class Prompt:
 
     @classmethod
     def of(cls, rows: list[Row], spans: list[tuple[int, int]], first_seat: int, device: torch.device) -> Prompt:
-        """The positions start to stop (exclusive) of each row."""
+        """The positions from start to stop (exclusive) of each row."""
         cells = [
             (row.ids[position - row.shift], position, row.seed, seat)
             for seat, (row, (start, stop)) in enumerate(zip(rows, spans, strict=True))
@@ -60,7 +60,7 @@ class Prompt:
         return cls(rows, *moved.unbind(), widths, [start for start, _ in spans], first_seat)
 
     def place(self, cache: RecurrentDepthCache, skipped: list[int] | None = None) -> Placement:
-        """The placement of the chunk, of each row without its first `skipped` positions."""
+        """The placement of the chunk without each row's first `skipped` positions."""
         skipped = skipped or [0] * len(self.rows)
         widths = [width - skip for width, skip in zip(self.widths, skipped, strict=True)]
         starts = [start + skip for start, skip in zip(self.starts, skipped, strict=True)]
@@ -70,7 +70,7 @@ class Prompt:
         return cache.place_rows(positions, seats, widths, extent, starts[0] if alike else None, self.first_seat)
 
     def without(self, x: torch.Tensor, skipped: list[int]) -> torch.Tensor:
-        """Of [1, n, ...], each row's positions but its first `skipped`."""
+        """[1, n, ...] without each row's first `skipped` positions."""
         if len(self.rows) == 1:
             return x[:, skipped[0] :]
         parts = zip(x.split(self.widths, dim=1), skipped, strict=True)
@@ -78,11 +78,11 @@ class Prompt:
 
     @property
     def lasts(self) -> torch.Tensor:
-        """The last position of each row, by its place among the n: int64 [rows]."""
+        """Index of each row's last position: int64 [rows]."""
         return torch.tensor(self.widths, device=self.ids.device).cumsum(0) - 1
 
     def watched(self, limit: int = WATCHED) -> torch.Tensor:
-        """The last positions of every row, as many of each, by their places among the n."""
+        """Indices of the last positions of every row, equally many of each."""
         count = min(limit, *self.widths)
         return (self.lasts[:, None] - torch.arange(count - 1, -1, -1, device=self.ids.device)).flatten()
 
@@ -91,11 +91,10 @@ class PromptReader:
     """Reads prompts for `prompt_steps` recurrences.
 
     Args:
-        model, cache: as a sampler's.
-        config: the sampler's settings.
+        model, cache, config: those of the sampler.
         stats: counts the core passes.
-        device: of the ids.
-        chunk: positions of a row that are read at once; all when None.
+        device: device of the ids.
+        chunk: positions of a row to read at once; all when None.
     """
 
     def __init__(
@@ -123,10 +122,10 @@ class PromptReader:
         return logits
 
     def _spans(self, rows: list[Row]) -> Iterator[list[tuple[int, int]]]:
-        """Chunk by chunk, the positions each row reads.
+        """The positions each row reads, chunk by chunk.
 
-        Chunks are counted from a row's end and the short one comes first, so where they begin depends neither on
-        padding nor on the other rows; with shared keys and values it matters what a chunk sees of those before it.
+        Chunks are counted from a row's end, so the short one comes first. Chunk borders, which affect the result when
+        keys and values are shared, then depend neither on padding nor on the other rows.
         """
         longest = max(row.front + 1 - row.cached for row in rows)
         size = min(self.chunk or longest, longest)
@@ -138,7 +137,7 @@ class PromptReader:
             ]
 
     def refine(self, prompt: Prompt, watcher: PromptWatcher | None) -> tuple[torch.Tensor, Placement]:
-        """The states of a chunk after its recurrences, [1, n, channels], and where they stand."""
+        """The states of a chunk after its recurrences, [1, n, channels], and its placement."""
         model, steps = self.model, self.config.prompt_steps
         at = prompt.place(self.cache)
         e = model.embed(prompt.ids, at)

@@ -1,4 +1,4 @@
-"""Writes down what every tick does to every row."""
+"""Records what every tick does to every row."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Recorder:
     def __init__(self, trace: Trace, keeps_latents: bool):
         self.trace, self.keeps_latents = trace, keeps_latents
         self.observed: dict[Row, WaveTick] = {}
-        """What the running tick did, by row."""
+        """The wave of the current tick, by row."""
 
     def latents(self, states: torch.Tensor) -> torch.Tensor | None:
-        """States [1, n, channels] on the host, float32 [n, channels], where they are kept."""
+        """States [1, n, channels] as float32 [n, channels] on the host; None unless they are kept."""
         return states[0].to("cpu", torch.float32) if self.keeps_latents else None
 
     def observe(
@@ -35,10 +35,10 @@ class Recorder:
         exit_values: list[float | None] | None = None,
         latents: torch.Tensor | None = None,
     ) -> None:
-        """Note what the running tick did to a row, before anything of it is committed; see `WaveTick`.
+        """Record what the current tick did to a row, before its tokens are committed; see `WaveTick`.
 
         Args:
-            latents: [width, channels] on the host, the front's first.
+            latents: [width, channels] on the host, front first.
         """
         self.observed[row] = WaveTick(
             tick=tick,
@@ -53,7 +53,7 @@ class Recorder:
         )
 
     def record(self, abandoned: bool = False) -> None:
-        """Add the waves of a tick that is over to the trace, with what has been committed since they were observed."""
+        """Add the waves of a finished tick to the trace, with the ids committed since they were observed."""
         for row, wave in self.observed.items():
             wave.abandoned = abandoned
             # The front was the row's last committed id.

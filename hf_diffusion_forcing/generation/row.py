@@ -18,9 +18,9 @@ class Position:
 
     Attributes:
         token: its input id. The front's is committed; the others are drafts.
-        steps: recurrences since this token came to stand here.
-        cell: where its state stands in the last tick's tensors; `NEW` while it has none.
-        proposals: what it has proposed as the next token, by the depth it was read out at (lossless decoding).
+        steps: recurrences since its token last changed.
+        cell: index of its state in the last tick's tensors; `NEW` while it has none.
+        proposals: its drafts of the next token, by readout depth (lossless decoding).
     """
 
     token: int
@@ -34,18 +34,18 @@ class Row:
     """A sequence being decoded. Its place in the loop's list of rows is its seat in the cache.
 
     Attributes:
-        call: what it shares with the other rows of its call.
+        call: shared with the other rows of its call.
         number: the row's number in its call.
-        ids: the prompt, with the left padding that processors and criteria see, and what is committed since.
-        shift: absolute position of `ids[0]`; negative under left padding.
-        seed: of its noise.
+        ids: the prompt, with the left padding that processors and criteria see, then the committed ids.
+        shift: absolute position of `ids[0]`; negative with left padding.
+        seed: seed of its noise.
         last_position: the last position that may predict a token.
-        prompt_length: ids of the prompt.
+        prompt_length: ids in the prompt.
         cached: positions whose keys and values the cache already holds.
         wave: the positions being refined. The first, the front, holds the last committed id.
-        has_ended: whether a stop has been met.
-        logits, scores: what each committed token was chosen by, before and after the processors, where they are kept.
-        starts: states drawn ahead for positions to come; see `StateStarts`.
+        has_ended: whether the row has met a stop.
+        logits, scores: those of each committed token, before and after the processors, if kept.
+        starts: initial states drawn ahead for later positions; see `StateStarts`.
     """
 
     call: Call
@@ -76,10 +76,10 @@ class Row:
         return self.last_position - self.front + 1
 
     def commit(self, token: int, logits: torch.Tensor, scores: torch.Tensor) -> bool:
-        """Make a token final; returns whether it ends the row. The front moves with it, the wave does not.
+        """Make a token final; returns whether it ends the row. Moves the front, but not the wave.
 
         Args:
-            logits, scores: [vocabulary], what the token was chosen by; copied where they are kept.
+            logits, scores: [vocabulary], those of the token; copied if they are kept.
         """
         call = self.call
         self.ids.append(token)
@@ -98,8 +98,8 @@ class Row:
         Args:
             frozen: positions to drop; their predictions are committed.
             predictions: for each position of the wave, the token it predicts.
-            width: of the next wave. New positions beyond the last prediction repeat it as draft.
-            recurrences: how many the tick made.
+            width: positions of the next wave. Those past the last prediction get it as their draft.
+            recurrences: core passes of the tick.
         """
         drafts = [self.wave[0].token, *predictions][frozen:]
         drafts += drafts[-1:] * (width - len(drafts))

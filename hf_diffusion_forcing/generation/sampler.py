@@ -1,4 +1,4 @@
-"""What a sampler is, and what it works with."""
+"""The base classes of samplers."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .row import Row
 
 
 class Sampler(ABC):
-    """How the rows of a loop are decoded.
+    """A way to decode rows.
 
-    A subclass says what a tick is. What other parts of the package need to know of it are its class attributes.
+    The class attributes tell the rest of the package what a sampler needs and does.
 
     Attributes:
-        config_class: its settings.
-        needs_injected_embedding: whether it can decode only models whose core reads the prompt at every recurrence.
-        has_ticks: whether it has a loop of its own; without, transformers' decodes.
-        is_lossless: whether its text is autoregression's.
+        config_class: its settings class.
+        needs_injected_embedding: whether the core must read the injected embedding at every recurrence.
+        has_ticks: whether it decodes in ticks of its own; otherwise transformers' loop decodes.
+        is_lossless: whether its text equals autoregression's.
     """
 
     config_class: ClassVar[type[SamplerConfig]]
@@ -35,15 +35,15 @@ class Sampler(ABC):
 
 
 class TickingSampler(Sampler):
-    """A sampler with a loop of its own.
+    """A sampler that decodes in ticks; a subclass implements `read`, `begin` and `tick`.
 
     Args:
-        model: speaks the verbs of `RecurrentDepthInterface`.
-        cache: the seats of the rows.
+        model: implements `RecurrentDepthInterface`.
+        cache: has the rows' seats.
         config: the sampler's settings, every depth filled in.
-        device: of the prompt and the wave.
-        chunk: positions of a prompt that are read at once; all when None.
-        recorder: of a trace; None without one.
+        device: device of the prompt and the wave.
+        chunk: positions of a prompt to read at once; all when None.
+        recorder: fills the trace; None without one.
 
     Attributes:
         stats: counts of the work.
@@ -67,20 +67,19 @@ class TickingSampler(Sampler):
         """Read the prompts of rows that take the seats from `first_seat` on.
 
         Returns:
-            The token each row's prompt predicts, int64 [rows] on the host; the logits and scores it was chosen by,
-            [rows, vocabulary] each.
+            The token each row's prompt predicts, int64 [rows]; its logits and scores, [rows, vocabulary] each.
         """
 
     @abstractmethod
     def begin(self, row: Row) -> None:
-        """Lay out the wave of a row whose first token is committed."""
+        """Start the wave of a row whose first token is committed."""
 
     @abstractmethod
     def tick(self, rows: list[Row]) -> None:
         """Refine the waves of all rows, commit what is final, and move the waves on."""
 
     def first_tokens(self, rows: list[Row], logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What `read` returns, from the logits of the prompts' last positions, [1, rows, vocabulary]."""
+        """The return value of `read`, from the logits of the prompts' last positions, [1, rows, vocabulary]."""
         facts = [(row.ids[-1], row.front, row.seed) for row in rows]
         moved = torch.tensor([[column] for column in zip(*facts, strict=True)], device=logits.device)
         ids, positions, seeds = moved.unbind()
@@ -89,10 +88,10 @@ class TickingSampler(Sampler):
         return predictions[0], logits[0], scores[0]
 
     def record(self, abandoned: bool = False) -> None:
-        """The tick is over: what was noted of it goes into the trace."""
+        """Add the finished tick to the trace."""
         if self.recorder is not None:
             self.recorder.record(abandoned)
 
     def end(self, row: Row) -> None:
-        """A row has been ended from outside: its wave is dropped."""
+        """Drop the wave of a row that was ended from outside."""
         row.wave = []

@@ -1,4 +1,4 @@
-"""The samplers by name, and what the rest of the package needs to know of each."""
+"""The samplers by name."""
 
 from ..settings.autoregressive import AutoregressiveConfig
 from ..settings.sampler_config import register_sampler_config
@@ -9,7 +9,7 @@ from .speculative_wavefront import SpeculativeWavefront
 
 
 class Autoregressive(Sampler):
-    """`sampler="autoregressive"`: transformers' own loop, which the mixin hands its depth and noise to."""
+    """`sampler="autoregressive"`: transformers' own loop; the mixin passes it depth and noise."""
 
     config_class = AutoregressiveConfig
     has_ticks = False
@@ -17,7 +17,7 @@ class Autoregressive(Sampler):
 
 
 SAMPLERS: dict[str, type[Sampler]] = {}
-"""Every sampler by its name, which is that of its `config_class`."""
+"""Every sampler by name (`config_class.sampler`)."""
 
 
 def register_sampler(sampler_class: type[Sampler]) -> type[Sampler]:
@@ -36,15 +36,15 @@ for _sampler in (Autoregressive, Adaptive, DiffusionForcing, SpeculativeWavefron
 
 
 def with_ticks() -> str:
-    """The samplers that have ticks, as an error offers them."""
+    """The samplers with ticks, for the text of an error."""
     return " or ".join(repr(name) for name, sampler in SAMPLERS.items() if sampler.has_ticks)
 
 
 def check_model(sampler: str, model) -> None:
-    """Refuse a sampler that the model cannot decode by.
+    """Refuse a sampler that does not work with the model.
 
     Raises:
-        ValueError: the sampler needs an injected embedding, and the model has none.
+        ValueError: the sampler needs an injected embedding but the model has none.
     """
     if SAMPLERS[sampler].needs_injected_embedding and not model.has_injected_embedding:
         raise ValueError(

@@ -1,6 +1,6 @@
-"""Lossless wavefront: drafts from shallow recurrences, every committed token the full-depth model's own.
+"""Lossless wavefront: shallow recurrences draft, and only full-depth predictions are committed.
 
-The pipeline over (position x depth) is that of LoopSpec (arXiv 2609.17184) and Wavefront Decoding (arXiv 2609.23033).
+Pipelines over (position x depth) like LoopSpec (arXiv 2609.17184) and Wavefront Decoding (arXiv 2609.23033).
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from .sampler import TickingSampler
 from .wave import Wave
 
 TRUTH, DRAFT = 0, 1
-"""The two timelines of the coda's keys and values: of full-depth readouts, and of the latest shallower ones."""
+"""The two readouts whose coda keys and values are kept: at full depth, and the latest shallower one."""
 
 
 class SpeculativeWavefront(TickingSampler):
-    """`sampler="speculative_wavefront"`: a tick takes every position of the wave `draft_depth` recurrences deeper.
+    """`sampler="speculative_wavefront"`: a tick refines every position of the wave by `draft_depth` recurrences.
 
-    A position that has had `draft_depth` recurrences drafts the next token, which enters behind it. One that has had
-    `second_draft_depth` proposes again; where it disagrees, what stands behind it starts anew from the second
-    proposal. One that has had all `num_steps` says what the token really is: it is committed, and if the draft was
-    another, what stands behind starts anew from the truth. A position's keys and values of recurrence d are read by
-    later positions at recurrence d alone, as in autoregression, so no committed token depends on how drafts fared.
+    After `draft_depth` recurrences a position drafts the next token, which joins the wave. After `second_draft_depth`
+    it drafts again; if the drafts differ, the positions after it start over from the second draft. After all
+    `num_steps` it predicts the true token, which is committed; if the draft was wrong, the positions after it start
+    over from the true token. As in autoregression, later positions at recurrence d read only keys and values of
+    recurrence d, so no committed token depends on drafts.
     """
 
     config_class = SpeculativeWavefrontConfig
@@ -39,15 +39,15 @@ class SpeculativeWavefront(TickingSampler):
         self.draft_depth = self.config.draft_depth
         self.second_depth = self.config.second_depth(self.draft_depth)
         self.is_finite = True
-        """Whether every state so far was finite."""
+        """Whether all states so far were finite."""
         self.rows: list[Row] = []
-        """Those of the running tick, in the order of their seats."""
+        """The rows of the current tick, in the order of their seats."""
         self.states: torch.Tensor | None = None
         self.embeddings: torch.Tensor | None = None
         """[1, n, channels] both, of the last tick's wave."""
 
     def read(self, rows, first_seat):
-        """The prompts; for `draft_depth="auto"` they also show how often shallow readouts agree with the last."""
+        """Read the prompts; with `draft_depth="auto"` also compare shallow readouts with full-depth ones."""
         config = self.config
         is_auto = self.draft_depth == "auto"
         watcher = PromptAgreement(self.model, config.draft_depths, config.num_steps) if is_auto else None
@@ -71,16 +71,16 @@ class SpeculativeWavefront(TickingSampler):
     def tick(self, rows: list[Row]) -> None:
         model, depth, last = self.model, self.draft_depth, self.config.num_steps
         self.rows = rows
-        # The newest first: the slots of neighbours rise by one stride then, and a view of the cache holds them all.
+        # Newest first: the slots of neighbours then rise by a constant step, so a strided view of the cache has them.
         wave = Wave(rows, self.device, [list(enumerate(row.wave))[::-1] for row in rows])
         positions = [position for members in wave.members for _, position in members]
         readouts = {depth, self.second_depth or depth, last}
         read = [index for index, position in enumerate(positions) if position.steps + depth in readouts]
 
-        # 1. Positions that enter go through the prelude. 2. They start from noise; the others go on.
+        # 1. New positions go through the prelude. 2. They start from noise; the others keep their states.
         entering, state, e = wave.new, None, None
         if entering:
-            # The newest position of a row that is alone stands right before the extent.
+            # With a single row, its newest position is the last before the extent.
             there = self._place(wave, entering, wave.extent - 1 if len(wave.rows) == len(entering) == 1 else None)
             e = model.embed(wave.take(wave.ids, entering), there)
             state = model.initialize_state(e, there.positions, wave.take(wave.seeds, entering), self.config.state_scale)
@@ -93,7 +93,7 @@ class SpeculativeWavefront(TickingSampler):
         self.states, self.embeddings = state, e
         wave.settle()
 
-        # 4. What the positions that are due say. 5. The one wait for the device: that, and whether all is finite.
+        # 4. Read out the positions that are due. 5. The tick's only wait for the device: predictions, and finiteness.
         said, logits, scores = {}, None, None
         if read:
             predictions, logits, scores = self._read_out(wave, positions, read)
@@ -107,13 +107,13 @@ class SpeculativeWavefront(TickingSampler):
         for position in positions:
             position.steps += depth
 
-        # 6. Truths are committed. 7. Proposals enter as drafts; what stands behind a wrong one starts anew.
+        # 6. Commit full-depth predictions. 7. Add shallow ones as drafts; positions after a wrong draft start over.
         for row in rows:
             self._advance(row, said, logits, scores)
         self.record()
 
     def _place(self, wave: Wave, index: list[int] | None, start: int | None = None) -> Placement:
-        """The placement of some of the wave's positions, or of all, each at its own depth, when `index` is None."""
+        """The placement of the positions in `index`; None is all of them, each at its own depth."""
         if index is None:
             depths = tuple(position.steps for members in wave.members for _, position in members)
             slots = Slots(depths, wave.steps[0])
@@ -124,7 +124,7 @@ class SpeculativeWavefront(TickingSampler):
         return self.cache.place_rows(positions, seats, widths, wave.extent, start)
 
     def _read_out(self, wave: Wave, positions: list[Position], read: list[int]):
-        """What some positions predict, int64 [read], with the logits and scores, [read, vocabulary] each."""
+        """The tokens some positions predict, int64 [read], with logits and scores, [read, vocabulary] each."""
         last, depth = self.config.num_steps, self.draft_depth
         there = self._place(wave, read)
         timelines = [TRUTH if positions[index].steps + depth == last else DRAFT for index in read]
@@ -133,12 +133,12 @@ class SpeculativeWavefront(TickingSampler):
         predictions, scores = wave.choose(logits, read)
         finished = [index for index, timeline in zip(read, timelines, strict=True) if timeline == TRUTH]
         if finished and self.cache.core_slots > last:
-            # A cache with more slots than recurrences: deeper ones hold the last there has been, as after a prompt.
+            # The cache has more slots than recurrences: copy the last entry to the deeper ones, as after a prompt.
             self.cache.settle(self._place(wave, finished), last)
         return predictions[0], logits[0], scores[0]
 
     def _observe(self, wave: Wave, states: torch.Tensor, said: dict[Position, tuple[int, int]]) -> None:
-        """Note in the trace what the tick did to every row, before it is known what becomes of it."""
+        """Record what the tick did to every row, before anything is committed or dropped."""
         if self.recorder is None:
             return
         latents, begin = self.recorder.latents(states), 0
@@ -149,16 +149,16 @@ class SpeculativeWavefront(TickingSampler):
                 self.draft_depth,
                 [position.steps + self.draft_depth for position in row.wave],
                 [said[position][1] if position in said else None for position in row.wave],
-                # The wave stands newest first on the device, front first in a trace.
+                # The wave is newest first on the device, but front first in a trace.
                 latents=None if latents is None else latents[begin : begin + width].flip(0),
             )
             begin += width
 
     def _advance(self, row: Row, said: dict[Position, tuple[int, int]], logits, scores) -> None:
-        """What the readouts of this tick mean for a row: the truth first, then second proposals, then drafts."""
+        """Apply this tick's readouts to a row: full depth first, then second drafts, then first drafts."""
         for position in [position for position in row.wave if position in said]:
             if position not in row.wave:
-                continue  # dropped by what stood before it
+                continue  # an earlier position dropped it
             index, token = said[position]
             if position.steps < self.config.num_steps:
                 self._propose(row, position, token)
@@ -171,13 +171,13 @@ class SpeculativeWavefront(TickingSampler):
             del row.wave[0]
             if not is_right:
                 if not has_ended:
-                    # What has just been committed is the front now; a wrong draft stood in its place, or none.
+                    # The committed token is the new front; its draft was wrong or missing.
                     self.stats.waves += 1
                     row.wave.append(Position(token))
                 return
 
     def _propose(self, row: Row, position: Position, token: int) -> None:
-        """A shallow readout says what the next token may be: it enters, unless it stands there already."""
+        """Add a shallow readout's prediction as the next draft, unless that is the draft already."""
         position.proposals[position.steps] = token
         place = row.wave.index(position)
         if place + 1 < len(row.wave) and row.wave[place + 1].token == token:
@@ -187,12 +187,12 @@ class SpeculativeWavefront(TickingSampler):
             row.wave.append(Position(token))
 
     def _drop(self, row: Row, place: int) -> None:
-        """Drop a row's positions from `place` on, and count what was spent on them."""
+        """Drop a row's positions from `place` on and count their recurrences as wasted."""
         spent = [position.steps for position in row.wave[place:]]
         del row.wave[place:]
         self.stats.wasted_recurrences += sum(spent)
         if self.recorder is not None and row in self.recorder.observed:
-            # What entered in this very tick has had none.
+            # Positions added in this tick have had no recurrences.
             self.recorder.observed[row].discarded += [recurrences for recurrences in spent if recurrences]
         if spent and not self.is_finite:
             self.cache.scrub(self.rows.index(row))

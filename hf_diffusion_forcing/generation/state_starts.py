@@ -1,4 +1,4 @@
-"""The state starts of new positions, drawn ahead."""
+"""Initial states of new positions, drawn ahead."""
 
 import torch
 
@@ -7,14 +7,14 @@ from .row import Row
 from .wave import Wave
 
 BLOCK = 32
-"""Positions drawn at once. The noise is keyed by position, so drawing it early changes nothing but the time."""
+"""Positions drawn at once. The noise is keyed by position, so drawing it early changes only the time."""
 
 
 class StateStarts:
     """s0 of the positions that enter a wave.
 
-    A start made of noise is drawn for `BLOCK` positions of a row at a time: one position or 32 cost the same dozen of
-    small operations. A start made from the injected embedding is made when the embedding is there.
+    Noise is drawn for `BLOCK` positions of a row at a time, because one position costs as many small operations as 32.
+    A start made from the injected embedding is made once the embedding is known.
 
     Args:
         model: whose `initialize_state` to use.
@@ -25,7 +25,7 @@ class StateStarts:
         self.model, self.scale = model, scale
 
     def take(self, wave: Wave, e: torch.Tensor) -> torch.Tensor | None:
-        """Starts of the wave's new positions, [1, new, channels]; None when there are none.
+        """Initial states of the wave's new positions, [1, new, channels]; None if there are none.
 
         Args:
             e: [1, n, channels], the wave's injected embeddings.
@@ -38,12 +38,12 @@ class StateStarts:
         starts = []
         for row, cells in zip(wave.rows, wave.split(wave.cells), strict=True):
             if count := sum(cell < 0 for cell in cells):
-                # New positions stand at the end of a row's wave.
+                # New positions are at the end of a row's wave.
                 starts.append(self._of_row(row, row.front + len(cells) - count, count, e, wave.positions))
         return starts[0] if len(starts) == 1 else torch.cat(starts, dim=1)
 
     def _of_row(self, row: Row, first: int, count: int, e: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Starts of `count` positions of a row from `first` on, [1, count, channels]."""
+        """Initial states of `count` positions of a row, starting at `first`: [1, count, channels]."""
         if row.starts is None or not row.starts[0] <= first <= row.starts[0] + row.starts[1].shape[1] - count:
             ahead = torch.arange(first, first + max(BLOCK, count), device=positions.device)[None]
             like, seeds = e[:, :1].expand(-1, ahead.shape[1], -1), torch.full_like(ahead, row.seed)

@@ -1,4 +1,4 @@
-"""When a row ends: committed tokens against every stop, one at a time."""
+"""Decides when a row ends, checking every stop after each committed token."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from transformers import (
 )
 
 ROW_BY_ROW = (MaxTimeCriteria, StopStringCriteria)
-"""Criteria that know nothing of other rows: a row need not wait for them. A subclass is not taken for one of them."""
+"""Criteria that can check a row without the others. Subclasses do not count."""
 
 
 class Stopping:
-    """The stops that a row meets by itself. A row ends exactly at the token that meets one.
+    """The stops that depend on one row only. A row ends exactly at the token that meets one.
 
     Args:
         eos: ids that end a text.
-        max_length: ids a row may grow to.
-        criteria: asked after every token with that row alone.
-        device: of the ids that criteria get.
+        max_length: the most ids a row may have.
+        criteria: called after every token, with only that row.
+        device: device of the ids that criteria get.
     """
 
     def __init__(self, eos: set[int], max_length: int, criteria: StoppingCriteriaList, device: torch.device):
@@ -35,7 +35,7 @@ class Stopping:
     def of(
         cls, stopping_criteria: StoppingCriteriaList, rows: int, device: torch.device
     ) -> tuple[Stopping, StoppingCriteriaList]:
-        """The stops of rows by themselves, and the criteria that must be asked with all rows of a batch together."""
+        """Split criteria into the stops of single rows and the criteria that need the whole batch."""
         eos, by_row, by_batch = set(), StoppingCriteriaList(), StoppingCriteriaList()
         for criterion in stopping_criteria:
             if type(criterion) is EosTokenCriteria:
@@ -48,8 +48,8 @@ class Stopping:
         """Whether the last id of a row meets a stop.
 
         Args:
-            ids: the row's, prompt included.
-            scores: what each new token was chosen by, where that is kept.
+            ids: all ids of the row, including the prompt.
+            scores: the scores of each new token, if kept.
         """
         ended = ids[-1] in self.eos or len(ids) >= self.max_length
         if self.criteria:

@@ -1,4 +1,4 @@
-"""What every tick of a call did, wave by wave."""
+"""A record of every tick of a call, wave by wave."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from ..files import write_file
 from ..settings.validation import nearest
 
 MAX_BYTES = 256 * 2**20
-"""Of host memory a trace may take; what happens after that is counted and not kept."""
+"""Limit on a trace's host memory; later waves are counted but not kept."""
 
 BYTES_PER_WAVE, BYTES_PER_POSITION = 1200, 160
-"""What a `WaveTick` takes at most, and what each of its positions adds."""
+"""The most memory a `WaveTick` takes, and what each of its positions adds."""
 
 
 def as_bits(values: torch.Tensor) -> torch.Tensor:
-    """Float values as int64 of the same shape, which travel to the host in one tensor with ids and flags."""
+    """Floats as int64 of the same shape, so that one tensor carries them to the host with ids and flags."""
     return values.float().view(torch.int32).long()
 
 
 def from_bits(bits: list[int]) -> list[float | None]:
-    """`as_bits` undone; None for a value that is no finite number."""
+    """The inverse of `as_bits`; None for a value that is not finite."""
     values = torch.tensor(bits, dtype=torch.int32).view(torch.float32).tolist()
     return [value if math.isfinite(value) else None for value in values]
 
 
 @dataclass(kw_only=True, slots=True)
 class WaveTick:
-    """The wave of one row in one tick. The lists have one entry for each position of the wave, the front's first.
+    """The wave of one row in one tick. Per-position lists start at the front.
 
     Attributes:
         tick: number of the tick in the call, from 1.
@@ -43,16 +43,16 @@ class WaveTick:
         start: absolute position of the front, counted from the row's first real token.
         core_passes: recurrences of this tick.
         tokens: ids that were refined; the first is committed, the others are drafts.
-        recurrences: of each position when the tick is over, counted since its input token last changed.
-        predictions: the next token each position predicts when the tick is over; None where it was not read out.
-        exit_values: what the exit criterion compared with its threshold; None where it has no such value yet, where
-            the value is not finite, and for samplers and criteria without one.
+        recurrences: of each position after the tick, counted since its input token last changed.
+        predictions: the next token each position predicts after the tick; None where it was not read out.
+        exit_values: the values the exit criterion compared with its threshold; None if there is no value yet, if it is
+            not finite, and for samplers and criteria without such values.
         committed: the ids this tick made final: predictions of its first positions, in order.
-        discarded: of the speculative wavefront, the recurrences of each position that was dropped when the tick was
-            over, because its own token or one before it was a wrong draft.
-        abandoned: nothing of this tick counts: a draft overflowed, and it was made again with the fronts alone.
-        latents: float32 [width, channels] on the CPU, the states when the tick is over; None unless they were asked
-            for. `to_dict()` leaves them out, and == does not look at them.
+        discarded: for the speculative wavefront, the recurrences of each position dropped after the tick because its
+            token, or one before it, was a wrong draft.
+        abandoned: the tick does not count: a draft overflowed, and the tick was repeated with only the fronts.
+        latents: float32 [width, channels] on the CPU, the states after the tick; None unless requested. `to_dict()`
+            omits them and == ignores them.
     """
 
     tick: int
@@ -75,23 +75,23 @@ class WaveTick:
 
     @property
     def nbytes(self) -> int:
-        """A bound on the host memory this takes."""
+        """An upper bound on its host memory."""
         latents = 0 if self.latents is None else self.latents.nbytes
         return BYTES_PER_WAVE + BYTES_PER_POSITION * self.width + latents
 
 
 @dataclass(kw_only=True, slots=True)
 class TokenTrace:
-    """How one new token came about.
+    """The history of one new token.
 
     Attributes:
         position: absolute position of the token; the position before it predicted it.
         token: its id.
-        tick: the tick that committed it; None for a row's first token, which the prompt's own pass predicted.
-        recurrences: all that were spent on the position that predicted it, on wrong drafts too; 0 for a first token.
+        tick: the tick that committed it; None for a row's first token, which comes from the prompt's own pass.
+        recurrences: all those spent on the position that predicted it, including wrong drafts; 0 for a first token.
         exit_value: the criterion's value when it was committed.
-        readouts: what the position that predicted it said on the way, as pairs of its recurrences (since its input
-            token last changed) and a predicted id, in the order of the ticks.
+        readouts: the earlier and final predictions of that position, in tick order, as pairs of its recurrences (since
+            its input token last changed) and the predicted id.
     """
 
     position: int
@@ -104,22 +104,22 @@ class TokenTrace:
 
 @dataclass(kw_only=True)
 class Trace:
-    """What every tick of a `generate()` call did.
+    """A record of every tick of a `generate()` call.
 
-    `generate(..., return_trace=True, return_dict_in_generate=True)` gives it as `output.trace`; with
+    `generate(..., return_trace=True, return_dict_in_generate=True)` returns it as `output.trace`; with
     `return_trace="latents"` it holds the latent states too.
 
-    A tick takes at most 1200 + 160 x width bytes of host memory for each row, and with latents 4 x width x channels
-    more. A trace stops at 256 MiB: later ticks are counted in `unrecorded` and not kept.
+    A tick takes at most 1200 + 160 x width bytes of host memory per row, plus 4 x width x channels with latents. A
+    trace stops at 256 MiB: later waves are counted in `unrecorded` but not kept.
 
     Attributes:
         sampler: name of the sampler.
         budget: the most recurrences a position at the front gets.
         criterion: name of the exit criterion; None for a sampler without one.
-        threshold: of the criterion, where it has one.
+        threshold: the criterion's threshold, if it has one.
         starts: per row of the batch, the absolute position of its first new token.
-        first_tokens: per row, that token, which the prompt's own pass predicted.
-        waves: in the order of the ticks, and of the rows within a tick. Rows that have ended have none.
+        first_tokens: per row, that token, predicted by the prompt's own pass.
+        waves: sorted by tick, then by row. Rows that have ended have none.
         unrecorded: waves that were not kept.
     """
 
@@ -136,7 +136,7 @@ class Trace:
         self._room = MAX_BYTES - sum(wave.nbytes for wave in self.waves)
 
     def append(self, wave: WaveTick) -> None:
-        """Keep a wave, if there is room for it and all before it were kept."""
+        """Keep a wave if there is room for it and all earlier ones were kept."""
         self._room -= wave.nbytes
         if self._room < 0:
             self.unrecorded += 1
@@ -144,7 +144,7 @@ class Trace:
             self.waves.append(wave)
 
     def cut(self, row: int, count: int) -> None:
-        """Let a row end after `count` new tokens: what was committed beyond them has been taken back."""
+        """End a row after `count` new tokens; later commits were taken back."""
         left = count - 1
         for wave in self.of_row(row):
             wave.committed = wave.committed[: max(left, 0)]
@@ -157,7 +157,7 @@ class Trace:
             IndexError: the batch has no such row.
         """
         if not 0 <= row < len(self.starts):
-            raise IndexError(f"row={row} is not in the trace of a batch of {len(self.starts)}.")
+            raise IndexError(f"row={row} must be between 0 and {len(self.starts) - 1}.")
         return [wave for wave in self.waves if wave.row == row]
 
     def new_tokens(self, row: int = 0) -> list[int]:
@@ -166,7 +166,7 @@ class Trace:
         return [self.first_tokens[row], *(token for wave in waves for token in wave.committed)]
 
     def tokens(self, row: int = 0) -> list[TokenTrace]:
-        """How each of a row's new tokens came about."""
+        """A `TokenTrace` for each of a row's new tokens."""
         spent: dict[int, int] = {}
         readouts: dict[int, list[tuple[int, int]]] = {}
         waves = self.of_row(row)
@@ -201,15 +201,17 @@ class Trace:
         """A trace equal to the one `to_dict()` was called on, without latents.
 
         Raises:
-            TypeError: not a dict, or one of its waves is not.
-            ValueError: unknown or missing keys, or lists of a wave that differ in length.
+            TypeError: `values` or one of its waves is not a dict.
+            ValueError: keys are unknown or missing, or the lists of a wave differ in length.
         """
         _check_keys(cls, values, {each.name for each in dataclasses.fields(cls)}, {"sampler", "budget"})
         waves = values.get("waves", [])
         for wave in waves:
             _check_keys(WaveTick, wave, set(WAVE_FIELDS), set(WAVE_FIELDS[:8]))
             if len({len(wave[name]) for name in ("tokens", "recurrences", "predictions", "exit_values")}) > 1:
-                raise ValueError(f"The wave of row {wave['row']} in tick {wave['tick']} has lists of several lengths.")
+                raise ValueError(
+                    f"The wave of row {wave['row']} in tick {wave['tick']} has lists of different lengths."
+                )
         return cls(**values | {"waves": [WaveTick(**wave) for wave in waves]})
 
     def save(self, path: str | os.PathLike) -> None:
@@ -218,7 +220,7 @@ class Trace:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Trace:
-        """Read what `save` wrote; TypeError or ValueError, naming the file, for anything else."""
+        """Read a file that `save` wrote; anything else is a TypeError or ValueError that names the file."""
         try:
             return cls.from_dict(json.loads(Path(path).read_text()))
         except (TypeError, ValueError) as error:

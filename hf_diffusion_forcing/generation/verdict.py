@@ -1,4 +1,4 @@
-"""What an exit criterion says, checked."""
+"""Checks the result of an exit criterion."""
 
 import torch
 
@@ -10,12 +10,12 @@ def verdict(criterion: ExitCriterion, refinement: Refinement) -> torch.Tensor:
     """Which positions have converged, bool [1, n].
 
     Raises:
-        ValueError: a criterion of the caller's returned something else.
+        ValueError: the criterion returned something else.
     """
     said = criterion(refinement)
     if said.dtype != torch.bool or said.shape != refinement.positions.shape:
         raise ValueError(
             f"{type(criterion).__name__} returned {said.dtype} {tuple(said.shape)}: an exit criterion "
-            f"returns bool {tuple(refinement.positions.shape)}, one verdict a position."
+            f"must return bool {tuple(refinement.positions.shape)}, one verdict per position."
         )
     return said

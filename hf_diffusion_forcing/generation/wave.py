@@ -1,4 +1,4 @@
-"""The positions of all rows as one tick sees them."""
+"""The positions of all rows in one tick."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Members = list[tuple[int, Position]]
 
 
 class Wave:
-    """Positions of several rows, end to end: everything a tick needs of them on the device, moved there at once.
+    """The positions of several rows, end to end, with everything a tick needs on the device.
 
-    A copy to the device in the middle of a tick would wait for what runs there.
+    All of it moves in one copy: another copy in the middle of a tick would wait for the device.
 
     Args:
         rows: the rows, in the order of their seats.
-        device: of the tensors.
-        members: of each row, the positions in the order to take them; its wave from the front on by default.
+        device: device of the tensors.
+        positions: each row's positions in the order to process them; by default its wave, front first.
 
     Attributes:
         widths: positions of each row.
@@ -42,10 +42,10 @@ class Wave:
             for place, position in members
         ]
         self.cells = [cell for *_, cell in cells]
-        """For each position, where its state stands in the last tick's tensors."""
+        """For each position, the index of its state in the last tick's tensors."""
         self.new = [index for index, cell in enumerate(self.cells) if cell == NEW]
-        """The positions without a state, by their place among the n."""
-        # Where `carry` finds each position: in the last tick's tensors, or behind them among the new ones.
+        """Indices of the positions without a state."""
+        # One row per column of `cells`, so that a single copy moves everything.
         moved = [[column] for column in zip(*cells, strict=True)]
         packed = torch.tensor(moved, device=device)
         self.ids, self.positions, self.steps, self.seeds, self.seats, self._cells = packed.unbind()
@@ -56,7 +56,7 @@ class Wave:
 
     @property
     def extent(self) -> int:
-        """A bound above every position."""
+        """One more than the last position."""
         return (
             max(row.front + place for row, members in zip(self.rows, self.members, strict=True) for place, _ in members)
             + 1
@@ -64,13 +64,13 @@ class Wave:
 
     @property
     def start(self) -> int | None:
-        """The first position when all rows stand alike and in order, else None."""
+        """The first position if all rows have the same front and width, otherwise None."""
         fronts, widths = {row.front for row in self.rows}, set(self.widths)
         return self.rows[0].front if len(fronts) == len(widths) == 1 else None
 
     @cached_property
     def prefixes(self) -> list[tuple[TokenChoice, Prefix]]:
-        """For each position, its prefix and what chooses the token after it."""
+        """For each position, its prefix and the `TokenChoice` for the token after it."""
         return [
             (row.call.choice, Prefix(row.number, len(row.ids) + place, len(row.ids)))
             for row, members in zip(self.rows, self.members, strict=True)
@@ -78,7 +78,7 @@ class Wave:
         ]
 
     def choose(self, logits: torch.Tensor, index: list[int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """What positions predict, int64 [1, n], and the scores it was chosen by, [1, n, vocabulary].
+        """The tokens that positions predict, int64 [1, n], and the scores behind the choice, [1, n, vocabulary].
 
         Args:
             logits: [1, n, vocabulary], of all positions or of those in `index`.
@@ -93,7 +93,7 @@ class Wave:
 
         Args:
             old: [1, positions of the last tick, ...]; None before the first.
-            fresh: [1, new positions, ...], the values of positions without a state, in order; None when there are none.
+            fresh: [1, new positions, ...], values of the positions without a state, in order; None if there are none.
 
         Returns:
             [1, n, ...].
@@ -102,7 +102,7 @@ class Wave:
             return fresh
         stays = [cell for cell in self.cells if cell != NEW]
         if stays == list(range(stays[0], stays[0] + len(stays))):
-            # Of one row, mostly: what stays is a slice, with what is new on one side of it.
+            # Usual with one row: the old positions are one slice, and the new ones all come before or after it.
             kept = old[:, stays[0] : stays[0] + len(stays)]
             if fresh is None:
                 return kept
@@ -112,24 +112,24 @@ class Wave:
                 return torch.cat((fresh.to(old.device), kept), dim=1)
         if fresh is None:
             return old.index_select(1, self._cells[0].to(old.device))
-        # New positions stand behind the old ones, in their order.
+        # Append the new positions to the old tensor, then gather.
         behind = old.shape[1] + self.fresh.cumsum(-1) - 1
         source = torch.where(self.fresh, behind, self._cells)[0].to(old.device)
         return torch.cat((old, fresh.to(old.device)), dim=1).index_select(1, source)
 
     def recall(self, memory: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What hooks remembered a tick ago at this tick's positions; where a position is new, anything."""
+        """The hooks' memory of the last tick at this tick's positions; arbitrary values where a position is new."""
         index = self._cells[0].clamp_min(0)
         return {key: kept.index_select(1, index.to(kept.device)) for key, kept in memory.items()}
 
     def take(self, x: torch.Tensor, index: list[int]) -> torch.Tensor:
-        """Some of [1, n, ...], by their places among the n."""
+        """Select positions of [1, n, ...] by index."""
         if index == list(range(index[0], index[0] + len(index))):
             return x[:, index[0] : index[0] + len(index)]
         return x.index_select(1, torch.tensor(index, device=x.device))
 
     def split(self, values: list) -> list[list]:
-        """A list of n values, row by row."""
+        """Split a list of n values by row."""
         split, begin = [], 0
         for width in self.widths:
             split.append(values[begin : begin + width])
@@ -137,6 +137,6 @@ class Wave:
         return split
 
     def settle(self) -> None:
-        """This tick's tensors are the last tick's from now on."""
+        """Make this tick's tensors those that `cell` indexes from now on."""
         for index, position in enumerate(position for members in self.members for _, position in members):
             position.cell = index

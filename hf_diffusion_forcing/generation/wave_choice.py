@@ -1,4 +1,4 @@
-"""`wavefront="auto"`: the wavefront and inner recurrence that should cost the least time a token."""
+"""`wavefront="auto"`: chooses the wavefront and inner recurrence with the least estimated time per token."""
 
 import torch
 
@@ -12,10 +12,10 @@ WAVEFRONTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 class PromptDepth:
-    """How many recurrences the end of the prompt needed, seen while the prompt is read.
+    """Measures, while the prompt is read, how many recurrences its end needed.
 
     Args:
-        threshold: a position still needs recurrences while they move it by this share (`latent_difference`).
+        threshold: a position needs more recurrences while its `latent_difference` is at least this.
     """
 
     def __init__(self, threshold: float = 0.03):
@@ -24,7 +24,7 @@ class PromptDepth:
         self.needed: torch.Tensor | None = None
 
     def __call__(self, states: torch.Tensor, before: torch.Tensor, at: Placement, prompt: Prompt) -> None:
-        """After a recurrence: states [1, n, channels], and those before it."""
+        """Called after a recurrence: states [1, n, channels] after and before it."""
         watched = prompt.watched()
         moved = latent_difference(states[:, watched], before[:, watched])
         if self.needed is None:
@@ -34,16 +34,16 @@ class PromptDepth:
 
     @property
     def recurrences(self) -> float:
-        """What half of the positions needed."""
+        """The median over positions."""
         return float(self.needed.flatten().float().median())
 
 
 def steady_wave(stay: float, wavefront: int) -> tuple[float, float]:
-    """Ticks a token, and positions in the wave, once a text is under way.
+    """Ticks per token, and positions in the wave, in the middle of a text.
 
-    A tick commits `wavefront / stay` tokens at most, and one (`headway`) at most. Where these bounds meet it commits
-    less than either: the corner is rounded as texts of the trained checkpoints round it (docs/theory.md). Positions
-    that have converged wait for those on their left, so a wave with room holds somewhat more than `stay` of them.
+    A tick commits at most `wavefront / stay` tokens, and at most one (`headway`). Where the two bounds are close it
+    commits fewer than either; the rounding is fitted to texts of the trained checkpoints (docs/theory.md). Converged
+    positions wait for those on their left, so a wave with room holds somewhat more than `stay` positions.
 
     Args:
         stay: ticks a position needs, 1 or more.
@@ -56,15 +56,15 @@ def steady_wave(stay: float, wavefront: int) -> tuple[float, float]:
 def choose_wave(
     curve: CostCurve, recurrences: float, budget: int, inner_recurrence: int | None = None
 ) -> tuple[int, int]:
-    """The wavefront and inner recurrence that should cost the least time a token.
+    """The wavefront and inner recurrence with the least estimated time per token.
 
-    A position that needs d recurrences needs d / r' ticks; see `steady_wave`. Room for more than twice as many
-    positions is used where a text does not converge, and speeds up nothing.
+    A position that needs d recurrences needs d / r' ticks; see `steady_wave`. A wavefront above twice that many
+    positions fills up only where a text does not converge, which gains no speed.
 
     Args:
         recurrences: d, how many a position needs.
-        budget: the most recurrences of a position; r' is not more.
-        inner_recurrence: r', where it is not to be chosen.
+        budget: the most recurrences of a position, and an upper bound on r'.
+        inner_recurrence: r', if it is given.
     """
     candidates = [r for r in INNER_RECURRENCES if r <= budget] if inner_recurrence is None else [inner_recurrence]
 

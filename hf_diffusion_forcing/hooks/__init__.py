@@ -1,6 +1,8 @@
-"""Exit criteria and latent processors, and what they see of a tick."""
+"""Exit criteria, latent processors, and the `Refinement` they see.
 
-# Each registers its hooks' names.
+Importing these modules registers their hooks.
+"""
+
 from . import latent_criteria, latent_processors, logits_criteria
 
 __all__ = ["latent_criteria", "latent_processors", "logits_criteria"]

@@ -1,7 +1,7 @@
-"""When has a position converged?
+"""Exit criteria decide when a position has converged.
 
-A criterion looks at a `Refinement` and says, for every position, whether its state may be taken as final. All work in
-float32; a state or logits that are not finite never count as converged.
+A criterion reads a `Refinement` and decides for every position whether its state is final. All criteria compute in
+float32; states and logits that are not finite never count as converged.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class ExitCriterion(ABC):
     Subclass it as a dataclass and pass an instance; `register_exit_criterion` gives it a name for settings.
 
     Attributes:
-        name: what settings call it.
-        needs_logits: whether it reads `logits` or `predictions`, so that the states must be decoded first.
+        name: its name in settings.
+        needs_logits: whether it reads `logits` or `predictions`; the states are then decoded first.
     """
 
     name: ClassVar[str]
@@ -37,19 +37,19 @@ class ExitCriterion(ABC):
     def __call__(self, refinement: Refinement) -> torch.Tensor:
         """bool [batch, width], True where the position has converged."""
 
-    def check_model(self, model: RefinedModel) -> None:  # noqa: B027 (most models have what most read)
-        """Called once before anything is computed: raise a ValueError for a model that lacks what this reads."""
+    def check_model(self, model: RefinedModel) -> None:  # noqa: B027 (most criteria work with every model)
+        """Called once before decoding: raise a ValueError if the model lacks something the criterion reads."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that `exit_criterion` makes an equal criterion from; TypeError for an unregistered class."""
+        """Plain values from which `exit_criterion` makes an equal criterion; TypeError for an unregistered class."""
         return EXIT_CRITERIA.to_dict(self)
 
 
 def register_exit_criterion(criterion_class: type[ExitCriterion]) -> type[ExitCriterion]:
-    """Class decorator: lets settings name your own criterion. It stands above `@dataclass`.
+    """Class decorator: registers your criterion under its `name` for settings. Put it above `@dataclass`.
 
     Raises:
-        TypeError: not a dataclass that subclasses `ExitCriterion`, or without a `name`.
+        TypeError: the class is not a dataclass, does not subclass `ExitCriterion`, or has no `name`.
         ValueError: the name belongs to another class.
     """
     return EXIT_CRITERIA.register(criterion_class)
@@ -57,13 +57,13 @@ def register_exit_criterion(criterion_class: type[ExitCriterion]) -> type[ExitCr
 
 @dataclass
 class DistanceCriterion(ExitCriterion):
-    """Converged where a distance is below `threshold`. NaN is below nothing; nothing is below 0, which means never.
+    """Converged where a distance is below `threshold`. NaN never is; with `threshold=0` nothing converges.
 
     Args:
         threshold: 0 or more.
 
     Raises:
-        TypeError, ValueError: a threshold that is not such a number.
+        TypeError, ValueError: the threshold is not a number, or is negative or infinite.
     """
 
     threshold: float
@@ -73,7 +73,7 @@ class DistanceCriterion(ExitCriterion):
 
     @abstractmethod
     def distance(self, refinement: Refinement) -> torch.Tensor:
-        """float32 [batch, width], 0 or more, or NaN; inf where there is nothing to compare with yet."""
+        """float32 [batch, width], 0 or more, or NaN; inf if there is nothing to compare with yet."""
 
     def __call__(self, refinement: Refinement) -> torch.Tensor:
         refinement.exit_values = distance = self.distance(refinement)
@@ -86,7 +86,7 @@ def since_last_tick(
     value: torch.Tensor,
     distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """distance(value a tick ago, value) [batch, width], inf at a first observation; remembers the value."""
+    """distance(last tick's value, value) [batch, width], inf where there is no last value; remembers the value."""
     before = refinement.recall(key)
     refinement.remember(key, value)
     if before is None:
@@ -96,17 +96,17 @@ def since_last_tick(
 
 @dataclass
 class ExitCriterionList(ExitCriterion):
-    """Several criteria as one: a position has converged when any of them, or all of them, say so.
+    """Several criteria as one: a position has converged when any, or all, of them are met.
 
-    Every criterion is asked in every tick, since those that compare ticks must see each.
+    Every criterion is called in every tick, because some compare each tick with the last.
 
     Args:
         criteria: one or more.
         mode: "any" or "all".
 
     Raises:
-        TypeError: something in `criteria` is not an `ExitCriterion`.
-        ValueError: no criteria, or an unknown mode.
+        TypeError: an element of `criteria` is not an `ExitCriterion`.
+        ValueError: there are no criteria, or the mode is unknown.
     """
 
     name: ClassVar[str] = "list"
@@ -118,7 +118,7 @@ class ExitCriterionList(ExitCriterion):
             raise ValueError(f"mode={self.mode!r} is unknown: use 'any' or 'all'.")
         self.criteria = list(self.criteria)
         if not self.criteria:
-            raise ValueError("criteria=[] decides nothing: give one or more exit criteria.")
+            raise ValueError("criteria=[] is empty: pass one or more exit criteria.")
         for criterion in self.criteria:
             if not isinstance(criterion, ExitCriterion):
                 raise TypeError(f"criteria holds {criterion!r}: use exit_criterion() to make an ExitCriterion of it.")
@@ -129,7 +129,7 @@ class ExitCriterionList(ExitCriterion):
 
     def __call__(self, refinement: Refinement) -> torch.Tensor:
         verdicts = [criterion(refinement) for criterion in self.criteria]
-        refinement.exit_values = None  # the last one's would pass for the list's
+        refinement.exit_values = None  # the last criterion's are not the list's
         verdicts = torch.stack([verdict.to(verdicts[0].device) for verdict in verdicts])
         return verdicts.any(0) if self.mode == "any" else verdicts.all(0)
 
@@ -146,13 +146,13 @@ def exit_criterion(spec: ExitCriterion | str | dict | list, threshold: float | N
 
     Args:
         spec: a name in `EXIT_CRITERIA`; a dict {"name": ..., **parameters}; {"any": [...]} or {"all": [...]} of
-            such; a list of such, which is "any"; or an instance, which is returned as it is.
-        threshold: takes the place of the criterion's own `threshold`.
+            these; a list of these, which means "any"; or an instance, which is returned unchanged.
+        threshold: overrides the criterion's own `threshold`.
 
     Raises:
         TypeError: `spec` is none of these, or a parameter has the wrong type.
-        ValueError: an unknown name or parameter (names the nearest), a value out of range, an empty list, or a
-            `threshold` for a criterion that has none.
+        ValueError: a name or parameter is unknown (suggests the nearest), a value is out of range, a list is empty, or
+            the criterion has no `threshold` to override.
     """
     if isinstance(spec, (list, tuple)):
         spec = {"any": spec}
@@ -167,7 +167,7 @@ def exit_criterion(spec: ExitCriterion | str | dict | list, threshold: float | N
         return criterion
     if not (dataclasses.is_dataclass(criterion) and any(f.name == "threshold" for f in dataclasses.fields(criterion))):
         raise ValueError(
-            f"exit_threshold={threshold} has no place in {type(criterion).__name__}, which has no threshold: "
-            "leave it out, or set the parameters of each criterion in its dict."
+            f"exit_threshold={threshold} does not apply to {type(criterion).__name__}, which has no threshold: "
+            "leave it out, or set each criterion's parameters in its dict."
         )
     return dataclasses.replace(criterion, threshold=threshold)

@@ -1,4 +1,4 @@
-"""Criteria that look at the latent states alone."""
+"""Exit criteria that read only the latent states."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def latent_difference(state: torch.Tensor, before: torch.Tensor) -> torch.Tensor
         state, before: [batch, width, channels], the same positions' states a tick apart.
 
     Returns:
-        float32 [batch, width]; NaN where a state is not finite, which compares as not converged.
+        float32 [batch, width]; NaN where a state is not finite, which counts as not converged.
     """
     state, before = state.float(), before.to(state.device).float()
     return torch.linalg.vector_norm(state - before, dim=-1) / torch.linalg.vector_norm(state, dim=-1)
@@ -30,8 +30,8 @@ def latent_difference(state: torch.Tensor, before: torch.Tensor) -> torch.Tensor
 class LatentDifferenceCriterion(DistanceCriterion):
     """||s - s_before|| / ||s|| < threshold, s_before the state at the start of the tick.
 
-    arXiv 2510.14961, section 4.2, with its threshold. A new position is compared with the state it started from.
-    Cost: two norms a position; no memory.
+    arXiv 2510.14961, section 4.2, with its threshold. A new position is compared with its initial state.
+    Cost: two norms per position; no memory.
     """
 
     name: ClassVar[str] = "latent_difference"
@@ -46,9 +46,9 @@ class LatentDifferenceCriterion(DistanceCriterion):
 class LatentAccelerationCriterion(DistanceCriterion):
     """||d - d_before|| / ||s|| < threshold, with d = s - s_before of this tick and d_before of the last one.
 
-    The second difference of arXiv 2509.23314, divided by the state's norm so that its scale is `latent_difference`'s.
-    Small steps that turn are told from steps that settle; a state that drifts evenly counts as converged.
-    Cost: two norms a position; remembers one float32 [batch, width, channels].
+    The second difference of arXiv 2509.23314, divided by the state's norm to have the scale of `latent_difference`.
+    Tells small steps that keep turning from steps that settle; a state that drifts evenly counts as converged.
+    Cost: two norms per position; remembers one float32 [batch, width, channels].
     """
 
     name: ClassVar[str] = "latent_acceleration"
@@ -71,7 +71,7 @@ class LatentAccelerationCriterion(DistanceCriterion):
 class CosineCriterion(DistanceCriterion):
     """1 - cos(s, s_before) < threshold, s_before the state at the start of the tick.
 
-    Blind to a change of length. Cost: three sums a position; no memory. A zero state never converges.
+    Ignores changes of length. A zero state never converges. Cost: three sums per position; no memory.
     """
 
     name: ClassVar[str] = "cosine"
@@ -80,16 +80,16 @@ class CosineCriterion(DistanceCriterion):
     def distance(self, refinement: Refinement) -> torch.Tensor:
         state, before = refinement.states.float(), refinement.before.float()
         norms = torch.linalg.vector_norm(state, dim=-1) * torch.linalg.vector_norm(before, dim=-1)
-        # Rounding may take a cosine past 1.
+        # Rounding may push a cosine above 1.
         return (1 - (state * before).sum(-1) / norms).clamp_min(0)
 
 
 @register_exit_criterion
 @dataclass
 class FixedCriterion(ExitCriterion):
-    """`steps` recurrences on an unchanged input token: a schedule, the baseline of the others.
+    """`steps` recurrences on an unchanged input token: a fixed schedule, the baseline for the others.
 
-    Cost: one look at whether the states are finite; no memory.
+    Cost: one finiteness check of the states; no memory.
 
     Args:
         steps: recurrences, 1 or more.
@@ -109,14 +109,14 @@ class FixedCriterion(ExitCriterion):
 @register_exit_criterion
 @dataclass
 class ExitGateCriterion(ExitCriterion):
-    """The model's own gate: the probability that it has left by now has reached `threshold`.
+    """The model's own gate: its cumulative exit probability has reached `threshold`.
 
-    With g_t the gate's probability after recurrence t of a token, the position has left with probability
-    1 - (1 - g_1) ... (1 - g_t) (arXiv 2510.25741, Ouro's Q-exit). Where a tick makes several recurrences the gate
-    sees the last of them alone. Cost: one map to a number; remembers a number a position.
+    If g_t is the gate's probability after recurrence t of a token, the cumulative probability is
+    1 - (1 - g_1) ... (1 - g_t) (arXiv 2510.25741, Ouro's Q-exit). If a tick has several recurrences, the gate sees
+    only the last one. Cost: one linear map to a number; remembers one number per position.
 
     Args:
-        threshold: between 0 (after the first recurrence) and 1 (never before the budget); the model config's
+        threshold: from 0 (exit after the first recurrence) to 1 (never before the budget); the model config's
             `early_exit_threshold` when None.
     """
 
@@ -145,5 +145,5 @@ class ExitGateCriterion(ExitCriterion):
             remaining = torch.where(begun, before * remaining, remaining)
         refinement.remember("exit_gate.remaining", remaining)
         refinement.exit_values = left = 1 - remaining
-        # Rounding takes a probability to 1 long before a model means it.
+        # Rounding can make a probability 1 long before the model is that sure.
         return (left >= threshold) & (threshold < 1)

@@ -1,4 +1,4 @@
-"""What may be done to latent states and injected embeddings between recurrences."""
+"""Latent processors change latent states and injected embeddings between recurrences."""
 
 from __future__ import annotations
 
@@ -11,56 +11,56 @@ from .refinement import Refinement
 
 
 class LatentProcessor:
-    """Changes what a tick works on, at four places; each method is the identity unless a subclass says otherwise.
+    """Changes tensors of a tick at four points; by default each method returns its input.
 
-    Every method takes and returns a tensor [batch, width, channels] and leaves the one it was given as it was.
+    Every method takes a tensor [batch, width, channels] and returns another; it must not modify its input in place.
     Subclass it as a dataclass and pass an instance; `register_latent_processor` gives it a name for settings.
 
     Attributes:
-        name: what settings call it.
+        name: its name in settings.
     """
 
     name: ClassVar[str]
 
     def process_embedding(self, e: torch.Tensor, refinement: Refinement) -> torch.Tensor:
-        """The injected embedding, after the prelude and before there are states."""
+        """Change the injected embedding, after the prelude and before any states exist."""
         return e
 
     def process_start(self, state: torch.Tensor, refinement: Refinement) -> torch.Tensor:
-        """The states a tick starts from: s0 where `refinement.fresh`, carried from the last tick elsewhere.
+        """Change the states of new positions: `state` is s0 where `refinement.fresh`, and the last tick's elsewhere.
 
-        Only what is returned at fresh positions is used.
+        Only the result at fresh positions is used.
         """
         return state
 
     def process_state(self, state: torch.Tensor, refinement: Refinement) -> torch.Tensor:
-        """The states before the tick's recurrences."""
+        """Change the states before the tick's recurrences."""
         return state
 
     def process_refined(self, state: torch.Tensor, refinement: Refinement) -> torch.Tensor:
-        """The states after the tick's recurrences, before they are read out and carried on.
+        """Change the states after the tick's recurrences, before they are read out and kept for the next tick.
 
-        The core's keys and values stay as the last recurrence wrote them.
+        The core's keys and values do not change.
         """
         return state
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that `latent_processor` makes an equal one from; TypeError for an unregistered class."""
+        """Plain values from which `latent_processor` makes an equal one; TypeError for an unregistered class."""
         return LATENT_PROCESSORS.to_dict(self)
 
 
 def register_latent_processor(processor_class: type[LatentProcessor]) -> type[LatentProcessor]:
-    """Class decorator: lets settings name your own processor. It stands above `@dataclass`.
+    """Class decorator: registers your processor under its `name` for settings. Put it above `@dataclass`.
 
     Raises:
-        TypeError: not a dataclass that subclasses `LatentProcessor`, or without a `name`.
+        TypeError: the class is not a dataclass, does not subclass `LatentProcessor`, or has no `name`.
         ValueError: the name belongs to another class.
     """
     return LATENT_PROCESSORS.register(processor_class)
 
 
 class LatentProcessorList(list):
-    """Processors applied one after the other, as `LogitsProcessorList` is of logits processors."""
+    """Applies processors one after the other, like `LogitsProcessorList`."""
 
     def process_embedding(self, e: torch.Tensor, refinement: Refinement) -> torch.Tensor:
         """`LatentProcessor.process_embedding` of each in turn."""
@@ -87,7 +87,7 @@ class LatentProcessorList(list):
         return state
 
     def to_list(self) -> list[dict[str, Any]]:
-        """Plain values that `latent_processor` makes an equal list from; TypeError for an unregistered class."""
+        """Plain values from which `latent_processor` makes an equal list; TypeError for an unregistered class."""
         return [processor.to_dict() for processor in self]
 
 
@@ -95,12 +95,12 @@ def latent_processor(spec: LatentProcessor | str | dict | list) -> LatentProcess
     """A latent processor, or a list of them, from settings.
 
     Args:
-        spec: a name in `LATENT_PROCESSORS`; a dict {"name": ..., **parameters}; an instance, which is returned as it
-            is; or a list of such, which gives a `LatentProcessorList`.
+        spec: a name in `LATENT_PROCESSORS`; a dict {"name": ..., **parameters}; an instance, which is returned
+            unchanged; or a list of these, which gives a `LatentProcessorList`.
 
     Raises:
         TypeError: `spec` is none of these, or a parameter has the wrong type.
-        ValueError: an unknown name or parameter (names the nearest), or a value out of range.
+        ValueError: a name or parameter is unknown (suggests the nearest), or a value is out of range.
     """
     if isinstance(spec, (list, tuple)):
         return LatentProcessorList(LATENT_PROCESSORS.build(one) for one in spec)

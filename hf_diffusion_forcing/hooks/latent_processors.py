@@ -14,16 +14,16 @@ from .refinement import Refinement
 
 
 def _fresh(refinement: Refinement, like: torch.Tensor) -> torch.Tensor:
-    """bool [batch, width, 1] where `like` is."""
+    """`refinement.fresh` as bool [batch, width, 1] on the device of `like`."""
     return refinement.fresh.to(like.device)[..., None]
 
 
 @register_latent_processor
 @dataclass
 class EmbeddingMomentum(LatentProcessor):
-    """e <- (1 - eta) e + eta e_before, where the position existed a tick ago (arXiv 2510.14961, Algorithm 1).
+    """e <- (1 - eta) e + eta e_before, if the position existed in the last tick (arXiv 2510.14961, Algorithm 1).
 
-    e_before is the mixed embedding of the last tick. Remembers one [batch, width, channels].
+    e_before is the last tick's mixed embedding. Remembers one [batch, width, channels].
 
     Args:
         eta: between 0 and 1.
@@ -54,9 +54,9 @@ SCHEDULES = {
 @register_latent_processor
 @dataclass
 class StateNoise(LatentProcessor):
-    """s <- (1 - b) s + b noise before the recurrences, with fresh noise like the state start's (arXiv 2510.14961).
+    """s <- (1 - b) s + b noise before the recurrences, with fresh noise like that of s0 (arXiv 2510.14961).
 
-    b depends on k, the recurrences a position has had on its token, and on the budget K: "constant" beta,
+    b depends on k, the recurrences since the position's token last changed, and on the budget K: "constant" is beta,
     "linear" beta max(0, 1 - k / K), "square_root" beta sqrt(max(0, 1 - k / K)), "dampened" beta / (1 + k).
     The noise is keyed by (seed, position, k), so it does not depend on the batch or the wave.
 
@@ -75,7 +75,7 @@ class StateNoise(LatentProcessor):
             raise ValueError(f"schedule={self.schedule!r} is unknown{nearest(str(self.schedule), tuple(SCHEDULES))}.")
 
     def share(self, steps: torch.Tensor, budget: int) -> torch.Tensor:
-        """b of positions that have had `steps` recurrences, float32 [batch, width]."""
+        """b after `steps` recurrences, float32 [batch, width]."""
         return self.beta * SCHEDULES[self.schedule](steps.float(), budget)
 
     def process_state(self, state: torch.Tensor, refinement: Refinement) -> torch.Tensor:
@@ -90,8 +90,8 @@ class StateNoise(LatentProcessor):
 class ContinuousCompute(LatentProcessor):
     """A new position starts from the state of the position on its left instead of from noise (arXiv 2502.05171).
 
-    Of several new positions in a row, all take the state of the last one that is not new. Where a row has none, as in
-    the first tick, they keep their noise.
+    Several neighbouring new positions all take the state of the last old one. If the row has none, as in its first
+    tick, they keep their noise.
     """
 
     name: ClassVar[str] = "continuous_compute"
@@ -108,9 +108,9 @@ class ContinuousCompute(LatentProcessor):
 @register_latent_processor
 @dataclass
 class LatentMomentum(LatentProcessor):
-    """s <- s + mu (s - s_before) after the recurrences: each tick's step is taken a little further.
+    """s <- s + mu (s - s_before) after the recurrences: extends each tick's step a little.
 
-    Experimental. s_before is the state at the start of the tick; new positions, which come from noise, are left alone.
+    Experimental. s_before is the state at the start of the tick. New positions, which start from noise, do not change.
     A criterion that compares states sees the longer step.
 
     Args:
@@ -132,14 +132,14 @@ class LatentMomentum(LatentProcessor):
 @register_latent_processor
 @dataclass
 class AndersonAcceleration(LatentProcessor):
-    """Anderson acceleration of the fixed point s = G(s) over two ticks, for each position on its own, in float32.
+    """Anderson acceleration of the fixed point s = G(s) over two ticks, separately for each position, in float32.
 
-    With x the states at the start of a tick, g = G(x) those after its recurrences and f = g - x, of this tick and the
-    last: theta = `<f, f - f_before> / ||f - f_before||^2`, and s <- g - theta (g - g_before).
+    Let x be the states at the start of a tick, g = G(x) those after its recurrences, and f = g - x. Then
+    theta = `<f, f - f_before> / ||f - f_before||^2`, and s <- g - theta (g - g_before).
 
-    Experimental. A position keeps s = g where it is new or its token has just changed (the last tick was of another
-    G), where ||f - f_before|| is too small to divide by (below 1% of ||f||, or lost in g's rounding), and where the
-    result is not finite. Remembers two tensors [batch, width, channels].
+    Experimental. A position keeps s = g if it is new or its token has just changed (so the last tick had another G), if
+    ||f - f_before|| is too small to divide by (below 1% of ||f||, or lost in g's rounding), or if the result is not
+    finite. Remembers two tensors [batch, width, channels].
     """
 
     name: ClassVar[str] = "anderson"

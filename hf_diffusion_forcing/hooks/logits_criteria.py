@@ -1,4 +1,4 @@
-"""Criteria that look at what the states are decoded to: logits, or the tokens chosen from them."""
+"""Exit criteria that read the logits, or the tokens chosen from them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .refinement import Refinement
 class EntropyCriterion(DistanceCriterion):
     """|H - H_before| < threshold, in nats, with H = -sum p log p of softmax(logits) in this tick and the last.
 
-    The change of the entropy, as "entropy-diff" in Huginn's published code, not the entropy itself: a position may be
-    settled and unsure. Cost: the readout and one softmax; remembers a number a position.
+    The change of the entropy ("entropy-diff" in Huginn's published code), not the entropy itself: a position may have
+    converged and still be unsure. Cost: the readout and one softmax; remembers one number per position.
     """
 
     name: ClassVar[str] = "entropy"
@@ -40,14 +40,14 @@ def _kl_divergence(before: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
 
 
 def _kl_since_last_tick(refinement: Refinement, divergence=_kl_divergence) -> torch.Tensor:
-    # One key for all criteria that compare distributions: they remember the same tensor.
+    # All criteria that compare distributions share this key, because they remember the same tensor.
     return since_last_tick(refinement, "kl.log_probs", refinement.logits.float().log_softmax(-1), divergence)
 
 
 @register_exit_criterion
 @dataclass
 class KLCriterion(DistanceCriterion):
-    """KL(p_before || p) < threshold, in nats, between softmax(logits) of the last tick and of this one.
+    """KL(p_before || p) < threshold, in nats, between softmax(logits) of the last tick and this one.
 
     arXiv 2502.05171, zero-shot adaptive compute, with its threshold. Cost: the readout and two passes over the
     vocabulary; remembers one float32 [batch, width, vocabulary].
@@ -64,11 +64,11 @@ class KLCriterion(DistanceCriterion):
 @register_exit_criterion
 @dataclass
 class MinPKLCriterion(DistanceCriterion):
-    """KL(q_before || q) < threshold, in nats, where q is softmax(logits) on the likely tokens alone, renormalised.
+    """KL(q_before || q) < threshold, in nats, where q is softmax(logits) renormalised over the likely tokens.
 
-    A token is likely when p >= min_p * max p in this tick or in the last: by one tick alone, a token that has
-    just lost all its probability would go unseen. (Huginn's published "minp-kl" gives the unlikely ones a constant
-    instead of dropping them.) Cost: as `kl`, and a pass more.
+    A token is likely if p >= min_p * max p in this tick or the last; with one tick only, a token that has just lost
+    its probability would be missed. (Huginn's published "minp-kl" gives unlikely tokens a constant instead of dropping
+    them.) Cost: that of `kl`, plus another pass over the vocabulary.
 
     Args:
         threshold: 0 or more.
@@ -97,8 +97,8 @@ class MinPKLCriterion(DistanceCriterion):
 
 
 def _streak(refinement: Refinement, key: str, tokens: torch.Tensor) -> torch.Tensor:
-    """For how many ticks in a row each position's token has been what it was a tick before; int64 [batch, width]."""
-    # Nothing is chosen from logits that are NaN or +inf. amax passes both on, and lets a token masked with -inf be.
+    """For how many ticks in a row each position's token has not changed; int64 [batch, width]."""
+    # A token chosen from NaN or +inf logits does not count. amax propagates both, but ignores tokens masked with -inf.
     tokens = tokens.masked_fill(~refinement.logits.amax(-1).isfinite().to(tokens.device), -1)
     before, streak = refinement.recall(f"{key}.token"), refinement.recall(f"{key}.streak")
     if before is None:
@@ -114,10 +114,11 @@ def _streak(refinement: Refinement, key: str, tokens: torch.Tensor) -> torch.Ten
 @register_exit_criterion
 @dataclass
 class TokenStabilityCriterion(ExitCriterion):
-    """The chosen token has been the same for `patience` ticks in a row after its first.
+    """The chosen token has stayed the same for `patience` ticks after its first.
 
-    The token that would be committed: after the logits processors and, when sampling, with the position's own Gumbel
-    noise. `argmax_stability` looks at the model's raw logits. Cost: the readout; remembers two integers a position.
+    This is the token that would be committed: chosen after the logits processors and, when sampling, with the
+    position's Gumbel noise. `argmax_stability` reads the model's raw logits instead. Cost: the readout; remembers two
+    integers per position.
 
     Args:
         patience: ticks, 1 or more.
@@ -137,12 +138,12 @@ class TokenStabilityCriterion(ExitCriterion):
 @register_exit_criterion
 @dataclass
 class ArgmaxStabilityCriterion(ExitCriterion):
-    """argmax(logits) has been the same for `patience` ticks in a row after its first, and p_1 - p_2 > margin.
+    """argmax(logits) has stayed the same for `patience` ticks after its first, and p_1 - p_2 > margin.
 
-    p_1 and p_2 are the two highest probabilities of softmax(logits) now. These are the model's raw logits, before
-    processors and sampling; `token_stability` looks at the token they choose. Huginn's published "argmax-stability"
-    waits for 5 recurrences with no margin; a tick is `inner_recurrence` of them. Cost: the readout, one softmax and a
-    top-2; remembers two integers a position.
+    p_1 and p_2 are the two highest probabilities of the current softmax(logits): the model's raw logits, before
+    processors and sampling. `token_stability` uses the chosen token instead. Huginn's published "argmax-stability"
+    waits for 5 recurrences with no margin; a tick has `inner_recurrence` of them. Cost: the readout, one softmax and
+    a top-2; remembers two integers per position.
 
     Args:
         patience: ticks, 1 or more.

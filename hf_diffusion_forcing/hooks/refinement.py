@@ -1,4 +1,4 @@
-"""One tick of a sampler, as hooks see it."""
+"""A tick of a sampler as hooks see it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 
 
 class RefinedModel(Protocol):
-    """What a hook may ask of the model whose states it sees.
+    """The part of a model that hooks may use.
 
     Attributes:
-        config: the model's.
-        has_exit_gate: whether there is an `exit_gate`.
+        config: the model's config.
+        has_exit_gate: whether the model has an `exit_gate`.
     """
 
     config: Any
@@ -22,39 +22,38 @@ class RefinedModel(Protocol):
     def initialize_state(
         self, e: torch.Tensor, positions: torch.Tensor, seeds: torch.Tensor, scale: float = 1.0
     ) -> torch.Tensor:
-        """Fresh states [batch, width, channels] of the shape and dtype of e."""
+        """Initial states [batch, width, channels] with the shape and dtype of e."""
 
     def exit_gate(self, s: torch.Tensor) -> torch.Tensor:
-        """Logits [batch, width] of leaving after the recurrence that made s."""
+        """Logits [batch, width] of exiting after the recurrence that produced s."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Refinement:
-    """What latent processors and exit criteria see of one tick (of one recurrence, where a sampler decides after each).
+    """The data of one tick (or one recurrence of the prompt) for latent processors and exit criteria.
 
-    The sampler makes a new one every tick and fills it as the tick goes on. The positions of all rows stand end to end,
-    so batch is 1 and width their number. What a hook keeps for the next tick with `remember` comes back from `recall`
-    in the places the positions then have.
+    The sampler makes a new one for every tick and fills it in step by step. The positions of all rows are end to end,
+    so batch is 1 and width is the number of positions. A hook passes data to the next tick with `remember`; `recall`
+    returns it, rearranged to that tick's positions.
 
     Attributes:
         positions: int64 [batch, width], absolute.
-        input_ids: int64 [batch, width], the tokens that are refined; all but a row's first may be drafts.
-        rows: int64 [batch, width], which row each position belongs to.
-        fresh: bool [batch, width], positions that did not exist a tick ago. What is recalled there is meaningless.
-        steps: int64 [batch, width], recurrences each position has had since its input token last changed, without
-            this tick's.
+        input_ids: int64 [batch, width], the tokens being refined; all but a row's first may be drafts.
+        rows: int64 [batch, width], each position's row.
+        fresh: bool [batch, width], positions that were not in the last tick. Recalled values are meaningless there.
+        steps: int64 [batch, width], recurrences of each position since its input token last changed, before this tick.
         recurrences: core passes of this tick.
-        budget: the most recurrences a position at the front gets (`max_steps`).
-        seeds: int64 [batch, width], of each position's row.
-        model: for hooks that want its verbs.
-        memory: what hooks remembered a tick ago, moved to this tick's columns.
-        before: [batch, width, channels], states at the start of the tick; None until there are any.
-        states: [batch, width, channels], current states; None until there are any.
+        budget: the most recurrences of a position at the front.
+        seeds: int64 [batch, width], the seed of each position's row.
+        model: for hooks that use its verbs.
+        memory: the hooks' data from the last tick, rearranged to this tick's positions.
+        before: [batch, width, channels], states at the start of the tick; None until they exist.
+        states: [batch, width, channels], current states; None until they exist.
         logits: [batch, width, vocabulary], raw; None until the states are decoded.
         predictions: int64 [batch, width], the tokens chosen from the processed logits; None until then.
-        exit_values: float [batch, width], what the exit criterion has compared with its threshold, for those who watch
-            (`return_trace`); None for a criterion that sets none.
-        remembered: what hooks keep for the next tick.
+        exit_values: float [batch, width], the values the exit criterion compared with its threshold, for the trace;
+            None for a criterion that sets none.
+        remembered: the hooks' data for the next tick.
     """
 
     positions: torch.Tensor
@@ -75,7 +74,7 @@ class Refinement:
     remembered: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
 
     def recall(self, key: str) -> torch.Tensor | None:
-        """What was remembered under `key` a tick ago, [batch, width, ...]; None when nothing was."""
+        """The tensor remembered under `key` in the last tick, [batch, width, ...]; None if there is none."""
         return self.memory.get(key)
 
     def remember(self, key: str, tensor: torch.Tensor) -> None:
@@ -86,7 +85,7 @@ class Refinement:
         """
         if tensor.shape[:2] != self.positions.shape:
             raise ValueError(
-                f"{key!r} has shape {tuple(tensor.shape)}: a remembered tensor starts with the batch and the width, "
+                f"{key!r} has shape {tuple(tensor.shape)}: a remembered tensor must start with batch and width, "
                 f"{tuple(self.positions.shape)}."
             )
         self.remembered[key] = tensor

@@ -1,4 +1,4 @@
-"""Checkpoints as repositories of the Hugging Face Hub: exported as a folder, pushed as a folder."""
+"""Export checkpoints as folders, and push folders to the Hugging Face Hub."""
 
 from .export import export_checkpoint
 from .push import files_to_push, push_folder

@@ -1,7 +1,7 @@
-"""Write a checkpoint of any family anew: each tensor once, in one dtype, in safetensors shards.
+"""Rewrites a checkpoint of any family: each tensor once, in one dtype, in safetensors shards.
 
-Files of the Hub hold a copy of a tied head, a table of rotations and float32 weights; what this writes has none of
-these, says its layout in config.json and has the tokenizer's special-token ids.
+Checkpoints on the Hub may hold a copy of a tied head, a table of rotations and float32 weights. The rewritten one has
+none of these; its config.json has the layout and the tokenizer's special-token ids.
 """
 
 import warnings
@@ -18,13 +18,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def convert(
     checkpoint: str, output: Path, dtype: str = "bfloat16", max_shard_size: str = "5GB", overwrite: bool = False
 ) -> int:
-    """Load a checkpoint, single or sharded, and save it with its tokenizer, if it has one. The folder appears whole.
+    """Load a checkpoint and save it, with its tokenizer if it has one. The folder appears complete or not at all.
 
     Returns:
         The number of parameters.
 
     Raises:
-        ValueError: an unknown dtype, or a folder that may not be replaced.
+        ValueError: the dtype is unknown, or the folder may not be replaced.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is unknown: use {', '.join(DTYPES)}.")

@@ -1,4 +1,4 @@
-"""A checkpoint as a folder that decodes in parallel wherever it is loaded, ready for the Hub."""
+"""Exports a checkpoint as a folder, ready for the Hub, that decodes in parallel wherever it is loaded."""
 
 import copy
 import json
@@ -21,7 +21,7 @@ from .source_card import SourceCard
 from .staging import check_destination, staged
 
 REPOSITORY = Path(__file__).parent / "repository"
-"""Files that go into every exported folder as they are."""
+"""Files that are copied into every exported folder."""
 
 
 def export_checkpoint(
@@ -37,28 +37,28 @@ def export_checkpoint(
 ) -> Path:
     """Write weights (safetensors), configs, tokenizer, model card and `custom_generate` into a new folder.
 
-    The folder appears complete or not at all. What the model's generation config says of a sampler is replaced; the
-    model itself is not changed.
+    The folder appears complete or not at all. The stored generation config gets the new sampler; the model itself does
+    not change.
 
     Args:
-        model: of a family of this package.
-        tokenizer: the model's.
+        model: a model of one of this package's families.
+        tokenizer: the model's tokenizer.
         out: the folder.
         preset: stored by name in the generation config.
-        sampler_config: settings stored over the preset's.
-        source: folder or Hub id the weights come from unchanged. Its model card is kept, with what was measured on
-            it; without, the new card says that nothing was measured.
-        repo_id: where the folder will be pushed; the code in the card loads it. The folder's name when None.
-        overwrite: replace a checkpoint that is there.
+        sampler_config: settings that override the preset's.
+        source: folder or Hub id of the unchanged weights. Its model card is kept, with its measurements; without a
+            source, the new card says that nothing was measured.
+        repo_id: the Hub repository, for the code in the card; the folder's name when None.
+        overwrite: replace an existing checkpoint.
 
     Returns:
         The folder's absolute path.
 
     Raises:
-        TypeError: the model is not a recurrent-depth one, the tokenizer none, or `sampler_config` neither a dataclass
-            nor a dict.
-        ValueError: a preset that is unknown or does not fit the model, settings that do not fit, a bad `repo_id`, or
-            `out` is there and not empty.
+        TypeError: the model is not recurrent-depth, the tokenizer is not a tokenizer, or `sampler_config` is neither a
+            dataclass nor a dict.
+        ValueError: the preset is unknown or does not fit the model, settings do not fit, `repo_id` is invalid, or
+            `out` exists and may not be replaced.
     """
     _check_types(model, tokenizer)
     if repo_id is not None:
@@ -66,7 +66,7 @@ def export_checkpoint(
     sampler, settings = named_settings(preset_sampler(preset), sampler_config)
     if SAMPLERS[sampler].needs_injected_embedding and not model.has_injected_embedding:
         raise ValueError(
-            f"preset={preset!r} decodes by {sampler}, for which {type(model).__name__} has no injected embedding: "
+            f"preset={preset!r} uses {sampler}, which needs an injected embedding; {type(model).__name__} has none: "
             "use preset='lossless'."
         )
     stored = RecurrentDepthGenerationConfig(sampler=sampler, sampler_preset=preset, sampler_config=settings)
@@ -79,9 +79,9 @@ def export_checkpoint(
         model.save_pretrained(stage)
         tokenizer.save_pretrained(stage)
         _store_sampler(model, stage, preset, settings)
-        # Config code of our own: an auto_map the model was loaded with leads to files that are not in the folder.
+        # Point auto_map to our own config code: one the model was loaded with names files that are not in the folder.
         _rewrite(stage / "config.json", auto_map={"AutoConfig": "configuration_recurrent_depth.RecurrentDepthConfig"})
-        # How a tokenizer was loaded is no part of it.
+        # These only record how the tokenizer was loaded.
         _rewrite(stage / "tokenizer_config.json", drop=("is_local", "local_files_only"))
         shutil.copytree(REPOSITORY, stage, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         (stage / "custom_generate/requirements.txt").write_text(f"hf-diffusion-forcing>={__version__}\n")
@@ -94,8 +94,8 @@ def _check_types(model: Any, tokenizer: Any) -> None:
     """TypeError unless they are a recurrent-depth model and a tokenizer."""
     if not isinstance(model, RecurrentDepthGenerationMixin):
         raise TypeError(
-            f"{type(model).__name__} is not a recurrent-depth model. (Of a wrapped one pass what is inside: a PEFT "
-            "model's merge_and_unload(), a compiled model's _orig_mod.)"
+            f"{type(model).__name__} is not a recurrent-depth model. (Unwrap a wrapped one: pass a PEFT model's "
+            "merge_and_unload() or a compiled model's _orig_mod.)"
         )
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise TypeError(f"tokenizer={tokenizer!r} is not a transformers tokenizer.")

@@ -17,8 +17,8 @@ the preset `{preset}`{changes}.
 
 ## Use
 
-Needed is the Python package `hf-diffusion-forcing`, which brings the transformers it was tried with. Where the package
-is imported, the model loads with the package's own code and nothing in this repository is executed:
+Install the Python package `hf-diffusion-forcing`, which also installs a tested version of transformers. After importing
+the package, the model loads with the package's own code, and no code of this repository is executed:
 
 ```python
 import hf_diffusion_forcing
@@ -32,7 +32,7 @@ ids = model.generate(**inputs, max_new_tokens=32)
 print(tokenizer.decode(ids[0], skip_special_tokens=True))
 ```
 
-Without the import, `trust_remote_code=True` lets two short files of this repository import it:
+Without the import, `trust_remote_code=True` lets two short files of this repository import the package:
 
 ```python
 tokenizer = AutoTokenizer.from_pretrained("{repo_id}", trust_remote_code=True)
@@ -40,14 +40,14 @@ model = AutoModelForCausalLM.from_pretrained("{repo_id}", trust_remote_code=True
 ids = model.generate(**inputs, max_new_tokens=32)
 ```
 
-Another recurrent-depth model decodes by diffusion forcing for one call:
+To decode another recurrent-depth model by diffusion forcing in one call:
 
 ```python
 ids = model.generate(**inputs, max_new_tokens=32, custom_generate="{repo_id}", trust_remote_code=True)
 ```
 
 `generate()` takes the sampler's settings as keywords (`sampler_preset="quality"`, `wavefront=16`, `seed=0`, ...), which
-go before the stored ones. `sampler="autoregressive"` decodes one token at a time.
+override the stored ones. `sampler="autoregressive"` decodes one token at a time.
 
 ## Presets
 
@@ -62,13 +62,13 @@ go before the stored ones. `sampler="autoregressive"` decodes one token at a tim
 
 METHODS = {
     "diffusion_forcing": "by diffusion forcing\n([arXiv 2510.14961](https://arxiv.org/abs/2510.14961))",
-    "speculative_wavefront": "by a lossless wavefront\n(the text is that of one token at a time)",
+    "speculative_wavefront": "by a lossless wavefront\n(the text equals that of decoding one token at a time)",
 }
 
-MEASURED = "What was measured on this checkpoint is in its own card, which follows."
+MEASURED = "This checkpoint's own card, with its measurements, follows."
 NOT_MEASURED = (
-    "Neither was measured on this checkpoint when it was exported. To compare with autoregression on prompts of your "
-    "own:\n\n"
+    "Neither was measured on this checkpoint when it was exported. To compare with autoregression on your own "
+    "prompts:\n\n"
     '```bash\nhf-diffusion-forcing compare {repo_id} --prompt "..."\n```'
 )
 
@@ -88,10 +88,10 @@ def model_card(model: PreTrainedModel, repo_id: str, preset: str, settings: dict
 
     Args:
         model: the checkpoint.
-        repo_id: what the code of the card loads; its last part is the heading.
-        preset: stored by name.
-        settings: stored over the preset's.
-        source: the card of the checkpoint it comes from; its metadata and text are kept.
+        repo_id: the repository that the card's code loads; its last part is the heading.
+        preset: the stored preset's name.
+        settings: stored settings that override the preset's.
+        source: the card of the source checkpoint; its metadata and text are kept.
     """
     data = source.data
     data.library_name, data.pipeline_tag = "transformers", "text-generation"

@@ -1,4 +1,4 @@
-"""A checkpoint's folder, uploaded to the Hugging Face Hub."""
+"""Uploads a checkpoint's folder to the Hugging Face Hub."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ def files_to_push(folder: str | os.PathLike) -> dict[str, int]:
     """Sizes in bytes of the files that a push uploads, by path in the folder.
 
     Raises:
-        ValueError: the folder is missing, is no checkpoint, or holds a file that loads by unpickling, which runs code.
+        ValueError: the folder is missing or not a checkpoint, or holds a file that may be a pickle, which runs code.
     """
     folder = Path(folder).expanduser()
     if not (folder / "config.json").is_file():
@@ -24,27 +24,27 @@ def files_to_push(folder: str | os.PathLike) -> dict[str, int]:
     pickles = [name for name in names if files[name].suffix.lower() in PICKLE_SUFFIXES]
     if pickles:
         raise ValueError(
-            f"{folder} holds {', '.join(pickles)}, which may be pickled, and a pickle runs code when it is loaded: "
+            f"{folder} holds {', '.join(pickles)}, which may be pickled, and a pickle can run code when it is loaded: "
             "remove it. `hf-diffusion-forcing export` writes weights as safetensors."
         )
     return {name: files[name].stat().st_size for name in names}
 
 
 def push_folder(repo_id: str, folder: str | os.PathLike, private: bool = False) -> str:
-    """Make the repository if it is not there, and upload the folder.
+    """Create the repository if necessary, and upload the folder.
 
-    Files of the repository that are not in the folder stay.
+    Other files in the repository are kept.
 
     Args:
-        repo_id: "user/name", or a name in one's own account.
+        repo_id: "user/name", or a name in your own account.
         folder: see `files_to_push`.
-        private: the repository must be private; by default a new one is as the account's settings say.
+        private: require a private repository; by default the account's settings decide for a new one.
 
     Returns:
         The repository's address.
 
     Raises:
-        ValueError: as `files_to_push`; a bad `repo_id`; or `private` and a repository that is there and public.
+        ValueError: as `files_to_push`; or `repo_id` is invalid; or `private` is set but the repository is public.
         LocalTokenNotFoundError: there is no token (an OSError).
         ConnectionError: the Hub cannot be reached or refuses.
     """
@@ -55,7 +55,9 @@ def push_folder(repo_id: str, folder: str | os.PathLike, private: bool = False) 
     try:
         url = api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.model_info(url.repo_id).private:
-            raise ValueError(f"{url.repo_id} is there and public: make it private on the Hub, or push without private.")
+            raise ValueError(
+                f"{url.repo_id} exists and is public: make it private on the Hub, or push without private."
+            )
         api.upload_folder(
             repo_id=url.repo_id, folder_path=Path(folder).expanduser(), commit_message="Upload checkpoint"
         )

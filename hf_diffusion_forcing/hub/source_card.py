@@ -1,4 +1,4 @@
-"""The model card of the checkpoint that is exported: what it says stays true of the same weights elsewhere."""
+"""The model card of the source checkpoint, which stays valid for the exported copy of the same weights."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 MARKER = "<!-- card of the exported checkpoint -->"
-"""Stands in an exported card before what came from its source, so that exporting again does not nest."""
+"""Marks the start of the source's text in an exported card, so that exporting again does not nest cards."""
 
 IMAGE = re.compile(r"(!\[[^\]]*\]\()([^)\s:]+)(?=[)\s])")
 IMAGE_SUFFIXES = {".gif", ".jpeg", ".jpg", ".png", ".svg", ".webp"}
@@ -20,13 +20,13 @@ IMAGE_SUFFIXES = {".gif", ".jpeg", ".jpg", ".png", ".svg", ".webp"}
 
 @dataclass
 class SourceCard:
-    """A README.md, taken apart.
+    """The parts of a README.md.
 
     Args:
         data: its metadata.
-        body: its text, with headings one level down; empty without one.
-        images: files the text shows, by their paths in it.
-        repo_id: the repository it is from, if from the Hub.
+        body: its text, with headings one level down; empty without a card.
+        images: files of the images in the text, by their paths there.
+        repo_id: its Hub repository, if it has one.
     """
 
     data: ModelCardData = field(default_factory=ModelCardData)
@@ -36,7 +36,7 @@ class SourceCard:
 
     @classmethod
     def of(cls, source: str | os.PathLike) -> "SourceCard":
-        """The card of a checkpoint; an empty one where there is none.
+        """The card of a checkpoint; empty if there is none.
 
         Args:
             source: a folder, or the id of a repository on the Hub.
@@ -89,7 +89,7 @@ class SourceCard:
 
 
 def _headings_down(text: str) -> str:
-    """Markdown with every heading one level deeper; a `#` in a code block is none."""
+    """Move every heading of a Markdown text one level down, except in code blocks."""
     lines, fenced = [], False
     for line in text.splitlines():
         if line.lstrip().startswith("```"):

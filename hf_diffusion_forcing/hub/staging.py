@@ -9,10 +9,10 @@ from uuid import uuid4
 
 
 def check_destination(out: str | os.PathLike, overwrite: bool = False) -> Path:
-    """Where a folder may be written, as an absolute path.
+    """The absolute path of a folder that may be written.
 
     Raises:
-        ValueError: there is something already that may not be replaced.
+        ValueError: something there may not be replaced.
     """
     out = Path(out).expanduser().resolve()
     if not out.exists():
@@ -20,21 +20,21 @@ def check_destination(out: str | os.PathLike, overwrite: bool = False) -> Path:
     if not out.is_dir():
         raise ValueError(f"{out} is a file: choose another folder.")
     if Path.cwd().is_relative_to(out):
-        raise ValueError(f"{out} is replaced as a whole, and the current folder is in it: choose another.")
+        raise ValueError(f"{out} contains the current folder and would be replaced: choose another folder.")
     if not any(out.iterdir()):
         return out
     if not overwrite:
         raise ValueError(f"{out} is not empty: choose another folder, or overwrite it (--overwrite).")
     if not (out / "config.json").is_file() or (out / ".git").exists():
         raise ValueError(
-            f"{out} is not replaced: only a checkpoint is, a folder with a config.json that is no git checkout."
+            f"{out} is not a checkpoint to overwrite (a folder with a config.json and without .git): choose another."
         )
     return out
 
 
 @contextmanager
 def staged(out: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
-    """A new folder beside `out`, which takes its place when the block ends without an error and is gone otherwise.
+    """A new folder next to `out` that replaces it if the block ends without an error, and is removed otherwise.
 
     Raises:
         ValueError: as `check_destination`.
@@ -51,7 +51,7 @@ def staged(out: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _replace(out: Path, stage: Path) -> None:
-    """A folder with something in it cannot be renamed over: it steps aside first, and back if that fails."""
+    """Replace `out`. A folder with files cannot be renamed over, so the old one is moved away, and back on failure."""
     if not out.exists():
         stage.rename(out)
         return

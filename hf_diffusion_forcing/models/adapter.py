@@ -1,4 +1,4 @@
-"""The verbs of a looped model of another class."""
+"""An adapter for looped models of other classes."""
 
 from typing import ClassVar
 
@@ -9,12 +9,12 @@ from .causal_lm import RecurrentDepthForCausalLM
 
 
 class RecurrentDepthAdapter(RecurrentDepthForCausalLM):
-    """The verbs of a looped model whose class knows nothing of this package.
+    """Gives the verbs to a looped model whose class does not know this package.
 
     A subclass implements `embed`, `initialize_state`, `recur` and `decode` (see `RecurrentDepthInterface`); `self` is
-    the model, so its modules are at hand. Attention goes through `at.attend(layer, query, key, value, slot)`, with
-    layers counted over prelude, core and coda, and `slot` from `at.slot(depth)` in the core, `readout` in the coda, 0
-    in the prelude.
+    the model, so its modules are attributes. Attention must use `at.attend(layer, query, key, value, slot)`, with
+    layers counted over prelude, core and coda; `slot` is `at.slot(depth)` in the core, `readout` in the coda and 0 in
+    the prelude.
 
     Attributes:
         layers: attention layers of prelude, core and coda.
@@ -24,8 +24,8 @@ class RecurrentDepthAdapter(RecurrentDepthForCausalLM):
     layers: ClassVar[tuple[int, int, int]]
     mean_recurrence: ClassVar[int]
 
-    # transformers' own, whatever the model's class has: what it prepares goes to the forward() of this package, and a
-    # class written for another version of transformers calls the cache by another name.
+    # transformers' own, not the model's: the inputs are for this package's forward(), and a class written for another
+    # version of transformers uses another name for the cache.
     prepare_inputs_for_generation = GenerationMixin.prepare_inputs_for_generation
 
     def new_cache(self, num_steps, kv_sharing="last", capacity=0):

@@ -1,4 +1,4 @@
-"""Queries, keys and values on their way through rotary positions and a placement."""
+"""Attention with rotary positions, through a placement."""
 
 from collections.abc import Callable
 
@@ -19,18 +19,18 @@ def rotary_attention(
     """Causal attention of the positions of a pass, through their placement.
 
     Args:
-        qk: [batch, width, heads + kv_heads, head_dim], queries before keys, not turned yet.
+        qk: [batch, width, heads + kv_heads, head_dim], queries before keys, not rotated yet.
         value: [batch, width, kv_heads, head_dim].
         heads: how many of `qk` are queries.
         rotate: `rotate_pairs` or `rotate_halves`.
-        at: of the pass, with its `rotary` filled in.
+        at: placement of the pass, with its `rotary` filled in.
         layer, slot: see `Placement.attend`.
 
     Returns:
         [batch, width, heads * head_dim].
     """
-    # Processors attend from one position more than twice as fast in float32 as in bfloat16; the keys and values
-    # they keep are float32 then. (A parameter may lift qk out of autocast; the cache holds one dtype in any case.)
+    # On a CPU, attention from one position is more than twice as fast in float32 as in bfloat16, so the cache is
+    # float32 there. (A parameter may lift qk out of autocast; the cache must have a single dtype.)
     dtype = torch.float32 if qk.device.type == "cpu" and qk.itemsize < 4 else qk.dtype
     qk, value = rotate(qk, at.rotary).to(dtype), value.to(dtype)
     query, key = qk[:, :, :heads], qk[:, :, heads:]

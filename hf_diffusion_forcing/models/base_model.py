@@ -1,4 +1,4 @@
-"""What the base models of all families do alike: a language model without its head, as AutoModel loads it."""
+"""The base model shared by all families: a language model without its head, as AutoModel loads it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .unrolled import UnrolledModel
 
 @dataclass
 class RecurrentDepthModelOutput(CacheOutput, BaseModelOutputWithPast):
-    """`BaseModelOutputWithPast` and the latents.
+    """`BaseModelOutputWithPast` with latents.
 
     Attributes:
-        last_hidden_state: [batch, width, channels], what the head reads.
-        latents: [batch, width, channels], the last recurrence's states as they are read out.
+        last_hidden_state: [batch, width, channels], the input of the head.
+        latents: [batch, width, channels], the last recurrence's states as the coda reads them.
     """
 
     latents: torch.FloatTensor | None = None
@@ -30,18 +30,18 @@ class RecurrentDepthModel(UnrolledModel):
     """Prelude, core and coda, whose `forward()` is embed, num_steps x recur, read_out.
 
     A family inherits from it and its own `PreTrainedModel`, in this order, and implements the verbs `embed`,
-    `initialize_state`, `recur`, `new_cache` (see `RecurrentDepthInterface`) and `read_out`; a verb calls `rotate(at)`
-    before its layers run. Its config has `head_dim` and `rope_parameters`, too.
+    `initialize_state`, `recur`, `new_cache` (see `RecurrentDepthInterface`) and `read_out`; each calls `rotate(at)`
+    before its layers run. The config also needs `head_dim` and `rope_parameters`.
     """
 
     def __init__(self, config):
         super().__init__(config)
         self.inverse_frequencies = inverse_frequencies(config)
-        # By device: a list would be copied there for every placement, and a buffer would be cast with the weights.
+        # By device: a list would be copied for every placement, and a buffer would be cast with the weights.
         self._frequencies: dict[torch.device, torch.Tensor] = {}
 
     def rotate(self, at: Placement) -> None:
-        """Fill in `at.rotary`, by which attention turns the queries and keys of the pass; made by its first verb."""
+        """Fill in `at.rotary`, the rotations of the pass's queries and keys, unless an earlier verb has."""
         if at.rotary is None:
             device = at.positions.device
             if device not in self._frequencies:
@@ -56,11 +56,11 @@ class RecurrentDepthModel(UnrolledModel):
         readout: int | Slots = 0,
         kept: slice | torch.Tensor = slice(None),
     ) -> torch.Tensor:
-        """The coda: states [batch, width, channels] -> what the head reads, [batch, kept, channels].
+        """The coda: states [batch, width, channels] -> input of the head, [batch, kept, channels].
 
         Args:
             readout: see `RecurrentDepthInterface.decode`.
-            kept: the columns to return; the coda's keys and values are written for all anyway.
+            kept: the columns to return; the coda's keys and values are written for all columns.
         """
         raise NotImplementedError
 
@@ -78,13 +78,13 @@ class RecurrentDepthModel(UnrolledModel):
         return_dict: bool | None = None,
         **kwargs,
     ) -> RecurrentDepthModelOutput | tuple:
-        """Hidden states of every position after `num_steps` recurrences; at padding they mean nothing.
+        """Hidden states of every position after `num_steps` recurrences; meaningless at padding.
 
-        The arguments are those of `RecurrentDepthForCausalLM.forward`.
+        Arguments as in `RecurrentDepthForCausalLM.forward`.
 
         Raises:
-            ValueError: `num_steps` < 1, a sequence longer than the context, a mask of another shape, an argument it
-                does not take.
+            ValueError: `num_steps` < 1, the sequence exceeds the context, the mask has another shape, or an argument
+                is not supported.
         """
         hidden, s, cache = self.read_after_unroll(
             self.read_out,

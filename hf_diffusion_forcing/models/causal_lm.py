@@ -1,4 +1,4 @@
-"""What the language models of all families do alike: forward() by the verbs, and a head on a base model."""
+"""The language model shared by all families: forward() from the verbs, and a head on a base model."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .unrolled import UnrolledModel
 
 @dataclass
 class RecurrentDepthOutput(CacheOutput, CausalLMOutputWithPast):
-    """`CausalLMOutputWithPast` and the latents that were read out.
+    """`CausalLMOutputWithPast` with latents.
 
     Attributes:
-        latents: [batch, width, channels], the last recurrence's states as they are read out.
+        latents: [batch, width, channels], the last recurrence's states as the coda reads them.
     """
 
     latents: torch.FloatTensor | None = None
@@ -30,7 +30,7 @@ class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
     """A causal language model whose `forward()` is embed, num_steps x recur, decode.
 
     A family inherits from this and its own `PreTrainedModel`, in this order, and implements the verbs; registration
-    composes `generate()` onto it. Its config has `mean_recurrence`, `mean_backprop_depth`, `max_position_embeddings`,
+    adds `generate()`. The config needs `mean_recurrence`, `mean_backprop_depth`, `max_position_embeddings`,
     `padded_vocab_size` and `use_cache`.
     """
 
@@ -54,19 +54,20 @@ class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
 
         Args:
             input_ids: int64 [batch, width].
-            attention_mask: [batch, columns seen so far + width], 1 for real tokens; padding may stand on either side.
-            cache: a cache that holds the earlier columns; also `past_key_values`, its name before transformers 5.24.
-            labels: int64 [batch, width]; -100 is ignored; gives `loss` (shifted cross-entropy).
-            use_cache: make a cache when none is given; by default only where no gradients are wanted.
-            num_steps: recurrences; `mean_recurrence` by default, `sample_depth()` while training.
-            state_scale: factor on a state start made of noise; 0.0 starts from zeros.
-            seeds: int64 [batch], seeds of the state start; drawn from torch's global generator by default.
+            attention_mask: [batch, columns seen so far + width], 1 for real tokens; padding may be on either side.
+            cache: a cache with the earlier columns; before transformers 5.24 its name was `past_key_values`, which
+                still works.
+            labels: int64 [batch, width], for the `loss` (shifted cross-entropy); -100 is ignored.
+            use_cache: make a cache if none is given; by default only when gradients are off.
+            num_steps: recurrences; by default `mean_recurrence`, or `sample_depth()` in training.
+            state_scale: factor on a random initial state; 0.0 starts from zeros.
+            seeds: int64 [batch], seeds of the initial states; drawn from torch's global generator by default.
             logits_to_keep: last columns to compute logits for; 0 is all.
-            on_recurrence: called after every recurrence with the states [batch, width, channels] and those before it.
+            on_recurrence: called after every recurrence with the states [batch, width, channels] after and before it.
 
         Raises:
-            ValueError: `num_steps` < 1, a sequence longer than the context, a mask of another shape, an argument it
-                does not take.
+            ValueError: `num_steps` < 1, the sequence exceeds the context, the mask has another shape, or an argument
+                is not supported.
         """
         logits, s, cache = self.read_after_unroll(
             partial(self.decode, logits_to_keep=logits_to_keep),
@@ -88,7 +89,7 @@ class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
 
 
 class HeadedForCausalLM(RecurrentDepthForCausalLM):
-    """A language model that is a `RecurrentDepthModel` (its `base_model`) and a head (`lm_head`)."""
+    """A language model made of a `RecurrentDepthModel` (`base_model`) and a head (`lm_head`)."""
 
     def embed(self, input_ids, at):
         return self.base_model.embed(input_ids, at)

@@ -1,4 +1,4 @@
-"""What a recurrent-depth model can do. Samplers use these verbs and know nothing else about a family."""
+"""The verbs of a recurrent-depth model. Samplers use nothing else of a model family."""
 
 from abc import ABCMeta, abstractmethod
 
@@ -10,20 +10,20 @@ from ..cache import Placement, RecurrentDepthCache, Slots
 class RecurrentDepthInterface(metaclass=ABCMeta):
     """The verbs of a recurrent-depth language model: logits = decode(recur(... initialize_state(embed(ids)))).
 
-    `at` is the `Placement` of the pass, made by `cache.place()` or `cache.place_rows()` and handed from verb to verb:
-    tensors are [batch, width, ...], or [1, n, ...] where the positions of several rows stand end to end. Attention goes
-    through `at.attend(layer, query, key, value, slot)`, with layers counted over prelude, core and coda, and `slot`
-    from `at.slot(depth)` in the core, `readout` in the coda, 0 in the prelude.
+    `at` is the `Placement` of the pass, made by `cache.place()` or `cache.place_rows()` and passed from verb to verb.
+    Tensors are [batch, width, ...], or [1, n, ...] for positions of several rows end to end. Attention must use
+    `at.attend(layer, query, key, value, slot)`, with layers counted over prelude, core and coda; `slot` is
+    `at.slot(depth)` in the core, `readout` in the coda and 0 in the prelude.
     """
 
     has_injected_embedding: bool = True
-    """Whether the core reads e at every recurrence; diffusion forcing needs it."""
+    """Whether the core reads e at every recurrence, as diffusion forcing requires."""
 
     starts_from_noise: bool = True
-    """Whether `initialize_state` looks at e for its shape and dtype alone, so that samplers may call it early."""
+    """Whether `initialize_state` uses only the shape and dtype of e, so that samplers may call it early."""
 
     has_exit_gate: bool = False
-    """Whether there is an `exit_gate`; the criterion of that name needs it."""
+    """Whether the model has an `exit_gate`, as the criterion of that name requires."""
 
     @abstractmethod
     def embed(self, input_ids: torch.Tensor, at: Placement) -> torch.Tensor:
@@ -35,11 +35,11 @@ class RecurrentDepthInterface(metaclass=ABCMeta):
     ) -> torch.Tensor:
         """s0 [batch, width, channels], from position-keyed noise; `scale` 0.0 gives zeros.
 
-        The only verb that attends to nothing: it takes the positions alone, and may be called before a pass is placed.
+        The only verb without attention: it needs positions but no placement.
 
         Args:
             positions: int64 [batch, width].
-            seeds: int64 [batch], or [batch, width] where positions have seeds of their own.
+            seeds: int64 [batch], or [batch, width] with a seed for each position.
         """
 
     @abstractmethod
@@ -61,15 +61,15 @@ class RecurrentDepthInterface(metaclass=ABCMeta):
         """Coda and head: logits [batch, kept, vocabulary].
 
         Args:
-            readout: the coda timeline (0 is the only one of a plain cache), or one for each position.
-            logits_to_keep: the last n columns (0: all), or the columns of an index tensor: the coda's keys and values
-                are written for all anyway.
+            readout: the coda's slot (0 unless a sampler has started another readout), or one for each position.
+            logits_to_keep: the last n columns (0: all), or the columns of an index tensor. The coda's keys and values
+                are written for all columns.
         """
 
     def exit_gate(self, s: torch.Tensor) -> torch.Tensor:
-        """Of models with an exit gate: logits [batch, width] of leaving after the recurrence that made s."""
+        """For models with an exit gate: logits [batch, width] of exiting after the recurrence that produced s."""
         raise NotImplementedError(f"{type(self).__name__} has no exit gate.")
 
     @abstractmethod
     def new_cache(self, num_steps: int, kv_sharing: str | int = "last", capacity: int = 0) -> RecurrentDepthCache:
-        """An empty cache of this model's shape."""
+        """An empty cache for this model."""

@@ -1,4 +1,4 @@
-"""Checkpoints whose tensors are all there, of the right shapes, and no others."""
+"""Loading that checks a checkpoint's tensors: none missing, left over or of another shape."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 from ..compat import find_file
 
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-"""Keywords of `from_pretrained` that say where files are."""
+"""Keywords of `from_pretrained` that locate files."""
 
 SHOWN = 12
-"""How many tensors of a kind an error lists."""
+"""The most tensors of one kind that an error lists."""
 
 
 def checkpoint_file(path: str | os.PathLike, name: str, keywords: dict[str, Any]) -> str | None:
-    """A file of a checkpoint, downloaded if it has to be; None where there is no such file.
+    """The path of a checkpoint's file, downloaded if necessary; None if there is no such file.
 
     Args:
         path: folder or Hub id.
@@ -30,7 +30,7 @@ def checkpoint_file(path: str | os.PathLike, name: str, keywords: dict[str, Any]
 
 
 def stored_config(path: str | os.PathLike | None, keywords: dict[str, Any]) -> dict[str, Any] | None:
-    """What config.json says, as it is; None where there is none."""
+    """The raw contents of config.json; None if there is none."""
     file = None if path is None else checkpoint_file(path, CONFIG_NAME, keywords)
     if file is None:
         return None
@@ -39,9 +39,9 @@ def stored_config(path: str | os.PathLike | None, keywords: dict[str, Any]) -> d
 
 
 def tensor_names(path: str | os.PathLike | None, keywords: dict[str, Any]) -> set[str] | None:
-    """Names of a checkpoint's tensors; None where they are not in safetensors files of the usual names.
+    """Names of a checkpoint's tensors; None unless they are in safetensors files with the usual names.
 
-    Reads the index of a sharded checkpoint, or the header of a file.
+    Reads only the file's header, or the index of a sharded checkpoint.
     """
     if keywords.get("state_dict") is not None:
         return set(keywords["state_dict"])
@@ -57,11 +57,11 @@ def tensor_names(path: str | os.PathLike | None, keywords: dict[str, Any]) -> se
 
 
 def check_loaded(info: dict[str, Any], mismatched_allowed: bool) -> None:
-    """ValueError if tensors were missing, left over or of other shapes; lists what was found and expected.
+    """ValueError if tensors are missing, left over or of other shapes; lists what was found and expected.
 
     Args:
-        info: what transformers says of a load (`output_loading_info`).
-        mismatched_allowed: other shapes were asked for (`ignore_mismatched_sizes`).
+        info: transformers' report of the load (`output_loading_info`).
+        mismatched_allowed: accept other shapes (`ignore_mismatched_sizes`).
     """
     problems = []
     if missing := sorted(info["missing_keys"]):
@@ -80,19 +80,19 @@ def check_loaded(info: dict[str, Any], mismatched_allowed: bool) -> None:
         lines.append(f"{len(names)} {what}: {', '.join(names[:SHOWN])}{more}")
     raise ValueError(
         "The checkpoint's tensors do not fit its config.json. " + ". ".join(lines) + ". "
-        "(With output_loading_info=True they are returned instead, and what is missing is made up.)"
+        "(With output_loading_info=True they are returned instead, and missing ones are initialized at random.)"
     )
 
 
 class CheckedLoading:
-    """`from_pretrained` that refuses checkpoints with missing, left-over or misshapen tensors, and corrects what was
-    published with stale special-token ids.
+    """`from_pretrained` that refuses checkpoints with missing, left-over or misshapen tensors, and corrects stale
+    special-token ids of published checkpoints.
 
-    transformers would make such tensors up at random, with a warning. Stands before `PreTrainedModel` among the bases.
+    transformers would only warn, and initialize such tensors at random. Put it before `PreTrainedModel` in the bases.
     """
 
     def correct_special_tokens(self, path: str | os.PathLike | None, keywords: dict[str, Any]) -> None:
-        """A family's own step after loading.
+        """A hook for a family's corrections after loading.
 
         Args:
             path: folder or Hub id.
@@ -103,17 +103,17 @@ class CheckedLoading:
     def from_pretrained(
         cls, pretrained_model_name_or_path, *args, output_loading_info=False, ignore_mismatched_sizes=False, **kwargs
     ):
-        """transformers' own, checked.
+        """transformers' own `from_pretrained`, with checks.
 
         Raises:
             ValueError: tensors are missing, left over or of other shapes; lists them. With `output_loading_info=True`
-                they are returned instead, as transformers does.
+                they are returned instead, as in transformers.
         """
         model, info = super().from_pretrained(
             pretrained_model_name_or_path,
             *args,
             output_loading_info=True,
-            # Shapes that do not fit are an error below, which says them.
+            # `check_loaded` below raises an error that lists shapes that do not fit.
             ignore_mismatched_sizes=ignore_mismatched_sizes or not output_loading_info,
             **kwargs,
         )

@@ -1,4 +1,4 @@
-"""The norm every family uses."""
+"""The norm of every family."""
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,6 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.dtype == torch.float32:  # nothing to cast back, so the fused norm is the same sum
+        if x.dtype == torch.float32:  # nothing to cast back, so the fused norm computes the same
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return F.rms_norm(x.float(), self.weight.shape, None, self.eps).type_as(x) * self.weight

@@ -1,4 +1,4 @@
-"""Rotary positions: which angles, and which channels are turned by them."""
+"""Rotary positions: their angles, and which channels they rotate."""
 
 import torch
 from transformers import PreTrainedConfig
@@ -6,11 +6,11 @@ from transformers import PreTrainedConfig
 from ..compat import ROPE_INIT_FUNCTIONS
 
 ROPE_TYPES = ("default", "llama3")
-"""What `rope_parameters["rope_type"]` may say. Other types change with the length of the text or scale attention."""
+"""The supported `rope_parameters["rope_type"]`. Other types change with the text's length or scale attention."""
 
 
 def check_rope_type(rope_scaling: dict | None) -> None:
-    """ValueError for a kind of RoPE scaling that is not supported; `rope_type` may also be called `type`."""
+    """ValueError for an unsupported kind of RoPE scaling; the key may be `rope_type` or `type`."""
     kind = (rope_scaling or {}).get("rope_type", (rope_scaling or {}).get("type", "default"))
     if kind not in ROPE_TYPES:
         raise ValueError(f"rope_type={kind!r} of rope_parameters is not supported: use {' or '.join(ROPE_TYPES)}.")
@@ -23,7 +23,7 @@ def inverse_frequencies(config: PreTrainedConfig) -> list[float]:
         config: with `head_dim` and transformers' `rope_parameters`.
     """
     parameters = config.rope_parameters
-    with torch.device("cpu"):  # whatever the default device is: a model may be made on "meta"
+    with torch.device("cpu"):  # the default device may be "meta"
         if parameters["rope_type"] == "llama3":
             return ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0].tolist()
         pairs = torch.arange(0, config.head_dim, 2).float() / config.head_dim
@@ -31,10 +31,10 @@ def inverse_frequencies(config: PreTrainedConfig) -> list[float]:
 
 
 def rotations(positions: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
-    """What queries and keys are turned by: complex64 [batch, width, 1, head_dim / 2].
+    """The rotations of queries and keys: complex64 [batch, width, 1, head_dim / 2].
 
     Args:
-        positions: int64 [batch, width]; -1 (padding) is turned as 0.
+        positions: int64 [batch, width]; -1 (padding) is treated as 0.
         frequencies: float32 [head_dim / 2], radians per position.
     """
     angles = positions.clamp_min(0)[..., None].float() * frequencies
@@ -42,7 +42,7 @@ def rotations(positions: torch.Tensor, frequencies: torch.Tensor) -> torch.Tenso
 
 
 def rotate_pairs(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
-    """Turn neighbouring channels, (0, 1), (2, 3), ... (Huginn).
+    """Rotate pairs of neighbouring channels, (0, 1), (2, 3), ... (Huginn).
 
     Args:
         x: [batch, width, heads, head_dim].
@@ -56,6 +56,6 @@ def rotate_pairs(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
 
 
 def rotate_halves(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
-    """Turn channel i with channel i + head_dim / 2 (Llama and what is made from it); as `rotate_pairs`."""
+    """Like `rotate_pairs`, but pair channel i with channel i + head_dim / 2 (Llama and its descendants)."""
     turned = torch.complex(*x.float().chunk(2, dim=-1)) * rotary
     return torch.cat((turned.real, turned.imag), dim=-1)

@@ -1,4 +1,4 @@
-"""Sizes of a config that can make a model."""
+"""Checks of the sizes in a config."""
 
 import math
 
@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig
 
 
 def check_sizes(config: PreTrainedConfig, *names: str) -> None:
-    """ValueError for a size below 1, by name and value."""
+    """ValueError that names any size below 1."""
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)} must be at least 1.")

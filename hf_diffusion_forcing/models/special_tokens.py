@@ -1,4 +1,4 @@
-"""Special-token ids as a checkpoint's own tokenizer has them."""
+"""Special-token ids from a checkpoint's own tokenizer."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def tokenizer_ids(
     Args:
         path: folder or Hub id.
         keywords: those of `from_pretrained`.
-        tokens: more tokens to look up, by their text.
+        tokens: texts of further tokens to look up.
 
     Returns:
-        By name ("eos_token_id", ...) or text. What the files do not say is left out; empty without a fast tokenizer.
+        Ids by name ("eos_token_id", ...) or text, as far as the files have them; empty without a fast tokenizer.
     """
     read = []
     for name in ("tokenizer_config.json", "tokenizer.json"):
@@ -38,7 +38,7 @@ def tokenizer_ids(
             read.append(json.load(opened))
     config, tokenizer = read
     vocabulary = tokenizer.get("model", {}).get("vocab", {})
-    # Unigram models have a list of pieces there; their special tokens are among the added ones.
+    # Unigram models have a list of pieces there, but their special tokens are in added_tokens.
     ids = dict(vocabulary) if isinstance(vocabulary, dict) else {}
     ids |= {added["content"]: added["id"] for added in tokenizer.get("added_tokens", [])}
     texts = dict(zip(tokens, tokens, strict=True))
@@ -49,17 +49,17 @@ def tokenizer_ids(
 
 
 def correct_token_id(model: PreTrainedModel, name: str, right: int | list[int], path: str | os.PathLike | None) -> None:
-    """Give a model the special-token id its tokenizer has, and warn that the config's was another.
+    """Set a model's special-token id to the tokenizer's, and warn if the config had another.
 
-    A generation config that says something else on purpose keeps it.
+    A generation config with an id of its own keeps it.
 
     Args:
         name: "eos_token_id", ...
-        path: where the model came from.
+        path: the checkpoint, for the warning.
     """
     stale = getattr(model.config, name)
     setattr(model.config, name, right)
     if model.can_generate() and getattr(model.generation_config, name) in (None, stale):
         setattr(model.generation_config, name, right)
     if stale is not None:
-        logger.warning(f"{name}={stale} in the config of {path} is not what its tokenizer has: {name}={right} is used.")
+        logger.warning(f"{name}={stale} in the config of {path} differs from its tokenizer: using {name}={right}.")

@@ -1,4 +1,4 @@
-"""`forward()` by the verbs: embed, num_steps x recur, and a readout."""
+"""`forward()` from the verbs: embed, num_steps x recur, and a readout."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..cache import NoCache, Placement, RecurrentDepthCache, absolute_positions
 from ..randomness import row_seeds
 
 PASSED_BY_OTHERS = ("num_items_in_batch", "tokenizer", "assistant_tokenizer")
-"""Arguments `forward()` takes no notice of: Trainer passes the one for the loss; generate() hands on the tokenizer it
-got for stop strings."""
+"""Arguments that `forward()` ignores: Trainer passes the first for the loss, and generate() passes on the tokenizer
+for stop strings."""
 
 
 class UnrolledModel:
-    """What a base model and a language model do alike: the recurrences of a `forward()`, and depth in training.
+    """Shared by base and language models: the recurrences of a `forward()`, and depth in training.
 
-    It has the verbs `embed`, `initialize_state`, `recur` and `new_cache` (see `RecurrentDepthInterface`), and a config
+    Needs the verbs `embed`, `initialize_state`, `recur` and `new_cache` (see `RecurrentDepthInterface`), and a config
     with `mean_recurrence`, `mean_backprop_depth`, `max_position_embeddings` and `use_cache`.
     """
 
@@ -27,7 +27,7 @@ class UnrolledModel:
         return s
 
     def sample_depth(self) -> int:
-        """Recurrences of a training step in which `num_steps` is not given."""
+        """Recurrences of a training step when `num_steps` is not given."""
         return self.config.mean_recurrence
 
     def unroll(
@@ -60,11 +60,11 @@ class UnrolledModel:
         on_recurrence: Callable[[torch.Tensor, torch.Tensor], None] | None,
         others: dict[str, Any],
     ) -> tuple[torch.Tensor, torch.Tensor, RecurrentDepthCache | None]:
-        """Embed, recur, read out; the arguments are those of `forward()`.
+        """Embed, recur and read out; arguments as in `forward()`.
 
         Args:
-            read: the readout of the states of a pass.
-            others: what else the caller was given, which must be nothing that changes the result.
+            read: reads out the states of a pass.
+            others: other arguments of the caller; none may change the result.
 
         Returns:
             What `read` gives, the states [batch, width, channels], and the cache if there is one.
@@ -80,7 +80,7 @@ class UnrolledModel:
             raise ValueError(f"num_steps={num_steps} must be at least 1.")
         batch, width = input_ids.shape
         if use_cache is None:
-            # Entries are written in place, which autograd does not allow: no cache where gradients are wanted.
+            # No cache with gradients: autograd does not allow in-place writes of entries.
             use_cache = self.config.use_cache and not self.training and not torch.is_grad_enabled()
         kept = self.new_cache(num_steps, "none") if cache is None and use_cache else cache
         cache = NoCache() if kept is None else kept

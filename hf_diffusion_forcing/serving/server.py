@@ -1,7 +1,7 @@
-"""A model behind the OpenAI API: the parts of `transformers serve`, put together around one loaded model.
+"""Serves one loaded model with the OpenAI API, using the parts of `transformers serve`.
 
-`transformers serve` itself finds a model's class by its name inside transformers, where this package's families are
-not. Its handlers call `model.generate()` with the model's generation config, so the sampler stored there decodes.
+`transformers serve` itself looks up model classes by name inside transformers, where this package's families are not.
+Its handlers call `model.generate()` with the model's generation config, so they use the sampler stored there.
 """
 
 import time
@@ -37,17 +37,17 @@ except ImportError as error:
 
 
 def choose_sampler(model: PreTrainedModel, sampler: str | None = None, **settings) -> None:
-    """Store in a model's generation config how it decodes when a call does not say.
+    """Store a default sampler and its settings in a model's generation config.
 
     Args:
         model: a recurrent-depth model.
-        sampler: its name; by default the one stored already, or "diffusion_forcing" where there is none. Another
-            one than was stored puts the stored settings aside.
-        settings: replace stored settings of the same name.
+        sampler: its name; by default the stored one, or "diffusion_forcing" if none is stored. Choosing another
+            sampler than the stored one drops the stored settings.
+        settings: override stored settings of the same name.
 
     Raises:
-        ValueError, TypeError: the sampler is unknown or not for this model, or a setting is not possible; nothing is
-            changed then.
+        ValueError, TypeError: the sampler is unknown or does not fit the model, or a setting is wrong; then nothing
+            changes.
     """
     config = model.generation_config
     stored_sampler, stored_preset, stored = config.stored()
@@ -60,12 +60,12 @@ def choose_sampler(model: PreTrainedModel, sampler: str | None = None, **setting
 
 
 class LoadedModel(ModelManager):
-    """transformers' manager of models, with one model that is there already.
+    """transformers' model manager with a single model that is already loaded.
 
     Args:
-        model: what every request is answered by.
-        tokenizer: with a chat template, for chat completions and responses.
-        name: what clients call the model.
+        model: answers every request.
+        tokenizer: needs a chat template for chat completions and responses.
+        name: the model's name for clients.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str):
@@ -88,7 +88,7 @@ class LoadedModel(ModelManager):
 
 
 class Seeded:
-    """A handler whose request's `seed` is the sampler's, so other requests under way do not change the text."""
+    """A handler that passes a request's `seed` to the sampler, so that concurrent requests do not change the text."""
 
     def _build_generation_config(self, body: dict, model_generation_config: RecurrentDepthGenerationConfig, **kwargs):
         config = super()._build_generation_config(body, model_generation_config, **kwargs)
@@ -111,7 +111,7 @@ class SeededResponses(Seeded, ResponseHandler): ...
 
 
 async def refuse(request: Request, error: Exception) -> JSONResponse:
-    """What the request asks for is not possible; the error says why, in the form OpenAI clients read."""
+    """Return an error in the format of the OpenAI API."""
     status, message = (error.status_code, error.detail) if isinstance(error, HTTPException) else (400, error)
     return JSONResponse({"error": {"message": str(message), "type": "invalid_request_error"}}, status_code=status)
 
@@ -122,10 +122,10 @@ def build_app(
     """The routes of `transformers serve` around one model.
 
     Args:
-        model: decodes as its generation config says, see `choose_sampler`.
-        tokenizer: the model's.
-        name: what clients call the model.
-        enable_cors: let web pages of any origin send requests.
+        model: decodes with the sampler in its generation config; see `choose_sampler`.
+        tokenizer: the model's tokenizer.
+        name: the model's name for clients.
+        enable_cors: accept requests from web pages of any origin.
     """
     manager, state = LoadedModel(model, tokenizer, name), GenerationState()
     app = build_server(
@@ -152,6 +152,6 @@ def serve(
     enable_cors: bool = False,
     log_level: str = "warning",
 ) -> None:
-    """Answer requests until interrupted. The arguments are `build_app`'s and uvicorn's."""
+    """Answer requests until interrupted. Arguments as in `build_app` and uvicorn."""
     logging.set_verbosity(logging.log_levels[log_level])
     uvicorn.run(build_app(model, tokenizer, name, enable_cors), host=host, port=port, log_level=log_level)

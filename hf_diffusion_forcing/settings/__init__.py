@@ -1,6 +1,6 @@
-"""What a call may say: the settings of samplers, presets, and the generation config that holds them.
+"""The settings of a call: sampler configs, presets, and the generation config that holds them.
 
-Nothing here but the generation config imports torch or transformers, so that commands can read settings fast.
+Only the generation config imports torch and transformers, so commands read settings fast.
 """
 
 from .adaptive import AdaptiveConfig

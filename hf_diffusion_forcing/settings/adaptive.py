@@ -8,6 +8,6 @@ from .early_exit import EarlyExitConfig
 
 @dataclass(kw_only=True)
 class AdaptiveConfig(EarlyExitConfig):
-    """Settings of `sampler="adaptive"`: one token at a time, refined until it has converged, `num_steps` at most."""
+    """Settings of `sampler="adaptive"`: one token at a time, refined until it converges, at most `num_steps` times."""
 
     sampler: ClassVar[str] = "adaptive"

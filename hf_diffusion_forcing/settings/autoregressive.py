@@ -15,9 +15,9 @@ class AutoregressiveConfig(SamplerConfig):
 
 @dataclass(kw_only=True)
 class PlainDecodingConfig(SamplerConfig):
-    """Settings of plain transformers decoding: no sampler was named, or `sampler=False`.
+    """Settings of plain transformers decoding: no sampler is given, or `sampler=False`.
 
-    Beams and the other modes of transformers are possible; sampling draws from torch's global generator.
+    Supports beam search and the other modes of transformers; sampling draws from torch's global generator.
     """
 
     sampler: ClassVar[Literal[False]] = False  # type: ignore[assignment]  # it has no name

@@ -8,7 +8,7 @@ from .registry import LATENT_PROCESSORS, Hook, HookSpec
 from .validation import check_flag, check_integer, check_number, nearest
 
 NOISE_SCHEDULES = ("constant", "linear", "square_root", "dampened")
-"""What `noise_schedule` may be; `StateNoise` says what each means."""
+"""The values of `noise_schedule`; `StateNoise` explains them."""
 
 
 @dataclass(kw_only=True)
@@ -16,17 +16,17 @@ class DiffusionForcingConfig(EarlyExitConfig):
     """Settings of `sampler="diffusion_forcing"` (arXiv 2510.14961, Algorithm 1).
 
     Args:
-        wavefront: most positions refined at once; "auto" measures what widths cost on this machine, sees how many
-            recurrences the prompt needs, and chooses it (and `inner_recurrence`, unless that is given).
+        wavefront: most positions refined at once. "auto" times several widths on this machine, counts the
+            recurrences the prompt needs, and chooses the width (and `inner_recurrence`, unless that is given).
         headway: new positions a tick may add.
-        inner_recurrence: core passes in a tick (r'); when None 4, or the token's budget where that is less.
-        max_steps: recurrences after which the front position freezes anyway; `num_steps` when None. Ticks are whole:
-            the front gets the largest multiple of `inner_recurrence` within it.
+        inner_recurrence: core passes in a tick (r'); None is 4, or the token's budget if that is less.
+        max_steps: recurrences after which the front position freezes even if it has not converged; `num_steps` when
+            None. Ticks are whole: the limit is rounded down to a multiple of `inner_recurrence`.
         embedding_momentum: eta, the share of a position's earlier injected embedding kept in a tick.
         state_noise: beta, the share of fresh noise mixed into states at the start of a tick.
         noise_schedule: how beta falls with a position's recurrences: "constant", "linear", "square_root", "dampened".
-        continuous_compute: a new position starts from its neighbour's state instead of from noise.
-        latent_processors: more of them, applied after those that the fields above make: names, dicts
+        continuous_compute: start a new position from its neighbour's state instead of from noise.
+        latent_processors: additional processors, applied after those of the fields above: names, dicts
             {"name": ..., **parameters} or instances of `LatentProcessor`.
     """
 
@@ -67,12 +67,12 @@ class DiffusionForcingConfig(EarlyExitConfig):
             budget = getattr(self, name)
             if None not in (budget, self.inner_recurrence) and self.inner_recurrence > budget:
                 raise ValueError(
-                    f"inner_recurrence={self.inner_recurrence} is more than {name}={budget}: a tick would overrun the "
+                    f"inner_recurrence={self.inner_recurrence} is more than {name}={budget}: one tick would exceed the "
                     f"budget of a token. Use inner_recurrence <= {budget}."
                 )
 
     def processors(self) -> list[Hook]:
-        """The latent processors these settings name, those of the fields first: a `LatentProcessorList`.
+        """The latent processors of these settings as a `LatentProcessorList`; those made by fields come first.
 
         Raises:
             ValueError: an unknown schedule, name or parameter.
@@ -85,13 +85,13 @@ class DiffusionForcingConfig(EarlyExitConfig):
         if self.state_noise > 0:
             specs.append({"name": "state_noise", "beta": self.state_noise, "schedule": self.noise_schedule})
         processors = LATENT_PROCESSORS.make([*specs, *self.latent_processors])
-        # Two of a class would keep their memories under one key, and draw the same noise.
+        # Two of a class would share one memory key and draw the same noise.
         classes = [type(processor) for processor in processors if type(processor) in LATENT_PROCESSORS.values()]
         for each in classes:
             if classes.count(each) > 1:
                 raise ValueError(
-                    f"latent_processors has {each.name!r} twice, counting what embedding_momentum, state_noise and "
-                    "continuous_compute stand for: use it once."
+                    f"latent_processors has {each.name!r} twice, counting those that embedding_momentum, state_noise "
+                    "and continuous_compute add: use it once."
                 )
         return processors
 

@@ -1,4 +1,4 @@
-"""Settings of the samplers that look for convergence."""
+"""Settings of the samplers that stop at convergence."""
 
 from dataclasses import dataclass
 
@@ -9,15 +9,15 @@ from .validation import check_flag, check_integer, check_number
 
 @dataclass(kw_only=True)
 class EarlyExitConfig(SamplerConfig):
-    """Settings of the samplers that stop refining a position when it has converged.
+    """Settings of the samplers that stop refining a position once it has converged.
 
     Args:
         exit_criterion: when a position has converged: a name ("latent_difference", "kl", ...), a dict
-            {"name": ..., **parameters}, {"any": [...]} or {"all": [...]} of such, or an `ExitCriterion`.
+            {"name": ..., **parameters}, {"any": [...]} or {"all": [...]} of these, or an `ExitCriterion`.
         exit_threshold: the criterion's threshold; its own default when None (0.03 for "latent_difference").
         prefill_steps: recurrences of the prompt; `num_steps` when None.
-        adaptive_prefill: stop refining the prompt where it has converged, its longest converged prefix at a time;
-            `prefill_steps` is then the most.
+        adaptive_prefill: freeze the longest converged prefix of the prompt after each recurrence;
+            `prefill_steps` is then the maximum.
     """
 
     kv_sharing: str | int = "last"
@@ -36,10 +36,10 @@ class EarlyExitConfig(SamplerConfig):
         self.criterion()
 
     def criterion(self) -> Hook:
-        """The exit criterion these settings name, an `ExitCriterion`.
+        """The `ExitCriterion` of these settings.
 
         Raises:
-            ValueError: `exit_threshold` is given and the criterion has no threshold.
+            ValueError: `exit_threshold` is given but the criterion has no threshold.
         """
         return EXIT_CRITERIA.make(self.exit_criterion, self.exit_threshold)
 

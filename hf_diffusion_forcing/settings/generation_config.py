@@ -1,4 +1,4 @@
-"""The generation config of a recurrent-depth model: transformers' own, and how a sampler decodes."""
+"""The generation config of a recurrent-depth model: transformers' own plus the sampler's settings."""
 
 import copy
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from .presets import preset, preset_sampler
 from .sampler_config import SAMPLER_CONFIGS, SamplerConfig, merged, plain, sampler_config_class, sampler_keywords
 
 SAMPLER_NAMES = ("sampler", "sampler_preset", "sampler_config")
-"""What a generation config says of a sampler; each is also a keyword of `generate()`."""
+"""The sampler attributes of a generation config; each is also a keyword of `generate()`."""
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -18,27 +18,27 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 class RecurrentDepthGenerationConfig(GenerationConfig):
     """`GenerationConfig` with a sampler.
 
-    A model's `generation_config` is always one: a plain `GenerationConfig` that is loaded, assigned or passed is copied
-    into one. Files are plain `generation_config.json`; transformers alone reads them too.
+    A model's `generation_config` always has this class: a plain `GenerationConfig` that is loaded, assigned or passed
+    is copied into it. The file is an ordinary `generation_config.json`, which transformers alone can read too.
 
     Attributes:
         sampler: "diffusion_forcing", "speculative_wavefront", "adaptive" or "autoregressive"; False is plain
-            transformers decoding. None says nothing.
+            transformers decoding; None is not set.
         sampler_preset: "quality", "balanced", "fast" or "lossless".
-        sampler_config: the sampler's settings, as its dataclass (whose fields all count, and which names the sampler)
-            or as a dict of some of them.
+        sampler_config: the sampler's settings, as a dict of some of them or as its dataclass. The dataclass also names
+            the sampler, and all its fields apply, defaults too.
     """
 
-    # On the class, so that `del config.sampler` is the same as None.
+    # Class attributes, so that `del config.sampler` resets to None.
     sampler: str | Literal[False] | None = None
     sampler_preset: str | None = None
     sampler_config: SamplerConfig | dict[str, Any] | None = None
     return_trace: bool | str = False
-    """Of a call alone: only what `generate()` has prepared for one has it, and it is not stored."""
+    """Set by `generate()` for one call; never stored."""
 
     @classmethod
     def of(cls, config: GenerationConfig) -> "RecurrentDepthGenerationConfig":
-        """A generation config as one of this class: itself, or a copy."""
+        """The config itself if it has this class, otherwise a copy that does."""
         if isinstance(config, cls):
             return config
         own = cls.__new__(cls)
@@ -47,14 +47,14 @@ class RecurrentDepthGenerationConfig(GenerationConfig):
 
     @classmethod
     def from_model_config(cls, model_config: PreTrainedConfig | dict[str, Any]) -> "RecurrentDepthGenerationConfig":
-        """The special tokens of a model's config alone; what transformers 4 wrote there (`max_length` 20, ...) is not
-        how to generate."""
+        """Take only the special tokens from a model's config: the generation settings that transformers 4 wrote there
+        (`max_length` 20, ...) are mere defaults."""
         values = model_config if isinstance(model_config, dict) else model_config.to_dict()
         return cls(**{name: values.get(name) for name in TOKEN_IDS})
 
     @property
     def names_sampler(self) -> bool:
-        """Whether it says anything of a sampler."""
+        """Whether any sampler attribute is set."""
         return any(getattr(self, name) is not None for name in SAMPLER_NAMES)
 
     def resolve(
@@ -67,36 +67,35 @@ class RecurrentDepthGenerationConfig(GenerationConfig):
         sampler_config: SamplerConfig | dict[str, Any] | None = None,
         **keywords: Any,
     ) -> SamplerConfig:
-        """What a call decodes by: the sampler's settings, validated, with every depth filled in.
+        """The settings that a call uses, validated and with every depth filled in.
 
-        `self` is the model's generation config, the arguments are those of the call. A setting is taken from the first
+        `self` is the model's generation config; the arguments come from the call. Each setting comes from the first
         of these that has it:
 
         1. a keyword of the call (`wavefront=8`);
         2. `sampler_config` of the call;
-        3. `sampler_config` of a generation config: of the one that was passed if it says anything of a sampler,
-           otherwise of the model's;
+        3. `sampler_config` of a generation config: the one passed, if any sampler attribute of it is set, otherwise
+           the model's;
         4. the preset, of the call or else of that generation config;
         5. the sampler's default.
 
-        The sampler itself is named by `sampler` of the call, a dataclass passed as `sampler_config`, `sampler_preset`
-        of the call, or that generation config, in this order. What the generation config has for another sampler is
-        put aside, its preset too. A source that names an `exit_criterion` puts aside the `exit_threshold` of the
-        sources below it, which was meant for another criterion. `sampler=False` is plain transformers decoding: it
-        puts aside all that is stored.
+        The sampler comes from the first of `sampler`, a dataclass passed as `sampler_config`, `sampler_preset` and
+        that generation config. Settings and presets stored for another sampler are ignored. A source that sets
+        `exit_criterion` also drops the `exit_threshold` of the sources below it, which was meant for another
+        criterion. `sampler=False` (plain transformers decoding) ignores everything stored for a sampler.
 
         Args:
-            model_config: has `mean_recurrence`, the default depth, and `model_type`, whose presets count.
+            model_config: has `mean_recurrence`, the default depth, and `model_type`, which selects the presets.
             generation_config: the one passed with the call.
-            sampler, sampler_preset, sampler_config, keywords: of the call.
+            sampler, sampler_preset, sampler_config, keywords: arguments of the call.
 
         Returns:
-            The dataclass of the sampler; a `PlainDecodingConfig` where there is none.
+            The sampler's dataclass; a `PlainDecodingConfig` without a sampler.
 
         Raises:
             TypeError: a value of the wrong type.
-            ValueError: an unknown sampler, preset or setting (names the nearest), a value out of range, or two that do
-                not fit.
+            ValueError: an unknown sampler, preset or setting (suggests the nearest), a value out of range, or values
+                that do not fit together.
         """
         passed = None if generation_config is None else self.of(generation_config)
         source = passed if passed is not None and passed.names_sampler else self
@@ -121,41 +120,41 @@ class RecurrentDepthGenerationConfig(GenerationConfig):
         return config_class.from_dict(settings).resolve(model_config.mean_recurrence)
 
     def stored(self) -> tuple[str | Literal[False] | None, str | None, dict[str, Any]]:
-        """The sampler, the preset and the settings it holds; a preset alone names its sampler."""
+        """The stored sampler, preset and settings; a preset alone implies its sampler."""
         sampler, settings = named_settings(self.sampler, self.sampler_config)
         if sampler is None and self.sampler_preset is not None:
             sampler = preset_sampler(self.sampler_preset)
         return sampler, self.sampler_preset, settings
 
     def refuse_misplaced(self) -> None:
-        """Refuse settings that are not where they belong, where they would go unseen.
+        """Refuse settings in the wrong place, where they would be ignored.
 
         Raises:
-            ValueError: names one.
+            ValueError: there is one; the message names it.
         """
         if self.return_trace:
             raise ValueError("return_trace was set on the generation config: pass it to generate() itself.")
         if misplaced := sorted(sampler_keywords() & vars(self).keys()):
-            raise ValueError(f"{misplaced[0]} was set on the generation config itself: put it into its sampler_config.")
+            raise ValueError(f"{misplaced[0]} was set on the generation config itself: set it in its sampler_config.")
 
     def with_settings(self, **settings: Any) -> "RecurrentDepthGenerationConfig":
-        """A copy with these settings of its sampler over those it has."""
+        """A copy whose sampler settings are updated with these."""
         config = copy.copy(self)
         config.sampler, _, stored = self.stored()
         config.sampler_config = merged(stored, settings)
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """transformers' own, without what says nothing."""
+        """transformers' own dict, without sampler attributes that are None."""
         values = super().to_dict()
         return {name: value for name, value in values.items() if name not in SAMPLER_NAMES or value is not None}
 
     def to_json_string(self, *args: Any, **kwargs: Any) -> str:
-        """transformers' own, with hooks written by their names.
+        """transformers' own JSON, with hooks written by name.
 
         Raises:
-            TypeError: a hook of an unregistered class, which has no name to be written by.
-            ValueError: `sampler_config` is of another sampler than `sampler`.
+            TypeError: a hook's class is not registered.
+            ValueError: `sampler_config` is for another sampler than `sampler`.
         """
         written = copy.copy(self)
         if isinstance(self.sampler_config, SamplerConfig):
@@ -167,11 +166,11 @@ class RecurrentDepthGenerationConfig(GenerationConfig):
 def named_settings(
     sampler: str | Literal[False] | None, sampler_config: SamplerConfig | dict[str, Any] | None
 ) -> tuple[str | Literal[False] | None, dict[str, Any]]:
-    """The sampler that either of the two names, and the settings as a dict.
+    """The sampler that either argument names, and the settings as a dict.
 
     Raises:
         TypeError: `sampler_config` is neither a dataclass nor a dict.
-        ValueError: they are of different samplers.
+        ValueError: the two are for different samplers.
     """
     if isinstance(sampler_config, SamplerConfig):
         if sampler is not None and sampler != sampler_config.sampler:
@@ -186,10 +185,10 @@ def named_settings(
 
 
 def refuse_settings_of_others(config_class: type[SamplerConfig], settings: dict[str, Any]) -> None:
-    """Refuse a setting that other samplers have and this one has not.
+    """Refuse a setting that only other samplers have.
 
     Raises:
-        ValueError: names the setting, its value and the samplers that take it.
+        ValueError: there is one; the message names it, its value and the samplers that take it.
     """
     for name, value in settings.items():
         takers = [sampler for sampler, other in SAMPLER_CONFIGS.items() if name in other.fields()]

@@ -10,7 +10,7 @@ PRESET_SAMPLERS = {
     "fast": "diffusion_forcing",
     "lossless": "speculative_wavefront",
 }
-"""The presets, and the sampler each is for."""
+"""Each preset's sampler."""
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "huginn_raven": {
@@ -20,11 +20,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "lossless": {},
     },
 }
-"""By model type, settings of each preset's sampler; a family without its own has Huginn's."""
+"""Settings of each preset by model type; a family without presets of its own uses Huginn's."""
 
 
 def preset_sampler(name: str) -> str:
-    """The sampler a preset is for.
+    """A preset's sampler.
 
     Raises:
         ValueError: an unknown preset.
@@ -44,13 +44,13 @@ def preset(
 
     Args:
         name: "quality", "balanced", "fast" or "lossless".
-        sampler: whose settings.
+        sampler: the sampler in use.
         model_type: of the model's config.
-        num_steps: the budget of a token, where it is known. An inner recurrence beyond it is left to the sampler's
-            default: presets were measured on deep models, and a family also has shallow ones.
+        num_steps: the budget of a token, if known. A larger `inner_recurrence` is dropped, so the sampler's default
+            applies: presets were measured on deep models, and a family may have shallow ones.
 
     Raises:
-        ValueError: an unknown preset, or another sampler than the preset's.
+        ValueError: the preset is unknown, or belongs to another sampler.
     """
     own = preset_sampler(name)
     if sampler != own:

@@ -1,4 +1,4 @@
-"""Hooks by name, so that settings can be written as plain JSON and read back."""
+"""Hooks by name, so that settings can be saved as plain JSON and read back."""
 
 import dataclasses
 import importlib
@@ -9,7 +9,7 @@ from .validation import nearest
 
 
 class Hook(Protocol):
-    """What settings know of an exit criterion or a latent processor: it can say in plain values what it is."""
+    """All that settings need of an exit criterion or a latent processor: its description in plain values."""
 
     def to_dict(self) -> dict[str, Any]: ...
 
@@ -19,13 +19,13 @@ HookSpec: TypeAlias = str | dict[str, Any] | Hook
 
 
 class Registry(MutableMapping[str, type]):
-    """Dataclasses of one family of hooks, by their `name`.
+    """The dataclasses of one family of hooks, by `name`.
 
-    The package's own hooks are imported at the first look-up: settings can be read without them.
+    The first look-up imports the package's own hooks; settings can be read without them.
 
     Args:
-        setting: what the family is called in settings and errors. `register_{setting}` is its public decorator, and
-            the function of that name in `home` makes a hook from settings.
+        setting: the family's name in settings and errors. `register_{setting}` is its public decorator, and the
+            function `{setting}` in `home` makes a hook from settings.
         home: the module that defines the family; importing its package registers the package's own hooks.
         base: the name of the family's base class in `home`.
     """
@@ -62,21 +62,21 @@ class Registry(MutableMapping[str, type]):
         return getattr(importlib.import_module(self.home), self._base)
 
     def make(self, *spec: Any) -> Any:
-        """A hook from everything that settings may say of this family, lists and combinations among it."""
+        """A hook from any form that settings allow, including lists and combinations."""
         return getattr(importlib.import_module(self.home), self.setting)(*spec)
 
     def register(self, hook_class: type) -> type:
         """Add a class under its `name`; returns it.
 
         Raises:
-            TypeError: not a dataclass of this family, or without a `name`.
-            ValueError: the name belongs to another class. (Defining the same class anew replaces it, as notebooks do.)
+            TypeError: the class is not a dataclass of this family, or has no `name`.
+            ValueError: the name belongs to another class. (Redefining the same class, as in a notebook, replaces it.)
         """
         if not (isinstance(hook_class, type) and issubclass(hook_class, self.base)):
             raise TypeError(f"{hook_class!r} is not a subclass of {self.base.__name__}.")
         if "__dataclass_fields__" not in vars(hook_class):
             raise TypeError(
-                f"{hook_class.__name__} is not a dataclass, so its parameters cannot be written down: put "
+                f"{hook_class.__name__} is not a dataclass, so its parameters cannot be saved: put "
                 f"@dataclass between @register_{self.setting} and the class."
             )
         name = getattr(hook_class, "name", None)
@@ -84,16 +84,16 @@ class Registry(MutableMapping[str, type]):
             raise TypeError(f'{hook_class.__name__} has no name: give it `name: ClassVar[str] = "..."`.')
         known = self._classes.get(name, hook_class)
         if (known.__module__, known.__qualname__) != (hook_class.__module__, hook_class.__qualname__):
-            raise ValueError(f"name={name!r} of {hook_class.__name__} belongs to {known.__qualname__}: use another.")
+            raise ValueError(f"name={name!r} of {hook_class.__name__} is taken by {known.__qualname__}: use another.")
         self._classes[name] = hook_class
         return hook_class
 
     def build(self, spec: Any) -> Any:
-        """A hook from its name, from a dict {"name": ..., **parameters}, or from an instance (returned as it is).
+        """A hook from its name, a dict {"name": ..., **parameters}, or an instance (returned unchanged).
 
         Raises:
-            TypeError: none of these, or a parameter of the wrong type.
-            ValueError: an unknown name or parameter (names the nearest), a missing one, or one out of range.
+            TypeError: `spec` is none of these, or a parameter has the wrong type.
+            ValueError: a name or parameter is unknown (suggests the nearest), missing or out of range.
         """
         if isinstance(spec, base := self.base):
             return spec
@@ -122,7 +122,7 @@ class Registry(MutableMapping[str, type]):
         return self[name](**parameters)
 
     def to_dict(self, hook: Any) -> dict[str, Any]:
-        """What `build` makes an equal hook from: {"name": ..., **parameters}.
+        """The dict {"name": ..., **parameters} from which `build` makes an equal hook.
 
         Raises:
             TypeError: the hook's class is not registered.
@@ -138,7 +138,7 @@ class Registry(MutableMapping[str, type]):
 
 
 EXIT_CRITERIA = Registry("exit_criterion", "hf_diffusion_forcing.hooks.exit_criterion", "ExitCriterion")
-"""The criteria that settings may name."""
+"""The registered exit criteria."""
 
 LATENT_PROCESSORS = Registry("latent_processor", "hf_diffusion_forcing.hooks.latent_processor", "LatentProcessor")
-"""The latent processors that settings may name."""
+"""The registered latent processors."""

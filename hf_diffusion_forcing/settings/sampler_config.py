@@ -1,4 +1,4 @@
-"""What the settings of every sampler have in common; each sampler's own are a file beside this one."""
+"""The settings all samplers share; each sampler's own are in a file next to this one."""
 
 import copy
 import dataclasses
@@ -23,18 +23,18 @@ SAMPLER_CONFIGS: dict[str, type["SamplerConfig"]] = {}
 
 @dataclass(kw_only=True)
 class SamplerConfig:
-    """Settings every sampler has. Each field is also a keyword of `generate()`.
+    """Settings of every sampler. Each field is also a keyword of `generate()`.
 
     Args:
-        num_steps: recurrences of a token (its budget); the model's `mean_recurrence` when None.
+        num_steps: recurrences per token (its budget); the model's `mean_recurrence` when None.
         kv_sharing: "last" (one entry per layer and position, overwritten by later recurrences), "none" (one entry
             per recurrence) or a number of entries n: recurrence k writes and reads entry k modulo n.
-        state_scale: factor on the random state start; 0.0 starts from zeros.
+        state_scale: factor on the random initial state; 0.0 starts from zeros.
         seed: an int (row i of the batch uses seed + i) or one int per row; None draws one from torch's generator.
 
     Raises:
-        TypeError: a value of the wrong type.
-        ValueError: a value out of range. Both name the field, the value and what is allowed.
+        TypeError: a value has the wrong type.
+        ValueError: a value is out of range. Both name the field, the value and what is allowed.
     """
 
     sampler: ClassVar[str]
@@ -49,7 +49,7 @@ class SamplerConfig:
         self.check_depths()
 
     def validate(self) -> None:
-        """Check every field by itself; called on construction."""
+        """Check each field on its own; called on construction."""
         if self.num_steps is not None:
             check_integer("num_steps", self.num_steps, 1)
         if self.kv_sharing not in ("last", "none"):
@@ -65,41 +65,41 @@ class SamplerConfig:
                 raise ValueError(f"seed={seed} must fit in 64 bits.")
 
     def check_depths(self) -> None:
-        """Check the depths that are given against each other; called on construction and by `resolve`.
+        """Check that the given depths fit each other; called on construction and by `resolve`.
 
         Raises:
-            ValueError: two of them do not fit.
+            ValueError: two of them do not.
         """
 
     def resolve(self, mean_recurrence: int) -> "SamplerConfig":
         """The settings with every depth filled in.
 
         Args:
-            mean_recurrence: the model's own depth, the default of `num_steps`.
+            mean_recurrence: the model's depth, the default of `num_steps`.
 
         Raises:
             ValueError: the depths do not fit each other.
         """
-        # The fields were checked on construction: only what is filled in is new.
+        # Construction checked the fields; only the filled-in depths are new.
         settings = copy.copy(self)
         settings.fill_depths(mean_recurrence)
         settings.check_depths()
         return settings
 
     def fill_depths(self, mean_recurrence: int) -> None:
-        """Put a number where a depth is None."""
+        """Replace depths that are None with numbers."""
         self.num_steps = self.num_steps or mean_recurrence
         if self.kv_sharing == 1:
             self.kv_sharing = "last"
 
     @property
     def deepest(self) -> int:
-        """The most recurrences a position may have, of resolved settings: the entries of `kv_sharing="none"`."""
+        """The most recurrences a position may get (resolved settings): the entries of `kv_sharing="none"`."""
         return self.num_steps
 
     @property
     def prompt_steps(self) -> int:
-        """Recurrences of the prompt, of resolved settings."""
+        """Recurrences of the prompt (resolved settings)."""
         return self.num_steps
 
     @classmethod
@@ -108,10 +108,10 @@ class SamplerConfig:
         return tuple(field.name for field in dataclasses.fields(cls))
 
     def update(self, **settings) -> dict[str, Any]:
-        """Change settings, all or none of them; returns those that are not settings of this sampler.
+        """Change settings; returns those this sampler does not have.
 
         Raises:
-            TypeError, ValueError: as on construction; nothing is changed then.
+            TypeError, ValueError: as on construction; then nothing changes.
         """
         known = {name: value for name, value in settings.items() if name in self.fields()}
         dataclasses.replace(self, **known)
@@ -123,45 +123,45 @@ class SamplerConfig:
         """The settings as plain JSON values.
 
         Raises:
-            TypeError: a criterion or processor of an unregistered class, which has no name to be written by.
+            TypeError: the class of a criterion or processor is not registered.
         """
         return {name: plain(getattr(self, name)) for name in self.fields()}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Those of `to_dict()` that are not the defaults."""
+        """The entries of `to_dict()` that differ from the defaults."""
         default = type(self)().to_dict()
         return {name: value for name, value in self.to_dict().items() if value != default[name]}
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """What `save_pretrained` writes: the sampler's name, its settings (by default those that differ from the
-        defaults) and the version that wrote them."""
+        """The text `save_pretrained` writes: the sampler's name, its settings (with `use_diff` only those that differ
+        from the defaults) and the package version."""
         settings = self.to_diff_dict() if use_diff else self.to_dict()
         stored = {"sampler": self.sampler, "sampler_config": settings, "hf_diffusion_forcing_version": __version__}
         return json.dumps(stored, indent=2) + "\n"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "SamplerConfig":
-        """A config from `to_dict()`'s output. An unknown key is a ValueError that names the nearest field."""
+        """A config from `to_dict()`'s output. An unknown key raises a ValueError that suggests the nearest field."""
         if not isinstance(values, dict):
             raise TypeError(f"{cls.__name__} needs a dict of settings, not {type(values).__name__}.")
         for key in values:
             if key not in cls.fields():
                 raise ValueError(
                     f"{cls.__name__} has no setting {key!r}{nearest(str(key), cls.fields())}. "
-                    f"(This is version {__version__}; a file of a newer one may know more.)"
+                    f"(This is version {__version__}; a newer version may have written the file.)"
                 )
         return cls(**values)
 
     @classmethod
     def from_preset(cls, name: str, model_type: str | None = None, **settings) -> "SamplerConfig":
-        """A preset's settings, with others on top.
+        """A preset's settings, overridden by `settings`.
 
         Args:
             name: "quality", "balanced", "fast" or "lossless".
-            model_type: a family's own presets, where it has them.
+            model_type: selects a family's own presets, if it has any.
 
         Raises:
-            ValueError: an unknown preset, or another sampler's.
+            ValueError: the preset is unknown, or belongs to another sampler.
         """
         return cls.from_dict(merged(preset(name, cls.sampler, model_type, settings.get("num_steps")), settings))
 
@@ -174,14 +174,14 @@ class SamplerConfig:
 
     @classmethod
     def from_pretrained(cls, save_directory: str | os.PathLike) -> "SamplerConfig":
-        """Read `sampler_config.json` from a folder; on `SamplerConfig` itself, whichever sampler's it is.
+        """Read `sampler_config.json` from a folder; `SamplerConfig` itself reads any sampler's.
 
         Raises:
             ValueError: the file is for another sampler, or holds unknown settings.
         """
         stored = json.loads((Path(save_directory) / CONFIG_NAME).read_text())
         if not isinstance(stored, dict):
-            raise ValueError(f"{CONFIG_NAME} in {save_directory} holds no settings.")
+            raise ValueError(f"{CONFIG_NAME} in {save_directory} holds no settings: it must be a JSON object.")
         config_class = sampler_config_class(stored.get("sampler")) if cls is SamplerConfig else cls
         if stored.get("sampler") != config_class.sampler:
             raise ValueError(f"{CONFIG_NAME} in {save_directory} is not for sampler={config_class.sampler!r}.")
@@ -193,7 +193,7 @@ class SamplerConfig:
 
 
 def register_sampler_config(config_class: type[SamplerConfig]) -> type[SamplerConfig]:
-    """Let calls and files name a sampler; returns its settings class.
+    """Register a sampler's settings class under its name; returns the class.
 
     Raises:
         ValueError: the name belongs to another class.
@@ -206,21 +206,21 @@ def register_sampler_config(config_class: type[SamplerConfig]) -> type[SamplerCo
 
 
 def sampler_config_class(sampler: str) -> type[SamplerConfig]:
-    """The settings class of a sampler's name; ValueError for an unknown name."""
+    """A sampler's settings class; ValueError if the sampler is unknown."""
     if not isinstance(sampler, str) or sampler not in SAMPLER_CONFIGS:
         raise ValueError(f"sampler={sampler!r} is unknown{nearest(str(sampler), tuple(SAMPLER_CONFIGS))}.")
     return SAMPLER_CONFIGS[sampler]
 
 
 def sampler_keywords() -> set[str]:
-    """Every field of every sampler: what `generate()` takes besides transformers' own keywords."""
+    """The fields of all samplers: the keywords `generate()` takes besides transformers' own."""
     return {name for config_class in SAMPLER_CONFIGS.values() for name in config_class.fields()}
 
 
 def field_help(config_class: type, name: str) -> str:
-    """What a setting means, on one line: its entry under `Args:` in the docstring of the class that has it.
+    """One line on a setting: its entry under `Args:` in the docstring of its class.
 
-    Empty where docstrings were stripped (`python -OO`).
+    Empty if docstrings are stripped (`python -OO`).
     """
     for owner in config_class.__mro__:
         text = inspect.cleandoc(vars(owner).get("__doc__") or "")
@@ -232,8 +232,8 @@ def field_help(config_class: type, name: str) -> str:
 
 
 def merged(*layers: dict[str, Any]) -> dict[str, Any]:
-    """Settings of several sources, later ones on top. A criterion brings its own threshold: an earlier layer's
-    `exit_threshold` was for the criterion it takes the place of."""
+    """Merge settings; later layers override earlier ones. A layer with an `exit_criterion` also drops the earlier
+    `exit_threshold`, which was meant for the criterion it replaces."""
     result: dict[str, Any] = {}
     for layer in layers:
         if "exit_criterion" in layer:
@@ -243,10 +243,10 @@ def merged(*layers: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A setting as JSON values: hooks by their names, lists copied.
+    """A setting as JSON values: hooks by name, lists copied.
 
     Raises:
-        TypeError: a hook of an unregistered class, which has no name to be written by.
+        TypeError: a hook's class is not registered.
     """
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}

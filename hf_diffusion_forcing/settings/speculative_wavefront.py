@@ -9,18 +9,17 @@ from .validation import check_integer
 
 @dataclass(kw_only=True)
 class SpeculativeWavefrontConfig(SamplerConfig):
-    """Settings of `sampler="speculative_wavefront"`: the text of autoregression, drafted at shallow depth.
+    """Settings of `sampler="speculative_wavefront"`: autoregression's text, drafted at shallow depth.
 
-    The text does not depend on the drafts: only `num_steps`, `state_scale` and `seed` can change it.
+    Drafts never change the text: only `num_steps`, `state_scale` and `seed` can.
 
     Args:
-        draft_depth: recurrences after which a position drafts the next token, and by which a tick takes every
-            position deeper; divides `num_steps`. "auto" sees on the prompt how often shallow readouts agree with the
-            full depth, measures what widths cost on this machine, and chooses. None is the largest that leaves
-            16 positions in the wave, or 1.
-        second_draft_depth: recurrences after which a position proposes the next token once more; what stands behind it
-            starts anew where the two disagree. A multiple of `draft_depth` below `num_steps`, or 0 for no second
-            proposal. None is four times `draft_depth` where that fits.
+        draft_depth: recurrences after which a position drafts the next token, and recurrences of a tick; must divide
+            `num_steps`. "auto" compares shallow predictions with full-depth ones on the prompt, times several widths
+            on this machine, and chooses. None is the largest depth that keeps 16 positions in the wave, or 1.
+        second_draft_depth: recurrences after which a position drafts the next token again; if the two drafts differ,
+            the positions after it start over. A multiple of `draft_depth` below `num_steps`, or 0 for no second
+            draft. None is four times `draft_depth` if that is below `num_steps`, otherwise 0.
     """
 
     sampler: ClassVar[str] = "speculative_wavefront"
@@ -32,8 +31,8 @@ class SpeculativeWavefrontConfig(SamplerConfig):
         super().validate()
         if self.kv_sharing != "none":
             raise ValueError(
-                f"kv_sharing={self.kv_sharing!r} is not possible with sampler={self.sampler!r}, whose positions read "
-                "the entries of their own recurrence: leave it out, or use sampler='diffusion_forcing'."
+                f"kv_sharing={self.kv_sharing!r} is not possible with sampler={self.sampler!r}, which needs one KV "
+                "entry per recurrence: leave it out, or use sampler='diffusion_forcing'."
             )
         if isinstance(self.draft_depth, str) and self.draft_depth != "auto":
             raise ValueError(f"draft_depth={self.draft_depth!r} is unknown: use 'auto' or a number of recurrences.")
@@ -53,7 +52,7 @@ class SpeculativeWavefrontConfig(SamplerConfig):
         ]
 
     def second_depth(self, draft_depth: int | str) -> int:
-        """`second_draft_depth`, filled in for a draft depth; 0 where there is none."""
+        """`second_draft_depth`, filled in for a draft depth; 0 if there is no second draft."""
         if self.second_draft_depth is not None or not isinstance(draft_depth, int):
             return self.second_draft_depth or 0
         return 4 * draft_depth if 4 * draft_depth < self.num_steps else 0
@@ -63,7 +62,7 @@ class SpeculativeWavefrontConfig(SamplerConfig):
             return
         if self.num_steps == 1:
             raise ValueError(
-                f"num_steps=1 leaves no recurrence to draft with: use sampler='autoregressive' instead of "
+                f"num_steps=1 leaves no recurrence for drafts: use sampler='autoregressive' instead of "
                 f"sampler={self.sampler!r}."
             )
         if self.second_draft_depth is not None and self.second_draft_depth >= self.num_steps:
@@ -80,7 +79,7 @@ class SpeculativeWavefrontConfig(SamplerConfig):
 
     def fill_depths(self, mean_recurrence: int) -> None:
         super().fill_depths(mean_recurrence)
-        self.check_depths()  # whether any draft depth fits
+        self.check_depths()  # raises if no draft depth fits
         if self.draft_depth is None:
             widest = max(1, self.num_steps // 16)
             self.draft_depth = max(depth for depth in self.draft_depths if depth <= widest)

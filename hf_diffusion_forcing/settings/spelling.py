@@ -1,4 +1,4 @@
-"""How a sampler is written on one line, as `diffusion_forcing:preset=fast,wavefront=16`, and checked before compute."""
+"""A sampler on one line, as in `diffusion_forcing:preset=fast,wavefront=16`: parsed, and checked without a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SPELLING = re.compile(r"(?P<sampler>\w+)(:(?P<settings>\w+=.*))?", re.DOTALL)
 
 
 def parse_sampler(text: str) -> dict[str, Any]:
-    """Keywords of `generate()` from a sampler's name and settings.
+    """Keywords of `generate()` from a sampler's name and settings on one line.
 
     Args:
         text: `NAME` or `NAME:setting=value,setting=value`; values are JSON or YAML (`4`, `true`, `kl`,
@@ -30,7 +30,7 @@ def parse_sampler(text: str) -> dict[str, Any]:
 
 
 def spelled_sampler(text: str) -> dict[str, Any]:
-    """What `parse_sampler` returns, before it is checked.
+    """`parse_sampler` without the check of the sampler and its settings.
 
     Raises:
         ValueError: the spelling is wrong.
@@ -38,31 +38,31 @@ def spelled_sampler(text: str) -> dict[str, Any]:
     match = SPELLING.fullmatch(text.strip())
     if match is None:
         raise ValueError(
-            f"{text!r} does not say a sampler: write its name, and settings after a colon, as in "
+            f"{text!r} is not a sampler: write its name, then settings after a colon, as in "
             "'diffusion_forcing:inner_recurrence=4,wavefront=32'."
         )
     kwargs: dict[str, Any] = {"sampler": match["sampler"]}
     for name, value in spelled_settings(match["settings"] or ""):
         name = "sampler_preset" if name == "preset" else name
         if name in kwargs:
-            raise ValueError(f"{text!r} says {name} twice.")
+            raise ValueError(f"{text!r} gives {name} twice.")
         kwargs[name] = parse_value(text, value)
     return kwargs
 
 
 def spelled_settings(text: str) -> list[tuple[str, str]]:
-    """Names and values of `setting=value,setting=value`, values as they are written."""
+    """Names and unparsed values of `setting=value,setting=value`."""
     items = (item.strip().partition("=") for item in re.split(r",(?=\s*\w+=)", text))
     return [(name, value) for name, _, value in items if name]
 
 
 def parse_value(text: str, value: str) -> Any:
-    """A setting's value; JSON first, as YAML takes 1e-3 for a text."""
+    """A setting's value. JSON is tried first, because YAML reads 1e-3 as a string."""
     try:
         return json.loads(value)
     except json.JSONDecodeError:
         pass
-    import yaml  # only here: most values are JSON, and the command line shows its help without it
+    import yaml  # not at the top: most values are JSON, and the command line's help does not need it
 
     try:
         parsed = yaml.safe_load(value)
@@ -74,7 +74,7 @@ def parse_value(text: str, value: str) -> Any:
 
 
 def check_sampler(kwargs: dict[str, Any]) -> None:
-    """Refuse an unknown sampler, preset or setting, without a model.
+    """Refuse an unknown sampler, preset or setting; needs no model.
 
     Raises:
         ValueError, TypeError: as `generate()` would.
@@ -83,7 +83,7 @@ def check_sampler(kwargs: dict[str, Any]) -> None:
     sampler, preset = settings.pop("sampler"), settings.pop("sampler_preset", None)
     config_class = sampler_config_class(sampler)
     if "seed" in settings:
-        raise ValueError("seed is the same for all samplers: leave it out of the sampler's settings.")
+        raise ValueError("seed applies to all samplers: leave it out of the sampler's settings.")
     if preset is None:
         config_class.from_dict(settings)
     else:
@@ -91,10 +91,10 @@ def check_sampler(kwargs: dict[str, Any]) -> None:
 
 
 def named_samplers(samplers: list[str] | dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Keywords of `generate()` by what a sampler is called: its spelling, or the key it was given under.
+    """Keywords of `generate()` by a sampler's label: its spelling, or its key in the dict.
 
     Raises:
-        ValueError, TypeError: none, one given twice, or one that is wrong.
+        ValueError, TypeError: no sampler is given, or one is given twice or is wrong.
     """
     if isinstance(samplers, dict):
         for name, kwargs in samplers.items():

@@ -1,4 +1,4 @@
-"""Pictures of a `Trace`, and a page about it. matplotlib is imported when the first of them is asked for."""
+"""Figures of a `Trace`, and a page about it. matplotlib is imported on first use."""
 
 __all__ = ["plot_convergence", "plot_latents", "plot_recurrences", "plot_wavefront", "principal_components"]
 

@@ -1,4 +1,4 @@
-"""Figures of a trace. Each is a matplotlib `Figure` of its own: no window, no global state."""
+"""Figures of a trace. Each is a standalone matplotlib `Figure`, without a window or global state."""
 
 from collections.abc import Sequence
 
@@ -20,24 +20,24 @@ except ImportError as error:
     raise ImportError(f'Figures need matplotlib ({error}): pip install "hf-diffusion-forcing[plot]"') from error
 
 SETTLED_IS_DARK = "cividis"
-"""For everyone's eyes and for grey paper: its lightness rises evenly."""
+"""Readable with colour blindness and in grey print: its lightness rises evenly."""
 
 CELL = 0.16
-"""Inches a cell of the wavefront is wide and high, while there is room."""
+"""Width and height of a cell of the wavefront in inches, if there is room."""
 
 LARGEST = 20.0
-"""Inches a figure is wide or high at most."""
+"""Largest width and height of a figure in inches."""
 
 VECTOR_CELLS = 10_000
-"""More of them are drawn as pixels: a file with so many shapes is slow to open."""
+"""More shapes than this are drawn as pixels, because a file with so many is slow to open."""
 
 
 def _waves(trace: Trace, row: int) -> list[WaveTick]:
-    """A row's waves, without ticks that were made again.
+    """A row's waves, without ticks that were repeated.
 
     Raises:
-        TypeError: not a trace.
-        IndexError: no such row.
+        TypeError: `trace` is not a trace.
+        IndexError: there is no such row.
         ValueError: there is nothing to draw.
     """
     if not isinstance(trace, Trace):
@@ -51,21 +51,21 @@ def _waves(trace: Trace, row: int) -> list[WaveTick]:
 def plot_wavefront(
     trace: Trace, row: int = 0, color_by: str | None = None, labels: Sequence[str] | None = None
 ) -> Figure:
-    """The wave of a row: ticks downwards, positions to the right, a cell for every position in a tick's wave.
+    """Draw the wave of a row: ticks downwards, positions to the right, and a cell for every position in a tick's wave.
 
-    A dot is a position that was committed in the tick (what it predicts is final), a cross one that was dropped.
+    A dot marks a position committed in the tick (its prediction is final), a cross one that was dropped.
 
     Args:
-        trace: of `generate(return_trace=True)`.
-        row: of the batch.
-        color_by: "exit_value" (what the exit criterion compared with its threshold, on a logarithmic scale; grey where
-            it has no value above 0) or "recurrences" (since the input token last changed; of the speculative wavefront
-            the depth). By default the first, where there are values. The further a position is, the darker.
-        labels: the row's new tokens as text, written at their positions instead of numbers.
+        trace: the trace of `generate(return_trace=True)`.
+        row: row of the batch.
+        color_by: "exit_value" (the value the exit criterion compared with its threshold, on a logarithmic scale; grey
+            without a value above 0) or "recurrences" (since the input token last changed; for the speculative
+            wavefront the depth). By default "exit_value" if there are values. Darker cells have converged further.
+        labels: texts of the row's new tokens, to write at their positions instead of numbers.
 
     Raises:
-        TypeError, IndexError: no trace, or no such row.
-        ValueError: nothing to draw, an unknown `color_by`, or "exit_value" of a trace without values.
+        TypeError, IndexError: `trace` is not a trace, or there is no such row.
+        ValueError: there is nothing to draw, `color_by` is unknown, or it is "exit_value" but there are no values.
     """
     waves = _waves(trace, row)
     has_values = any(value for wave in waves for value in wave.exit_values)
@@ -112,7 +112,7 @@ def plot_wavefront(
     if labels is not None and cell > 0.09:
         texts = [_shown(text) for text in labels]
         places = range(first, min(end, first + len(texts)))
-        # A dollar sign in a token is no formula.
+        # A dollar sign in a token does not start a formula.
         axes.set_xticks(places, texts[: len(places)], rotation=90, fontsize=40 * cell, parse_math=False)
         axes.set_xlabel("position (its final token; blank past the end of the text)")
     else:
@@ -127,7 +127,7 @@ def plot_wavefront(
 
 
 def _add_colour_bar(axes: Axes, shapes: PatchCollection, trace: Trace, by_value: bool) -> None:
-    """What the colours of cells mean; a line where the threshold is."""
+    """Add a colour bar for the cells, with a line at the threshold."""
     name = _value_name(trace) if by_value else "recurrences since the input token last changed"
     bar = axes.figure.colorbar(shapes, ax=axes, shrink=0.6, label=name)
     if not by_value:
@@ -138,18 +138,18 @@ def _add_colour_bar(axes: Axes, shapes: PatchCollection, trace: Trace, by_value:
 
 
 def plot_convergence(trace: Trace, row: int = 0) -> Figure:
-    """How the exit criterion's value falls with a position's recurrences: a line for each position of a row.
+    """Draw the exit criterion's value over recurrences, with a line for each position of a row.
 
-    A line ends, and another of the same colour begins, where the position's input token has changed. A dot is where the
-    position was committed. Values of 0 are not drawn: the axis is logarithmic.
+    When a position's input token changes, its line ends and another of the same colour starts. A dot marks where the
+    position was committed. The axis is logarithmic, so values of 0 are not drawn.
 
     Args:
-        trace: of `generate(return_trace=True)`.
-        row: of the batch.
+        trace: the trace of `generate(return_trace=True)`.
+        row: row of the batch.
 
     Raises:
-        TypeError, IndexError: no trace, or no such row.
-        ValueError: nothing to draw, or no values: the sampler or its criterion has none.
+        TypeError, IndexError: `trace` is not a trace, or there is no such row.
+        ValueError: there is nothing to draw, or the sampler or its criterion has no values.
     """
     lines: dict[int, list[list[tuple[int, float]]]] = {}
     last: dict[int, int] = {}
@@ -197,17 +197,17 @@ def plot_convergence(trace: Trace, row: int = 0) -> Figure:
 
 
 def plot_recurrences(trace: Trace, row: int | None = None) -> Figure:
-    """How many recurrences tokens took: a histogram over the tokens of a row, or of the whole batch.
+    """Draw a histogram of the recurrences that tokens took, over a row or the whole batch.
 
-    All are counted that were spent on the position that predicted a token, on wrong drafts too. A row's first token
-    comes from the prompt's own pass and is left out.
+    It counts all recurrences of the position that predicted a token, including those on wrong drafts. A row's first
+    token comes from the prompt's own pass and is not counted.
 
     Args:
-        trace: of `generate(return_trace=True)`.
-        row: of the batch; all rows when None.
+        trace: the trace of `generate(return_trace=True)`.
+        row: row of the batch; all rows when None.
 
     Raises:
-        TypeError, IndexError: no trace, or no such row.
+        TypeError, IndexError: `trace` is not a trace, or there is no such row.
         ValueError: no tick has committed a token.
     """
     if not isinstance(trace, Trace):
@@ -236,21 +236,20 @@ def plot_recurrences(trace: Trace, row: int | None = None) -> Figure:
 
 
 def plot_latents(trace: Trace, row: int = 0, positions: Sequence[int] | None = None) -> Figure:
-    """The paths of latent states, tick by tick, in the two directions in which they vary most (PCA).
+    """Draw the paths of latent states, tick by tick, in the two directions in which they vary most (PCA).
 
-    A path is a position's; it begins at the state after its first tick and ends, at a dot where it was committed, with
-    its last. On the left are the states themselves: where the text's positions lie. On the right every path begins
-    where its input token last changed and its last state is moved to the middle: how states come to rest. Each side
-    has its own directions.
+    Each position has a path from the state after its first tick to its last; a dot marks the end of a committed one.
+    The left side shows the states themselves. On the right, every path starts where its input token last changed and is
+    shifted so that its last state is in the middle, to show how states converge. Each side has its own directions.
 
     Args:
-        trace: of `generate(return_trace="latents")`.
-        row: of the batch.
+        trace: the trace of `generate(return_trace="latents")`.
+        row: row of the batch.
         positions: absolute positions to draw; all when None.
 
     Raises:
-        TypeError, IndexError: no trace, or no such row.
-        ValueError: a trace without latents, or nothing to draw.
+        TypeError, IndexError: `trace` is not a trace, or there is no such row.
+        ValueError: the trace has no latents, or there is nothing to draw.
     """
     paths: dict[int, list[torch.Tensor]] = {}
     begun: dict[int, int] = {}
@@ -261,7 +260,7 @@ def plot_latents(trace: Trace, row: int = 0, positions: Sequence[int] | None = N
             raise ValueError("The trace holds no latents: make it with generate(return_trace='latents').")
         for place, state in enumerate(wave.latents):
             position = wave.start + place
-            # What overflowed has no place in a picture.
+            # States that overflowed cannot be drawn.
             if (positions is None or position in positions) and bool(state.isfinite().all()):
                 path = paths.setdefault(position, [])
                 if wave.recurrences[place] <= last.get(position, wave.recurrences[place]):
@@ -304,14 +303,14 @@ def plot_latents(trace: Trace, row: int = 0, positions: Sequence[int] | None = N
 
 
 def _shown(text: str) -> str:
-    """A token's text on one short line; white space alone is made visible, and so is what no font has a sign for."""
+    """A token's text on one short line, with pure white space and characters without a glyph made visible."""
     text = (text.strip() or text.replace(" ", "\u2423")).replace("\n", "\\n").replace("\t", "\\t")
     text = "".join(character if character.isprintable() else "\ufffd" for character in text)
     return text if len(text) <= 16 else text[:15] + "\u2026"
 
 
 def _value_name(trace: Trace) -> str:
-    """What a criterion's values are, for an axis."""
+    """The axis label for a criterion's values."""
     units = {
         "latent_difference": "change of the latent state, share of its norm",
         "latent_acceleration": "second difference of the latent state, share of its norm",

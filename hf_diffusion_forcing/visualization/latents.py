@@ -4,24 +4,24 @@ import torch
 
 
 def principal_components(states: torch.Tensor, count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """States in the directions in which they vary most.
+    """Project states on the directions in which they vary most.
 
     Args:
         states: float [points, channels]; at least `count` of each.
         count: directions to keep.
 
     Returns:
-        float32 [points, count], around the mean, and float32 [count], the share of the variance in each direction,
-        falling; zeros for states that are all the same. Each direction's largest channel is positive, so that the same
+        float32 [points, count], relative to the mean, and float32 [count], each direction's share of the variance in
+        descending order; zeros if all states are equal. Each direction's largest channel is positive, so that the same
         states always give the same picture.
 
     Raises:
-        ValueError: too few points or channels, or a state that is not finite.
+        ValueError: there are too few points or channels, or a state is not finite.
     """
     if states.ndim != 2 or min(states.shape) < count:
         raise ValueError(f"states has shape {tuple(states.shape)}: {count} components need [points, channels] of that.")
     if not bool(states.isfinite().all()):
-        raise ValueError("states holds NaN or infinities: leave out the positions that have them.")
+        raise ValueError("states has NaN or infinite values: leave out the positions that have them.")
     centred = states.double() - states.double().mean(0)
     _, lengths, directions = torch.linalg.svd(centred, full_matrices=False)
     directions = directions[:count]

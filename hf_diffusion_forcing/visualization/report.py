@@ -1,4 +1,4 @@
-"""A call as one HTML page: the text, how it came about tick by tick, its pictures and its speed."""
+"""One HTML page about a call: the text, every tick of its decoding, figures and speed."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHADES = 12
-"""Steps of the colour scale that text is coloured by."""
+"""Steps of the colour scale for text."""
 
 
 def check_writable(path: str | os.PathLike) -> Path:
-    """Where a file can be written, as an absolute path.
+    """The absolute path of a file that can be written.
 
     Raises:
-        ValueError: there is a folder, or its own folder does not exist.
-        OSError: the folder may not be written to.
+        ValueError: the path is a folder, or its parent folder does not exist.
+        OSError: the folder is not writable.
     """
     path = Path(path).expanduser().resolve()
     if path.is_dir():
         raise ValueError(f"{path} is a folder: name a file in it.")
     if not path.parent.is_dir():
-        raise ValueError(f"{path} cannot be written: there is no folder {path.parent}.")
+        raise ValueError(f"{path} cannot be written: there is no folder {path.parent}. Create it first.")
     partial = path.with_name(f"{path.name}.partial")
     partial.touch()
     partial.unlink()
@@ -49,27 +49,27 @@ def check_writable(path: str | os.PathLike) -> Path:
 
 
 def json_for_script(values: Any) -> Markup:
-    """JSON that may stand inside a script element, whatever its strings say."""
-    text = json.dumps(values, allow_nan=False)  # all but ASCII is escaped, U+2028 and U+2029 too
+    """JSON that is safe inside a script element, whatever its strings contain."""
+    text = json.dumps(values, allow_nan=False)  # escapes everything but ASCII, including U+2028 and U+2029
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], before: Sequence[int]) -> list[str]:
-    """Each token's share of the text, so that all of them joined are what the tokenizer makes of the ids.
+    """Each token's piece of the text; joined, the pieces are the decoded text.
 
-    A token that ends inside a character has none; the token that completes it has the whole character.
+    A token that ends inside a character has an empty piece; the token that completes it has the whole character.
 
     Args:
         tokens: ids after the prompt.
-        before: the prompt's ids: some tokenizers write a token otherwise at the start of a text.
+        before: the prompt's ids, because some tokenizers decode a token differently at the start of a text.
     """
 
     def decode(ids: Sequence[int]) -> str:
         return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    # The prompt's last tokens stand for all of it.
+    # The prompt's last tokens are enough context.
     context = list(before)[-4:]
     start = len(decode(context))
     whole = decode([*context, *tokens])[start:]
@@ -85,16 +85,16 @@ def pieces(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], before: Se
 
 @dataclass
 class Report:
-    """What the page is made of.
+    """The contents of the page.
 
     Attributes:
-        name: of the model.
-        facts: about the model and the call, as pairs of a name and a text.
-        tokenizer: of the model.
+        name: name of the model.
+        facts: facts about the model and the call, as pairs of a name and a text.
+        tokenizer: the model's tokenizer.
         prompt_ids: the prompt.
-        trace: of the call, with or without latents; of one row.
-        runs: the samplers side by side, the first one to compare with; none for no table.
-        measured: where and when the runs were measured, and how often.
+        trace: the call's trace, of one row, with or without latents.
+        runs: the runs to compare, the baseline first; empty for no table.
+        measured: how, when and on what machine the runs were measured.
     """
 
     name: str
@@ -106,13 +106,13 @@ class Report:
     measured: str = ""
 
     def html(self) -> str:
-        """The page: no file or address outside of it is asked for anything.
+        """The page, which loads nothing from other files or addresses.
 
         Raises:
-            ValueError: the trace is not whole, or its text ended at the first token.
+            ValueError: the trace is incomplete, or its text ended at the first token.
         """
         if self.trace.unrecorded:
-            raise ValueError("The text is too long for a page: its trace is not whole. Lower max_new_tokens.")
+            raise ValueError("The text is too long for a page: its trace is incomplete. Lower max_new_tokens.")
         tokens = self.tokens()
         figures, heat_map = self.figures([token["text"] for token in tokens])
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -177,7 +177,7 @@ class Report:
 
     @staticmethod
     def shades() -> list[tuple[str, str]]:
-        """Backgrounds from few recurrences to many, and black or white to write on each with."""
+        """Background colours from few recurrences to many, each with black or white as text colour."""
         from matplotlib import colormaps
         from matplotlib.colors import to_hex
 
@@ -185,7 +185,8 @@ class Report:
         return [(to_hex(colour), "#000" if _luminance(colour) > 0.18 else "#fff") for colour in colours]
 
     def frames(self) -> Iterable[dict[str, Any]]:
-        """Before the first tick and after every one: how much is final, the drafts, and their recurrences so far."""
+        """The state before the first tick and after each: the number of final tokens, the drafts, and their
+        recurrences so far."""
         waves, final = self.waves, 1
         for number, after in enumerate([*waves, None]):
             drafts = [] if after is None else after.tokens[1:]
@@ -194,7 +195,7 @@ class Report:
                 wave = waves[number - 1]
                 final += len(wave.committed)
                 spent = dict(zip(range(wave.start, wave.start + wave.width), wave.recurrences, strict=True))
-                # A draft is what the position before it predicts.
+                # A draft is the prediction of the position before it.
                 first = self.trace.starts[0] + final - 1
                 recurrences = [spent.get(first + place, 0) for place in range(len(drafts))]
                 frame |= {"final": final, "recurrences": recurrences, "tick": wave.tick}
@@ -202,14 +203,14 @@ class Report:
             yield frame
 
     def draft_texts(self) -> dict[int, str]:
-        """The text of every id that was a draft, as it is after the prompt's last token."""
+        """The text of every drafted id, decoded after the prompt's last token."""
         ids = {token for wave in self.waves for token in wave.tokens[1:]}
         return {token: pieces(self.tokenizer, [token], self.prompt_ids)[0] for token in sorted(ids)}
 
     def figures(self, labels: list[str]) -> tuple[list[dict[str, str]], dict[str, float]]:
-        """The pictures as data addresses with their descriptions, and where the heat map's axes are on its picture.
+        """The figures as data URLs with descriptions, and the place of the heat map's axes in its figure.
 
-        The place is in shares of the picture: left, top, width and height.
+        The place is given as fractions of the figure: left, top, width and height.
         """
         from .figures import plot_convergence, plot_latents, plot_recurrences, plot_wavefront
 
@@ -225,7 +226,7 @@ class Report:
         if any(wave.latents is not None and wave.width for wave in self.waves):
             try:
                 figure = plot_latents(self.trace)
-            except ValueError:  # every position was committed in its first tick: there are no paths
+            except ValueError:  # every position was committed in its first tick, so there are no paths
                 pass
             else:
                 caption = "Paths of the latent states in the two directions in which they vary most (PCA)."
@@ -238,16 +239,16 @@ class Report:
 
 
 def _luminance(colour: Sequence[float]) -> float:
-    """Relative luminance of red, green and blue in 0 to 1, as contrast is reckoned with (WCAG 2); 0.18 is midway."""
+    """Relative luminance of red, green and blue from 0 to 1, as in WCAG 2 contrast; 0.18 is midway."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
     return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 def _address(figure: Figure) -> str:
-    """A figure as an SVG in a data address: an image, in which nothing runs."""
+    """A figure as an SVG in a data URL: an image without scripts."""
     file = io.BytesIO()
     with warnings.catch_warnings():
-        # A token in a script that the font does not have is a box on its axis; the page's text has it.
+        # The font may lack a token's script: its label is then a box, but the page's text is right.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(file, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()

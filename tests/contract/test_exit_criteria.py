@@ -397,7 +397,7 @@ def test_register_refuses(registry):
     class Plain(Says):
         name: ClassVar[str] = "plain"
 
-    with pytest.raises(ValueError, match=r"name='kl' of Taken belongs to KLCriterion"):
+    with pytest.raises(ValueError, match=r"name='kl' of Taken is taken by KLCriterion"):
         register_exit_criterion(Taken)
     with pytest.raises(TypeError, match="Plain is not a dataclass"):
         register_exit_criterion(Plain)
@@ -428,14 +428,14 @@ def test_a_required_parameter_is_asked_for(registry):
         (None, None, TypeError, "exit_criterion=None must be a name"),
         (0.03, None, TypeError, "exit_criterion=0.03 must be a name"),
         (CosineCriterion, None, TypeError, "an instance of ExitCriterion"),
-        ([], None, ValueError, r"criteria=\[\] decides nothing"),
-        ({"any": []}, None, ValueError, r"criteria=\[\] decides nothing"),
+        ([], None, ValueError, r"criteria=\[\] is empty"),
+        ({"any": []}, None, ValueError, r"criteria=\[\] is empty"),
         ({"any": ["kl"], "all": ["fixed"]}, None, ValueError, "and nothing else"),
         ({"all": "kl"}, None, ValueError, "and nothing else"),
         (["kl", "fixd"], None, ValueError, "did you mean 'fixed'"),
-        ("fixed", 0.1, ValueError, "threshold=0.1 has no place in FixedCriterion"),
-        ("token_stability", 0.1, ValueError, "threshold=0.1 has no place"),
-        (["kl", "cosine"], 0.1, ValueError, "the parameters of each criterion in its dict"),
+        ("fixed", 0.1, ValueError, "threshold=0.1 does not apply to FixedCriterion"),
+        ("token_stability", 0.1, ValueError, "threshold=0.1 does not apply"),
+        (["kl", "cosine"], 0.1, ValueError, "parameters in its dict"),
         ("kl", -0.1, ValueError, "threshold=-0.1 must be 0 or more"),
         ("kl", NAN, ValueError, "threshold=nan"),
         ("kl", INF, ValueError, "threshold=inf"),

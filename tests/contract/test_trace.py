@@ -150,7 +150,7 @@ def test_a_criterion_of_the_callers_may_set_values(tiny):
     assert trace.criterion == "Mine" and trace.threshold is None
     for wave in trace.waves:
         assert wave.exit_values == [count - wave.core_passes for count in wave.recurrences]
-    with pytest.raises(ValueError, match="one value a position"):
+    with pytest.raises(ValueError, match="one value per position"):
         traced(tiny, [[3, 1]], "diffusion_forcing", exit_criterion=Mine(1), **call)
 
 
@@ -292,7 +292,7 @@ def test_a_file_holds_all_but_latents(tiny, tmp_path):
         (lambda values: {"sampler": "adaptive"}, ValueError, "needs 'budget'"),
         (lambda values: values | {"waves": [3]}, TypeError, "WaveTick needs a dict"),
         (lambda values: values | {"waves": [{"tick": 0}]}, ValueError, "WaveTick needs"),
-        (lambda values: values["waves"][0]["tokens"].append(1) or values, ValueError, "several lengths"),
+        (lambda values: values["waves"][0]["tokens"].append(1) or values, ValueError, "differ in length"),
     ],
 )
 def test_what_is_no_trace_is_refused(tiny, tmp_path, change, error, message):

@@ -288,7 +288,7 @@ WRONG = [
     (["--dataset", "{data}/rows.csv", "--prompt-template", "{q}", "--split", "test"], "test"),
     (["--dataset", "{data}/rows.csv", "--prompt-template", "{q}", "--split", "train[:0]"], "no rows"),
     (["--dataset", "{data}/rows.csv", "--prompt-template", "{q}", "--config", "main"], "has no config"),
-    (["--answer-pattern", "(x)"], "brings its own"),
+    (["--answer-pattern", "(x)"], "has its own"),
     (["--count", "0"], "count=0"),
     (["--output", "{data}/rows.csv/run"], "cannot be written"),
     (["--output", "{data}"], "no evaluation"),

@@ -317,7 +317,7 @@ def test_a_model_without_injected_embedding_has_other_candidates():
     candidates, presets = trials_for(ouro, None, 8, 0, {}, {"max_new_tokens": 4})
     assert {trial.kwargs["sampler"] for trial in candidates} == {"speculative_wavefront"}
     assert [trial.preset for trial in presets] == ["lossless"]
-    with pytest.raises(ValueError, match="can decode by no setting"):
+    with pytest.raises(ValueError, match="supports no setting"):
         trials_for(ouro, SPACE, 8, 0, {}, {"max_new_tokens": 4})
 
 
@@ -413,7 +413,7 @@ def test_the_command(tmp_path):
         (["--num-steps", "0"], "num_steps=0"),
         (["--search", "diffusion_forcing:wavefont=[8]"], "did you mean 'wavefront'"),
         (["--search", "diffusion_forcing:wavefront=8"], "list of values"),
-        (["--search", "wavefront"], "does not say a search space"),
+        (["--search", "wavefront"], "is not a search space"),
         (["--dataset", "python-source"], "has no references"),
         (["--save", "README.md"], "is a file"),
         (["--save", "tests"], "not empty"),

@@ -211,8 +211,8 @@ def test_a_config_that_does_not_tell_needs_a_layout():
     ("settings", "message"),
     [
         ({"layout": "lama"}, "did you mean 'llama'"),
-        ({"layout": "llama", "qk_bias": True}, "does not go with qk_bias=True"),
-        ({"layout": "huginn", "qk_bias": False}, "does not go with qk_bias=False"),
+        ({"layout": "llama", "qk_bias": True}, "does not fit qk_bias=True"),
+        ({"layout": "huginn", "qk_bias": False}, "does not fit qk_bias=False"),
         ({"layout": "llama", "num_key_value_heads": 3}, "num_key_value_heads=3 must divide n_heads=4"),
         ({"layout": "llama", "rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type='yarn'"),
     ],
@@ -294,7 +294,7 @@ def test_a_layout_that_matches_none(name, tmp_path):
 def test_a_layout_that_contradicts_the_config(tmp_path):
     folder = copied("olmo", tmp_path)
     change_config(folder, qk_bias=True)
-    with pytest.raises(ValueError, match=r"num_key_value_heads == n_heads|does not go with qk_bias=True"):
+    with pytest.raises(ValueError, match=r"num_key_value_heads == n_heads|does not fit qk_bias=True"):
         AutoModelForCausalLM.from_pretrained(folder)
 
 

@@ -207,7 +207,7 @@ def test_ids_that_are_neither_all_nor_the_new_ones_are_refused(tiny, sampler):
     turn, kept = torch.cat((first.sequences, torch.tensor([[5, 9]])), dim=1), first.cache
     settings = {"sampler": sampler, "cache": kept, "max_new_tokens": 2, "num_steps": 6, "kv_sharing": "none"}
     for ids in (turn[:, 4:], turn[:, -2:]):
-        with pytest.raises(ValueError, match=r"holds 7 columns; the call speaks of 10 and has \d ids: pass the whole"):
+        with pytest.raises(ValueError, match=r"holds 7 columns; the call covers 10 and has \d ids: pass the whole"):
             tiny.generate(ids, attention_mask=torch.ones_like(turn), **settings)
 
 

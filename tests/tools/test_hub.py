@@ -201,7 +201,7 @@ def test_a_checkpoint_is_put_back_when_the_new_one_cannot_take_its_place(tmp_pat
 
 def test_the_current_folder_is_not_replaced(bundled, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="the current folder is in it"):
+    with pytest.raises(ValueError, match="contains the current folder"):
         export_checkpoint(*bundled, ".")
     assert list(Path.cwd().iterdir()) == []
 
@@ -211,7 +211,7 @@ def test_only_checkpoints_are_overwritten(bundled, tmp_path, kept):
     for name in kept.split("/", 1):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("years of work")
-    with pytest.raises(ValueError, match="is not replaced"):
+    with pytest.raises(ValueError, match="is not a checkpoint to overwrite"):
         export_checkpoint(*bundled, tmp_path, overwrite=True)
     assert names(tmp_path) == set(kept.split("/", 1))
     with pytest.raises(ValueError, match="is a file"):
@@ -403,7 +403,7 @@ def test_the_card_keeps_what_was_measured(exported):
     assert {"custom_generate", "recurrent-depth", "diffusion-forcing"} <= set(card.data.tags)
     assert card.data.license == own.data.license
     assert figures(card.text.partition(MARKER)[2]) == figures(own.text)
-    assert "measured on this checkpoint is in its own card" in card.text
+    assert "checkpoint's own card, with its measurements, follows" in card.text
     for image in re.findall(r"!\[.*\]\((.*)\)", own.text):
         assert (exported / image).read_bytes() == (Path(bundled_checkpoint()) / image).read_bytes()
     assert len(re.findall(r"^# ", re.sub(BLOCK, "", card.text), re.MULTILINE)) == 1
@@ -524,7 +524,7 @@ def test_a_dry_run_sends_nothing(hub, exported):
 
 def test_private_means_private(hub, exported):
     result = run("push", "me/public", exported, "--private")
-    assert result.exit_code == 2 and "me/public is there and public" in result.stderr
+    assert result.exit_code == 2 and "me/public exists and is public" in result.stderr
     assert hub.files == {}
 
 

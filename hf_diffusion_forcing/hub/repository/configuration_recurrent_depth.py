@@ -1,4 +1,4 @@
-"""Stands in for `import hf_diffusion_forcing` where this checkpoint is loaded with `trust_remote_code=True`.
+"""Runs `import hf_diffusion_forcing` when this checkpoint is loaded with `trust_remote_code=True`.
 
 Needs the Python package `hf-diffusion-forcing`.
 """
@@ -9,13 +9,13 @@ import hf_diffusion_forcing  # noqa: F401  (registers the model families with th
 
 
 class RecurrentDepthConfig:
-    """Where `AutoConfig` arrives by `auto_map`; it leaves with the config of the registered model family."""
+    """The target of `auto_map`; it returns the config of the registered model family."""
 
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoConfig"):
-        """Called by `AutoConfig`. Registered, a class has its file copied into whatever folder a model is saved to."""
+        """Called by `AutoConfig`. Does nothing: a registered class is copied into every folder a model is saved to."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """`AutoConfig` once more, now that it knows the family."""
+        """Call `AutoConfig` again, which now knows the family."""
         return AutoConfig.from_pretrained(pretrained_model_name_or_path, trust_remote_code=False, **kwargs)

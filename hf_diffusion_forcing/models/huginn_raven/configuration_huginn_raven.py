@@ -17,7 +17,7 @@ LAYOUTS: dict[str, frozenset[str]] = {
     "llama": frozenset({"norm_1", "norm_2"}),
     "olmo": frozenset({"norm_1", "norm_2", "q_norm", "k_norm"}),
 }
-"""By layout, the norms and biases of a block: what is multiplied (Wqkv, proj, fc) has the same names in all."""
+"""The norms and biases of a block by layout; the weight matrices (Wqkv, proj, fc) have the same names in all."""
 
 _MARKER = re.compile(r"(?:prelude|core_block|coda)\.\d+\.(?:\w+\.)*?(norm_\d+|\w+_norm|\w+_bias)(?:\.weight)?$")
 
@@ -26,10 +26,10 @@ def layout_of(names: Iterable[str]) -> str:
     """The layout of a checkpoint.
 
     Args:
-        names: of its tensors.
+        names: names of its tensors.
 
     Raises:
-        ValueError: the blocks are those of no layout; lists what was found and what each layout has.
+        ValueError: the blocks match no layout; lists what was found and what each layout has.
     """
     found = {match[1] for match in map(_MARKER.search, names) if match}
     for layout, markers in LAYOUTS.items():
@@ -47,13 +47,13 @@ class RavenConfig(PreTrainedConfig):
     r"""Sizes and settings of a recurrent-depth transformer: prelude, core, coda (arXiv 2502.05171, section 3).
 
     The field names are those of the Hub's config.json; `hidden_size`, `num_attention_heads`, `num_hidden_layers` and
-    `max_position_embeddings` read the same values. `rope_theta` and `rope_scaling` are read too, and become
-    `rope_parameters`, as everywhere in transformers 5.
+    `max_position_embeddings` are aliases. `rope_theta` and `rope_scaling` are read too and become `rope_parameters`, as
+    everywhere in transformers 5.
 
     Args:
-        layout: what a block looks like: "huginn" (Huginn-0125), "llama" (made from Llama or TinyLlama) or "olmo" (made
-            from OLMo-2; both arXiv 2511.07384). The Hub's files do not say it. When None: "huginn" with `qk_bias`,
-            "llama" with llama3 RoPE scaling; else it stays None until a checkpoint's tensors tell.
+        layout: the structure of a block: "huginn" (Huginn-0125), "llama" (made from Llama or TinyLlama) or "olmo" (made
+            from OLMo-2; both arXiv 2511.07384). The Hub's files do not have it. None means "huginn" with `qk_bias`
+            and "llama" with llama3 RoPE scaling; otherwise a checkpoint's tensors decide.
         vocab_size: tokens; `padded_vocab_size` (a multiple of 64 on the Hub) is the size of the embedding.
         n_embd: channels of a latent state.
         n_heads, num_key_value_heads, head_dim: attention shape.
@@ -62,16 +62,16 @@ class RavenConfig(PreTrainedConfig):
         mean_recurrence: recurrences when `num_steps` is not given, and the mean of the random depth in training.
         mean_backprop_depth: how many of the last recurrences carry gradients in training.
         block_size: longest sequence.
-        rope_base: base of the rotary embedding, where neither `rope_parameters` nor `rope_theta` is given.
-        rope_parameters: `rope_theta`, `rope_type` ("default" or "llama3") and what belongs to the type.
-        qk_bias: whether queries and keys have a bias; in the huginn layout alone, and always there.
-        init_values: `std` of the state start and weights, `out_proj` std of output projections, `embedding` std,
+        rope_base: base of the rotary embedding, if neither `rope_parameters` nor `rope_theta` is given.
+        rope_parameters: `rope_theta`, `rope_type` ("default" or "llama3") and the type's parameters.
+        qk_bias: whether queries and keys have a bias, as in the huginn layout and no other.
+        init_values: `std` of the initial state and weights, `out_proj` std of output projections, `embedding` std,
             and `embed_scale`, the factor on embeddings and on the state start.
-        state_channels: channels of the state start that are drawn; they repeat to fill `n_embd`. Fewer than `n_embd`
+        state_channels: channels of the initial state that are drawn; they repeat to fill `n_embd`. Fewer than `n_embd`
             in a widened checkpoint only, which computes what its narrow original does.
 
     Raises:
-        ValueError: sizes that cannot make a model, each named with its value.
+        ValueError: a size is impossible; the message has its name and value.
     """
 
     model_type = "huginn_raven"
@@ -126,7 +126,7 @@ class RavenConfig(PreTrainedConfig):
             self.padded_vocab_size = self.vocab_size
         if self.tie_embeddings is None:
             self.tie_embeddings = self.tie_word_embeddings
-        # The Hub's files say tie_embeddings; transformers reads tie_word_embeddings.
+        # The Hub's files have tie_embeddings; transformers reads tie_word_embeddings.
         self.tie_word_embeddings = self.tie_embeddings
         if self.state_channels is None:
             self.state_channels = self.n_embd
@@ -149,14 +149,14 @@ class RavenConfig(PreTrainedConfig):
                 "embedding": std,
                 "embed_scale": math.sqrt(self.n_embd) if self.qk_bias else 1.0,
             }
-        self.validate_architecture()  # here a plain ValueError; `@strict` would wrap it
-        # The base class makes `rope_parameters` of these.
+        self.validate_architecture()  # here it raises a plain ValueError; `@strict` would wrap it
+        # The base class turns these into `rope_parameters`.
         kwargs.setdefault("rope_theta", self.rope_base)
         super().__post_init__(**kwargs)
         self.rope_base = self.rope_parameters["rope_theta"]
 
     def validate_architecture(self):
-        """Part of `@strict` validation: refuse sizes that cannot make a model."""
+        """Part of `@strict` validation: refuse impossible sizes."""
         check_sizes(
             self,
             "vocab_size",
@@ -184,8 +184,8 @@ class RavenConfig(PreTrainedConfig):
             raise ValueError(f"layout={self.layout!r} is unknown{nearest(self.layout, tuple(LAYOUTS))}.")
         if self.qk_bias != (self.layout == "huginn"):
             raise ValueError(
-                f"layout={self.layout!r} does not go with qk_bias={self.qk_bias}: the huginn layout has a bias on "
-                "queries and keys, llama and olmo have none."
+                f"layout={self.layout!r} does not fit qk_bias={self.qk_bias}: the huginn layout has a bias on "
+                "queries and keys; llama and olmo have none."
             )
         if self.qk_bias and self.n_heads != self.num_key_value_heads:
             raise ValueError("qk_bias=True needs num_key_value_heads == n_heads: one tensor holds both biases.")

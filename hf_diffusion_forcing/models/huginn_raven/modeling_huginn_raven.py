@@ -23,9 +23,9 @@ from .configuration_huginn_raven import RavenConfig, layout_of
 
 
 class RavenAttention(nn.Module):
-    """Causal attention, grouped where there are fewer keys than queries; one map makes all three.
+    """Causal attention, grouped if there are fewer keys than queries; one matrix makes queries, keys and values.
 
-    A layout says what happens to queries and keys before RoPE (`prepare`), and how RoPE turns them (`rotate`).
+    A layout defines what happens to queries and keys before RoPE (`prepare`) and how RoPE rotates them (`rotate`).
     """
 
     rotate = staticmethod(rotate_halves)
@@ -51,7 +51,7 @@ class RavenAttention(nn.Module):
 
 
 class HuginnAttention(RavenAttention):
-    """A bias on queries and keys; RoPE turns neighbouring channels."""
+    """A bias on queries and keys; RoPE rotates neighbouring channels."""
 
     rotate = staticmethod(rotate_pairs)
 
@@ -64,7 +64,7 @@ class HuginnAttention(RavenAttention):
 
 
 class OlmoAttention(RavenAttention):
-    """A norm over the channels of all queries together, and one over those of all keys."""
+    """One norm over the channels of all query heads together, and one over those of all key heads."""
 
     def __init__(self, config: RavenConfig, layer: int):
         super().__init__(config, layer)
@@ -77,7 +77,7 @@ class OlmoAttention(RavenAttention):
 
 
 class RavenMLP(nn.Module):
-    """silu(gate) * up, then a projection; gate and up are one map."""
+    """silu(gate) * up, then a projection; gate and up share one matrix."""
 
     def __init__(self, config: RavenConfig):
         super().__init__()
@@ -122,7 +122,7 @@ class LlamaBlock(GradientCheckpointingLayer):
 
 
 class OlmoBlock(GradientCheckpointingLayer):
-    """Post-norm: a norm on what each part adds."""
+    """Post-norm: a norm on the output of each part."""
 
     def __init__(self, config: RavenConfig, layer: int):
         super().__init__()
@@ -137,7 +137,7 @@ class OlmoBlock(GradientCheckpointingLayer):
 
 
 BLOCKS = {"huginn": HuginnBlock, "llama": LlamaBlock, "olmo": OlmoBlock}
-"""By layout, what a block is."""
+"""The block class of each layout."""
 
 
 class RavenPreTrainedModel(CheckedLoading, PreTrainedModel):
@@ -149,15 +149,15 @@ class RavenPreTrainedModel(CheckedLoading, PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _can_compile_fullgraph = False
-    # Huginn checkpoints store the rotation table as a buffer; here it is computed from the positions.
+    # Huginn checkpoints store the rotation table as a buffer; this class computes it from the positions.
     _keys_to_ignore_on_load_unexpected = [r"freqs_cis"]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
-        """transformers' own, with the layout the tensors have.
+        """transformers' own `from_pretrained`, with the layout of the tensors.
 
         Raises:
-            ValueError: the tensors are those of no layout, or do not fit the config; lists found and expected.
+            ValueError: the tensors match no layout or do not fit the config; lists found and expected.
         """
         path = pretrained_model_name_or_path
         names = tensor_names(path, kwargs)
@@ -172,10 +172,10 @@ class RavenPreTrainedModel(CheckedLoading, PreTrainedModel):
         return super().from_pretrained(path, *args, config=config, **kwargs)
 
     def correct_special_tokens(self, path, keywords):
-        """Take the tokenizer's ids where config.json, as published, carries those of another vocabulary.
+        """Use the tokenizer's ids if the published config.json has those of another vocabulary.
 
-        The retrofitted checkpoints were published with Huginn's ids. A config.json that names its layout was written
-        by this class: what it says is meant.
+        The retrofitted checkpoints were published with Huginn's ids. A config.json with a layout was written by this
+        class, so its ids are right.
         """
         stored = stored_config(path, keywords)
         if self.config.layout == "huginn" or stored is None or stored.get("layout") is not None:
@@ -186,7 +186,7 @@ class RavenPreTrainedModel(CheckedLoading, PreTrainedModel):
                 correct_token_id(self, name, right, path)
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
-        """transformers' own; the padded size of the vocabulary follows."""
+        """transformers' own, which also updates `padded_vocab_size`."""
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         self.config.padded_vocab_size = embeddings.weight.shape[0]
         return embeddings
@@ -215,8 +215,8 @@ class RavenModel(RecurrentDepthModel, RavenPreTrainedModel):
     def __init__(self, config: RavenConfig):
         if config.layout is None:
             raise ValueError(
-                "layout=None: this config does not tell Llama's layout from OLMo's, and there are no tensors to look "
-                "at. Set layout='llama' or layout='olmo'."
+                "layout=None does not distinguish Llama's layout from OLMo's, and there are no tensors to decide it. "
+                "Set layout='llama' or layout='olmo'."
             )
         super().__init__(config)
         prelude, core, coda = (
@@ -286,7 +286,7 @@ class RavenModel(RecurrentDepthModel, RavenPreTrainedModel):
     # --- forward() ---
 
     def latents(self, s: torch.Tensor) -> torch.Tensor:
-        """What the coda reads: normed states in the huginn layout, whose ln_f works twice; else the states."""
+        """The input of the coda: normed states in the huginn layout, which applies ln_f twice; otherwise the states."""
         return self.ln_f(s) if self.config.layout == "huginn" else s
 
     def sample_depth(self) -> int:

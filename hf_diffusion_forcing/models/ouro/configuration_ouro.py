@@ -12,8 +12,8 @@ from ..sizes import check_heads, check_positive, check_sizes
 class OuroConfig(PreTrainedConfig):
     r"""Sizes and settings of a looped transformer: the same layers `total_ut_steps` times (arXiv 2510.25741).
 
-    The field names are those of the Hub's config.json; `mean_recurrence` reads `total_ut_steps` and
-    `padded_vocab_size` reads `vocab_size`, as every family of this package names them. `rope_theta` is read too, and
+    The field names are those of the Hub's config.json; `mean_recurrence` is an alias of `total_ut_steps`, and
+    `padded_vocab_size` of `vocab_size`, as this package expects of every family. `rope_theta` is read too and
     becomes part of `rope_parameters`, as everywhere in transformers 5. The defaults are Ouro-1.4B's.
 
     Args:
@@ -22,19 +22,19 @@ class OuroConfig(PreTrainedConfig):
         intermediate_size: channels inside the gated MLP.
         num_hidden_layers: layers of the loop.
         num_attention_heads, num_key_value_heads, head_dim: attention shape.
-        hidden_act: "silu", the only one.
+        hidden_act: must be "silu".
         max_position_embeddings: longest sequence.
         initializer_range: std of new weights.
         rms_norm_eps: added to the mean square in norms.
-        rope_parameters: `rope_theta`, `rope_type` ("default" or "llama3") and what belongs to the type.
-        layer_types: "full_attention" for each layer; no other kind is supported.
+        rope_parameters: `rope_theta`, `rope_type` ("default" or "llama3") and the type's parameters.
+        layer_types: must be "full_attention" for each layer.
         total_ut_steps: recurrences when `num_steps` is not given.
         mean_backprop_depth: how many of the last recurrences carry gradients in training; all when None.
         early_exit_threshold: cumulative exit probability at which `exit_criterion="exit_gate"` lets a position exit
             where the call does not say; 1.0 is never before the last recurrence.
 
     Raises:
-        ValueError: sizes that cannot make a model, or a kind of layer that is not supported; each named with its value.
+        ValueError: a size is impossible or a kind of layer unsupported; the message has its name and value.
     """
 
     model_type = "ouro"
@@ -84,11 +84,11 @@ class OuroConfig(PreTrainedConfig):
         if self.mean_backprop_depth is None:
             self.mean_backprop_depth = self.total_ut_steps
         check_rope_type(kwargs.get("rope_scaling") or self.rope_parameters)
-        self.validate_architecture()  # here a plain ValueError; `@strict` would wrap it
+        self.validate_architecture()  # here it raises a plain ValueError; `@strict` would wrap it
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
-        """Part of `@strict` validation: refuse sizes that cannot make a model."""
+        """Part of `@strict` validation: refuse impossible sizes."""
         check_sizes(
             self,
             "vocab_size",
@@ -109,7 +109,7 @@ class OuroConfig(PreTrainedConfig):
             raise ValueError(f"hidden_act={self.hidden_act!r} is not supported: use 'silu'.")
         if len(self.layer_types) != self.num_hidden_layers:
             raise ValueError(
-                f"layer_types has {len(self.layer_types)} entries for num_hidden_layers={self.num_hidden_layers}."
+                f"layer_types has {len(self.layer_types)} entries, but num_hidden_layers={self.num_hidden_layers}."
             )
         if other := sorted(set(self.layer_types) - {"full_attention"}):
             raise ValueError(f"layer_types holds {other[0]!r}: only 'full_attention' is supported.")

@@ -17,11 +17,11 @@ from ..special_tokens import correct_token_id, tokenizer_ids
 from .configuration_ouro import OuroConfig
 
 TURN_END = "<|im_end|>"
-"""What ends a turn of the ChatML format the models were trained on."""
+"""The token that ends a turn in ChatML, the format the models were trained on."""
 
 
 class OuroAttention(nn.Module):
-    """Causal attention, grouped where there are fewer keys than queries; nothing has a bias."""
+    """Causal attention, grouped if there are fewer keys than queries; without biases."""
 
     def __init__(self, config: OuroConfig, layer: int):
         super().__init__()
@@ -54,7 +54,7 @@ class OuroMLP(nn.Module):
 
 
 class OuroLayer(GradientCheckpointingLayer):
-    """Sandwich: a norm before each part, and one on what it adds."""
+    """Sandwich: a norm before each part, and one on its output."""
 
     def __init__(self, config: OuroConfig, layer: int):
         super().__init__()
@@ -81,10 +81,10 @@ class OuroPreTrainedModel(CheckedLoading, PreTrainedModel):
     _can_compile_fullgraph = False
 
     def correct_special_tokens(self, path, keywords):
-        """Let the end of a turn end a text too, where config.json, as published, names another id alone.
+        """Let the end of a turn end a text too, if the published config.json has only another id.
 
         The base models were published with eos_token_id 0; their chat format ends a turn with another token. A
-        config.json with `mean_backprop_depth` was written by this class: what it says is meant.
+        config.json with `mean_backprop_depth` was written by this class, so its ids are right.
         """
         stored = stored_config(path, keywords)
         if stored is None or "mean_backprop_depth" in stored:
