@@ -179,7 +179,7 @@ def measure_shallow_decoding(model, tokenizer, count: int, depths: tuple[int, ..
             tokenizer,
             chosen,
             batch_size=64,
-            progress=f"{depth} recurrences a token",
+            progress=f"{depth} recurrences per token",
             sampler="adaptive",
             exit_criterion={"name": "fixed", "steps": depth},
             max_new_tokens=160,
