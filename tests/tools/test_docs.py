@@ -73,27 +73,29 @@ def test_python(page):
 ONCE = sorted({command for page in PAGES for command in commands(page) if not is_server(command)})
 
 
+def in_a_shell(script):
+    """What a shell prints, with the installed commands."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    result = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=300, env=os.environ | {"PATH": path}
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
 @pytest.mark.parametrize("command", ONCE)
 def test_commands(command):
     """In this process, with the words that a shell makes of the command."""
-    words = subprocess.run(
-        ["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, timeout=60
-    ).stdout
-    for ours in OURS:
-        if command.startswith(ours):
-            result = run(*words.split("\0")[len(ours.split()) : -1])
+    words = in_a_shell(f"printf '%s\\0' {command}").split("\0")[:-1]
+    (ours,) = (each.split() for each in OURS if command.startswith(each))
+    result = run(*words[len(ours) :])
     assert result.exit_code == 0, result.output
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("command", ONCE)
 def test_commands_in_a_shell(command):
-    """With the installed command."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    result = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, timeout=300, env=os.environ | {"PATH": path}
-    )
-    assert result.returncode == 0, result.stderr
+    in_a_shell(command)
 
 
 def test_no_other_language_hides_from_the_tests():
