@@ -93,7 +93,7 @@ class RecurrentDepthCache(Cache):
             depth: one number for all positions, or one for each: int64 [1, n], or `Slots` (`kv_sharing="none"` only).
 
         Raises:
-            ValueError: without sharing, the recurrence is past the last slot.
+            ValueError: without sharing, a number or `Slots` is past the last slot. (`attend` limits a tensor.)
         """
         if self.kv_sharing == "last":
             return 0
