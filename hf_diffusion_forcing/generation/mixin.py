@@ -25,7 +25,7 @@ from ..compat import (
 )
 from ..randomness import row_seeds
 from ..settings.generation_config import SAMPLER_NAMES, TOKEN_IDS, RecurrentDepthGenerationConfig
-from ..settings.sampler_config import sampler_keywords
+from ..settings.sampler_config import SamplerConfig, sampler_keywords
 from ..settings.validation import nearest
 from .batch import Batch
 from .choice import KeyedGumbelProcessor
@@ -310,6 +310,7 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
             logits_processor,
             stopping_criteria,
             generation_config,
+            config,
             synced_gpus,
             streamer,
             columns,
@@ -322,13 +323,14 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: RecurrentDepthGenerationConfig,
+        config: SamplerConfig,
         synced_gpus: bool,
         streamer,
         columns: int,
         model_kwargs: dict[str, Any],
     ):
         """transformers' own loop, with depth, state noise and sampling noise from the settings."""
-        config, attention_mask = generation_config.sampler_config, model_kwargs.get("attention_mask")
+        attention_mask = model_kwargs.get("attention_mask")
         batch, length = input_ids.shape
         seeds = row_seeds(config.seed, batch, input_ids.device)
         depth_and_noise = {"num_steps": config.num_steps, "state_scale": config.state_scale, "seeds": seeds}
