@@ -327,7 +327,7 @@ def test_stale_special_token_ids_are_corrected_from_the_tokenizer(name, tmp_path
     for holder in (model.config, model.generation_config):
         assert (holder.bos_token_id, holder.eos_token_id, holder.pad_token_id) == (120, 121, 123)
     said = [record.getMessage() for record in warnings.records]
-    assert len(said) == 3 and any("eos_token_id=5" in text and "eos_token_id=121 is used" in text for text in said)
+    assert len(said) == 3 and any("eos_token_id=5" in text and "using eos_token_id=121" in text for text in said)
     # Once saved they are right, and what is set on purpose stays.
     warnings.clear()
     model.generation_config.eos_token_id = 7
@@ -359,7 +359,7 @@ def test_ouro_stops_at_the_end_of_a_turn(tmp_path, warnings):
     save_tokenizer(folder, eos_token="</s>")
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.config.eos_token_id == model.generation_config.eos_token_id == [121, 122]
-    assert "eos_token_id=[121, 122] is used" in warnings.text
+    assert "using eos_token_id=[121, 122]" in warnings.text
     for end in (121, 122):
         always = {"sequence_bias": {(end,): 1e3}, "sampler": "speculative_wavefront"}
         biased = model.generate(torch.tensor([[55, 2, 103]]), max_new_tokens=12, **always)
