@@ -132,7 +132,7 @@ def test_the_command(tmp_path):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.stderr
     report = (tmp_path / "out" / "difference.md").read_text()
-    assert report.strip() == result.stdout.strip() and "the baseline's token" in report
+    assert report.strip() == result.stdout.strip() and "token of the baseline" in report
     record = json.loads((tmp_path / "out" / "difference.json").read_text())
     assert record["diverged"] == len(record["divergences"]) and record["settings"]["sampler"] == LOOSE
     assert (tmp_path / "out" / "difference.png").read_bytes().startswith(b"\x89PNG")
