@@ -37,7 +37,7 @@ def report(
     from ..visualization.report import Report, check_writable
 
     with exit_on_error():
-        from ..visualization import figures  # noqa: F401  (reports missing packages before the model runs)
+        from ..visualization import matplotlib_names  # noqa: F401  (reports missing packages before the model runs)
 
         html = check_writable(html)
     console = Console()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from datetime import date
 from typing import Any
 
@@ -17,7 +18,7 @@ from .decoding import WARM_UP_TOKENS, check_prompts, run_batch
 from .journal import Journal
 from .provenance import describe_machine, describe_model, versions
 from .report import Evaluation
-from .task import Task, batched
+from .task import Sample, Task, batched
 
 
 def evaluate_samplers(
@@ -62,44 +63,27 @@ def evaluate_samplers(
     check_integer("max_new_tokens", max_new_tokens, 1)
     common = generate_kwargs | {"max_new_tokens": max_new_tokens}
     named = named_samplers(samplers)
-    described = {
-        name: {"generate": kwargs, "settings": model.decoding_config(**kwargs | common).sampler_config.to_dict()}
-        for name, kwargs in named.items()
-    }
-    check_prompts(model, tokenizer, task, max_new_tokens)
-    state = process_state()
-    # With a model split over processes, they decode every batch together.
-    together = (getattr(model, "tp_size", None) or 1) > 1
+    calls = {name: kwargs | common for name, kwargs in named.items()}
     identity = {
         "model": describe_model(model),
         "task": task.describe(),
-        "samplers": described,
+        "samplers": {
+            name: {"generate": kwargs, "settings": model.decoding_config(**calls[name]).sampler_config.to_dict()}
+            for name, kwargs in named.items()
+        },
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "seed": seed,
         "generate": generate_kwargs,
         "versions": versions(),
     }
-    batches = batched(task.samples, batch_size)
+    check_prompts(model, tokenizer, task, max_new_tokens)
     journal = None if output is None else Journal(output, identity, overwrite)
-    state.wait_for_everyone()
-    if journal is not None and state.is_main_process:
-        journal.begin()
-    state.wait_for_everyone()
-    done = {record["batch"]: record for record in (journal.read() if journal else [])}
-    state.wait_for_everyone()
-    pending = [number for number in range(len(batches)) if number not in done]
-    mine = pending if together else pending[state.process_index :: state.num_processes]
-    calls = {name: kwargs | common for name, kwargs in named.items()}
-    if mine:
-        for kwargs in calls.values():
-            few = {"max_new_tokens": min(WARM_UP_TOKENS, max_new_tokens)}
-            run_batch(model, tokenizer, batches[mine[0]], kwargs | few, seed)
-    if journal is not None and (state.is_main_process or not together):
-        journal.open(state.process_index)
+    batches = batched(task.samples, batch_size)
+    done = _finished_batches(journal)
+    mine = _share(model, [number for number in range(len(batches)) if number not in done])
     records = []
-    for number in tqdm(mine, desc="batches", disable=not (progress and state.is_main_process and mine)):
-        runs = {name: run_batch(model, tokenizer, batches[number], kwargs, seed) for name, kwargs in calls.items()}
+    for number, runs in _decode(model, tokenizer, batches, mine, calls, seed, journal, progress):
         records.append({"batch": number, "runs": runs})
         if journal is not None:
             journal.append(records[-1])
@@ -107,15 +91,64 @@ def evaluate_samplers(
         journal.close()
     # A batch's number makes it count once, whichever process measured it.
     done |= {record["batch"]: record for record in gather_object(records)}
+    state = process_state()
     settings = identity | {
         "machine": describe_machine(model),
         "date": date.today().isoformat(),
-        "processes": 1 if together else state.num_processes,
+        "processes": 1 if _is_split(model) else state.num_processes,
     }
     result = Evaluation(task, settings, [done[number]["runs"] for number in range(len(batches))])
     if journal is not None and state.is_main_process:
         result.save(journal.folder)
     return result
+
+
+def _finished_batches(journal: Journal | None) -> dict[int, dict[str, Any]]:
+    """The records of an earlier run by batch number; the main process begins the journal, then all read it."""
+    state = process_state()
+    state.wait_for_everyone()
+    if journal is not None and state.is_main_process:
+        journal.begin()
+    state.wait_for_everyone()
+    done = {record["batch"]: record for record in (journal.read() if journal else [])}
+    state.wait_for_everyone()
+    return done
+
+
+def _is_split(model) -> bool:
+    """Whether the model is split over the processes, which then decode every batch together."""
+    return (getattr(model, "tp_size", None) or 1) > 1
+
+
+def _share(model, pending: list[int]) -> list[int]:
+    """The batches that this process decodes."""
+    state = process_state()
+    return pending if _is_split(model) else pending[state.process_index :: state.num_processes]
+
+
+def _decode(
+    model,
+    tokenizer,
+    batches: list[tuple[Sample, ...]],
+    mine: list[int],
+    calls: dict[str, dict[str, Any]],
+    seed: int,
+    journal: Journal | None,
+    progress: bool,
+) -> Iterator[tuple[int, dict[str, dict[str, Any]]]]:
+    """Decode each batch of `mine` with every sampler, after a short decoding of the first to warm up."""
+    state = process_state()
+    if mine:
+        for kwargs in calls.values():
+            few = {"max_new_tokens": min(WARM_UP_TOKENS, kwargs["max_new_tokens"])}
+            run_batch(model, tokenizer, batches[mine[0]], kwargs | few, seed)
+    if journal is not None and (state.is_main_process or not _is_split(model)):
+        journal.open(state.process_index)
+    for number in tqdm(mine, desc="batches", disable=not (progress and state.is_main_process and mine)):
+        yield (
+            number,
+            {name: run_batch(model, tokenizer, batches[number], kwargs, seed) for name, kwargs in calls.items()},
+        )
 
 
 def process_state() -> PartialState:

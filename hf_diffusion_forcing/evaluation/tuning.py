@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +80,13 @@ def tune(
     depth = {} if num_steps is None else {"num_steps": num_steps}
     baseline = {"sampler": "autoregressive"} | depth
     common = generate_kwargs | {"max_new_tokens": max_new_tokens}
-
-    def decode(samples: tuple[Sample, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        return run_batch(model, tokenizer, samples, kwargs | common, seed)
-
+    decode = measure or partial(_decode, model, tokenizer, common, seed)
     with stored_sampler(model, {}):  # stored settings would mix with every candidate's
         candidates, presets = trials_for(model, space, trials, seed, depth, common)
         halving = Halving(
             candidates,
             calibration,
-            measure or decode,
+            decode,
             baseline,
             Budget(max_accuracy_loss, min_token_agreement),
             batch_size,
@@ -97,18 +95,11 @@ def tune(
             clock,
             progress,
         )
-
-        def warm_up() -> None:
-            few = common | {"max_new_tokens": min(WARM_UP_TOKENS, max_new_tokens)}
-            for kwargs in (baseline, *(trial.kwargs for trial in candidates)):
-                run_batch(model, tokenizer, calibration.samples[:batch_size], kwargs | few, seed)
-
-        best, stopped = search(halving, confirmation, presets, warm_up if measure is None else None)
-    settings = {
-        "model": describe_model(model) | {"name": Path(model.config.name_or_path).name},
-        "task": task.describe(),
-        "calibration": [sample.index for sample in calibration.samples],
-        "confirmation": [sample.index for sample in confirmation.samples],
+        few = {"max_new_tokens": min(WARM_UP_TOKENS, max_new_tokens)}
+        timed = [] if measure else [baseline | few, *(trial.kwargs | few for trial in candidates)]
+        warm_up = [partial(decode, calibration.samples[:batch_size], kwargs) for kwargs in timed]
+        best, stopped = search(halving, confirmation, presets, warm_up)
+    settings = _provenance(model, task, calibration, confirmation) | {
         "max_accuracy_loss": max_accuracy_loss,
         "min_token_agreement": min_token_agreement,
         "space": SEARCH_SPACE if space is None else space,
@@ -119,12 +110,29 @@ def tune(
         "seed": seed,
         "minutes": minutes,
         "generate": generate_kwargs,
-        "versions": versions(),
-        "machine": describe_machine(model),
-        "date": date.today().isoformat(),
         "seconds": clock() - began,
     }
     return TuningResult(best, candidates, presets, settings, stopped)
+
+
+def _decode(
+    model, tokenizer, common: dict[str, Any], seed: int, samples: tuple[Sample, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """`run_batch` with the keywords of every call, except those in `kwargs`."""
+    return run_batch(model, tokenizer, samples, common | kwargs, seed)
+
+
+def _provenance(model, task: Task, calibration: Task, confirmation: Task) -> dict[str, Any]:
+    """What was measured, where and when."""
+    return {
+        "model": describe_model(model) | {"name": Path(model.config.name_or_path).name},
+        "task": task.describe(),
+        "calibration": [sample.index for sample in calibration.samples],
+        "confirmation": [sample.index for sample in confirmation.samples],
+        "versions": versions(),
+        "machine": describe_machine(model),
+        "date": date.today().isoformat(),
+    }
 
 
 def check_arguments(
@@ -159,12 +167,12 @@ def check_arguments(
 
 
 def search(
-    halving: Halving, confirmation: Task, presets: list[Trial], warm_up: Callable[[], None] | None
+    halving: Halving, confirmation: Task, presets: list[Trial], warm_up: list[Callable[[], Any]]
 ) -> tuple[Trial | None, str | None]:
     """Search, and confirm the finalists and the presets.
 
     Args:
-        warm_up: decodes a little with everything that will be timed.
+        warm_up: short decodings with everything that will be timed.
 
     Returns:
         The fastest confirmed finalist, and "interrupt" or "time" if the search was stopped.
@@ -172,8 +180,8 @@ def search(
     halving.plan(confirmation, len(presets))
     best = None
     try:
-        if warm_up is not None:
-            warm_up()
+        for decode in warm_up:
+            decode()
         for trial in halving.search(reserve=len(confirmation.samples)):
             halving.confirm(confirmation, [trial])
             if best is None and halving.budget.keeps(trial.confirmation):

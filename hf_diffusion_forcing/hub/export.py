@@ -63,16 +63,7 @@ def export_checkpoint(
     _check_types(model, tokenizer)
     if repo_id is not None:
         validate_repo_id(repo_id)
-    sampler, settings = named_settings(preset_sampler(preset), sampler_config)
-    if SAMPLERS[sampler].needs_injected_embedding and not model.has_injected_embedding:
-        raise ValueError(
-            f"preset={preset!r} uses {sampler}, which needs an injected embedding; {type(model).__name__} has none: "
-            "use preset='lossless'."
-        )
-    stored = RecurrentDepthGenerationConfig(sampler=sampler, sampler_preset=preset, sampler_config=settings)
-    stored.resolve(model.config)
-    settings = plain(settings)
-
+    settings = _checked_settings(model, preset, sampler_config)
     out = check_destination(out, overwrite)
     with staged(out, overwrite) as stage:
         card = SourceCard() if source is None else SourceCard.of(source)
@@ -99,6 +90,21 @@ def _check_types(model: Any, tokenizer: Any) -> None:
         )
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise TypeError(f"tokenizer={tokenizer!r} is not a transformers tokenizer.")
+
+
+def _checked_settings(
+    model: RecurrentDepthGenerationMixin, preset: str, sampler_config: SamplerConfig | dict[str, Any] | None
+) -> dict[str, Any]:
+    """The settings that override the preset's, as JSON values; ValueError if the model cannot decode with them."""
+    sampler, settings = named_settings(preset_sampler(preset), sampler_config)
+    if SAMPLERS[sampler].needs_injected_embedding and not model.has_injected_embedding:
+        raise ValueError(
+            f"preset={preset!r} uses {sampler}, which needs an injected embedding; {type(model).__name__} has none: "
+            "use preset='lossless'."
+        )
+    stored = RecurrentDepthGenerationConfig(sampler=sampler, sampler_preset=preset, sampler_config=settings)
+    stored.resolve(model.config)
+    return plain(settings)
 
 
 def _store_sampler(model: RecurrentDepthGenerationMixin, folder: Path, preset: str, settings: dict[str, Any]) -> None:

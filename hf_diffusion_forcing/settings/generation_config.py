@@ -94,8 +94,7 @@ class RecurrentDepthGenerationConfig(GenerationConfig):
 
         Raises:
             TypeError: a value of the wrong type.
-            ValueError: an unknown sampler, preset or setting (suggests the nearest), a value out of range, or values
-                that do not fit together.
+            ValueError: an unknown sampler, preset or setting, a value out of range, or values that do not fit together.
         """
         passed = None if generation_config is None else self.of(generation_config)
         source = passed if passed is not None and passed.names_sampler else self

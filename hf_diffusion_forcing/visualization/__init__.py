@@ -1,11 +1,19 @@
 """Figures of a `Trace`, and a page about it. matplotlib is imported on first use."""
 
-__all__ = ["plot_convergence", "plot_latents", "plot_recurrences", "plot_wavefront", "principal_components"]
+from importlib import import_module
+
+_PLACES = {
+    "plot_convergence": "convergence_figures",
+    "plot_latents": "latents_figure",
+    "plot_recurrences": "convergence_figures",
+    "plot_wavefront": "wavefront_figure",
+    "principal_components": "latents",
+}
+
+__all__ = list(_PLACES)
 
 
 def __getattr__(name: str):
-    if name not in __all__:
+    if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import figures, latents
-
-    return getattr(latents if name == "principal_components" else figures, name)
+    return getattr(import_module(f".{_PLACES[name]}", __name__), name)

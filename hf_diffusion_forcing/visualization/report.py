@@ -212,7 +212,9 @@ class Report:
 
         The place is given as fractions of the figure: left, top, width and height.
         """
-        from .figures import plot_convergence, plot_latents, plot_recurrences, plot_wavefront
+        from .convergence_figures import plot_convergence, plot_recurrences
+        from .latents_figure import plot_latents
+        from .wavefront_figure import plot_wavefront
 
         heat_map = plot_wavefront(self.trace, labels=labels)
         drawn: list[tuple[str, str, Figure]] = [
