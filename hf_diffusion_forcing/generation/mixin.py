@@ -30,7 +30,7 @@ from ..settings.sampler_config import SamplerConfig, sampler_keywords
 from ..settings.validation import nearest
 from .batch import Batch
 from .choice import KeyedGumbelProcessor
-from .prompt_inputs import PromptInputs, check_ids, check_position_ids, columns_of
+from .prompt_inputs import PromptInputs, check_embeds, check_ids, check_position_ids, columns_of
 from .samplers import SAMPLERS, check_model, with_ticks
 
 MODEL_KEYWORDS = {
@@ -193,12 +193,11 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
 
     def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
         """transformers' own step, after refusing an empty prompt (on which it would raise an IndexError)."""
-        embeds = model_kwargs.get("inputs_embeds")
-        name, given = "inputs_embeds", embeds
-        if embeds is None:
+        name, given = "inputs_embeds", model_kwargs.get("inputs_embeds")
+        if given is None:
             name, given = "input_ids", inputs if inputs is not None else model_kwargs.get("input_ids")
-        elif embeds.ndim != 3:
-            raise ValueError(f"inputs_embeds has shape {tuple(embeds.shape)}; it must be [batch, length, channels].")
+        else:
+            check_embeds(given, model_kwargs.get("attention_mask"))
         if given is not None and 0 in given.shape:
             raise ValueError(f"The prompt is empty: {name} has shape {tuple(given.shape)}. Pass at least one token.")
         return super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)

@@ -38,7 +38,7 @@ class PromptInputs:
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
     ) -> PromptInputs:
-        """What the model is given first. `prepare_inputs_for_generation` may make embeddings of ids: soft prompts do."""
+        """What the model is given first. `prepare_inputs_for_generation` may embed the ids: soft prompts do."""
         inputs = model.prepare_inputs_for_generation(ids, is_first_iteration=True, **model_kwargs)
         mask, embeds = inputs.get("attention_mask"), inputs.get("inputs_embeds")
         mask = None if mask is None else mask.long()
@@ -50,11 +50,6 @@ class PromptInputs:
         columns = self.columns
         if self.mask is not None:
             self._check_mask(self.mask)
-        if self.embeds is not None and self.embeds.shape[:2] != (batch, columns):
-            raise ValueError(
-                f"inputs_embeds has shape {tuple(self.embeds.shape)}; the call has {batch} rows and an attention_mask "
-                f"of {columns} columns: pass one embedding for each."
-            )
         seen = cache.columns if cache is not None else 0
         if columns <= seen or (self.embeds is None and length not in (columns, columns - seen)):
             raise ValueError(
@@ -94,6 +89,17 @@ def columns_of(mask: torch.Tensor | None, embeds: torch.Tensor | None, generatio
     if mask is not None:
         return mask.shape[1]
     return mask_length(generation_config) if embeds is None else embeds.shape[1]
+
+
+def check_embeds(embeds: torch.Tensor, mask: torch.Tensor | None) -> None:
+    """ValueError unless the embeddings are [batch, columns, channels], as the mask [batch, columns] is."""
+    if embeds.ndim != 3:
+        raise ValueError(f"inputs_embeds has shape {tuple(embeds.shape)}; it must be [batch, length, channels].")
+    if mask is not None and mask.shape != embeds.shape[:2]:
+        raise ValueError(
+            f"inputs_embeds has shape {tuple(embeds.shape)} and attention_mask {tuple(mask.shape)}: pass a mask of "
+            f"shape {tuple(embeds.shape[:2])}."
+        )
 
 
 def check_ids(ids: torch.LongTensor, vocabulary: int) -> None:
