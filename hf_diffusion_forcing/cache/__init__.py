@@ -1,8 +1,19 @@
 """The cache of a recurrent-depth model, and the placement of a pass's positions in it."""
 
+from .attention import RecordedAttention
+from .check import check_cache
 from .grid import Grid
 from .no_cache import NoCache
 from .placement import Placement, Slots, absolute_positions
 from .recurrent_depth_cache import RecurrentDepthCache
 
-__all__ = ["Grid", "NoCache", "Placement", "RecurrentDepthCache", "Slots", "absolute_positions"]
+__all__ = [
+    "Grid",
+    "NoCache",
+    "Placement",
+    "RecordedAttention",
+    "RecurrentDepthCache",
+    "Slots",
+    "absolute_positions",
+    "check_cache",
+]

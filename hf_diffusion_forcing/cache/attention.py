@@ -1,4 +1,4 @@
-"""Attention of a few positions to a cache."""
+"""Attention of a few positions to a cache: the kernels a placement may have."""
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,8 @@ def attention(
     Args:
         query: [batch, heads, width, head_dim].
         key, value: [batch, kv_heads, keys, head_dim].
-        mask: added to the scores, [batch or 1, 1, width, keys]; None if every query sees every key.
+        mask: [batch or 1, 1, width, keys], added to the scores or, if it is bool (with one query only), True where the
+            query sees a key; None if every query sees every key.
         is_causal: the queries are the last `width` positions of the keys, and each sees those up to its own; then
             `mask` is None.
     """
@@ -43,3 +44,40 @@ def attention(
         scores = torch.baddbmm(mask[0], query[0], key[0].transpose(1, 2), alpha=head_dim**-0.5)
         return torch.bmm(scores.softmax(-1), value[0])[None]
     return F.scaled_dot_product_attention(query, key, value, mask, is_causal=is_causal, enable_gqa=grouped)
+
+
+def eager_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, is_causal: bool = False
+) -> torch.Tensor:
+    """`attention` by plain matrix products, for `attn_implementation="eager"`; arguments as there."""
+    return _attend(query, key, value, mask, is_causal)[0]
+
+
+class RecordedAttention:
+    """`eager_attention` that keeps what it computes, for `output_attentions`.
+
+    Attributes:
+        probabilities: of each call, [batch, heads, width, keys] in the query's dtype.
+    """
+
+    def __init__(self):
+        self.probabilities: list[torch.Tensor] = []
+
+    def __call__(self, query, key, value, mask, is_causal=False) -> torch.Tensor:
+        y, probabilities = _attend(query, key, value, mask, is_causal)
+        self.probabilities.append(probabilities)
+        return y
+
+
+def _attend(query, key, value, mask, is_causal) -> tuple[torch.Tensor, torch.Tensor]:
+    """What every query reads, and the probabilities it reads with (a softmax in float32, as in transformers)."""
+    groups, width, keys = query.shape[1] // key.shape[1], query.shape[2], key.shape[2]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5
+    if is_causal:
+        mask = scores.new_full((width, keys), float("-inf")).triu(keys - width + 1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    probabilities = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    return probabilities @ value, probabilities

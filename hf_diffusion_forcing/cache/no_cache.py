@@ -2,7 +2,6 @@
 
 import torch
 
-from .attention import attention
 from .placement import Placement
 
 
@@ -11,15 +10,29 @@ class NoCache:
 
     columns = 0
 
-    def place(self, positions: torch.Tensor, start: int | None = None, extent: int | None = None) -> Placement:
-        """The placement of a pass (see `RecurrentDepthCache.place`)."""
+    def place(
+        self,
+        positions: torch.Tensor,
+        start: int | None = None,
+        extent: int | None = None,
+        sequences: torch.Tensor | None = None,
+    ) -> Placement:
+        """The placement of a pass (see `RecurrentDepthCache.place`).
+
+        Args:
+            sequences: int64 [batch, width], of packed rows: which of its row's sequences a position belongs to.
+                Positions see only those of their own sequence; then `start` is None.
+        """
         batch, width = positions.shape
         rows = torch.arange(batch, device=positions.device)[:, None]
         if start is not None:
             return Placement(self, positions, width, range(batch), rows, start=start, is_causal=True)
         query = positions.clamp_min(0)[:, None, :, None]
         key = positions[:, None, None, :]
-        return Placement(self, positions, width, range(batch), rows, mask=(key <= query) & (key >= 0))
+        mask = (key <= query) & (key >= 0)
+        if sequences is not None:
+            mask &= sequences[:, None, :, None] == sequences[:, None, None, :]
+        return Placement(self, positions, width, range(batch), rows, mask=mask)
 
     def slot(self, depth: int) -> int:
         """Always 0: no recurrence keeps anything."""
@@ -33,4 +46,4 @@ class NoCache:
     ) -> torch.Tensor:
         """Attention of the positions to each other, [batch, heads, width, head_dim]."""
         at = at.to(query.device)
-        return attention(query, key, value, at.bias(query), at.is_causal)
+        return at.kernel(query, key, value, at.bias(query), at.is_causal)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 
+from .attention import attention
 from .grid import Grid
 
 
@@ -54,6 +56,7 @@ class Placement:
         mask: bool [rows, 1, width, extent], True where a query sees a key. None if every key is seen, or with
             `is_causal`: then the positions are the last ones before `extent`, and each sees those up to its own.
         grid: the `Grid` of a pass over rows end to end; None for a grid pass.
+        kernel: computes attention, with the arguments of `attention`; the model family chooses it.
         rotary: the rotations of queries and keys; the model family fills them in.
     """
 
@@ -67,6 +70,7 @@ class Placement:
     mask: torch.Tensor | None = None
     is_causal: bool = False
     grid: Grid | None = None
+    kernel: Callable[..., torch.Tensor] = attention
     rotary: Any = None
     _bias: torch.Tensor | None = None
     _position_bias: torch.Tensor | None = None

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from transformers.cache_utils import Cache
 
-from .attention import CHUNK, attention
+from .attention import CHUNK
+from .gradients import wants_gradients, with_gradients
 from .grid import Grid
 from .placement import Placement, Slots
 
@@ -212,6 +212,8 @@ class RecurrentDepthCache(Cache):
     ) -> torch.Tensor:
         """Store the keys and values of a pass; each position attends to its row's positions up to its own.
 
+        Gradients flow through the keys and values of the pass, not through those of earlier passes.
+
         Args:
             layer: 0-based over prelude, core, coda.
             query: [batch, heads, width, head_dim], or [1, heads, n, head_dim] for rows end to end.
@@ -235,6 +237,11 @@ class RecurrentDepthCache(Cache):
         if isinstance(slot, Slots):
             return self._attend_by_run(keys, values, query, key, value, at, slot)
         keys, values = keys[slot], values[slot]
+        if wants_gradients(query, key, value):
+            read = with_gradients(keys, key, at), with_gradients(values, value, at)
+            key, value = key.detach(), value.detach()
+        else:
+            read = keys[:, :, : at.extent], values[:, :, : at.extent]
         if at.start is not None:
             keys[:, :, at.start : at.extent] = at.pad(key)
             values[:, :, at.start : at.extent] = at.pad(value)
@@ -242,8 +249,7 @@ class RecurrentDepthCache(Cache):
             # Two index tensors around a slice: the indexed shape is [batch, width, heads, head_dim].
             keys[at.rows, :, at.positions] = key.transpose(1, 2)
             values[at.rows, :, at.positions] = value.transpose(1, 2)
-        keys, values = keys[:, :, : at.extent], values[:, :, : at.extent]
-        return at.unpad(attention(at.pad(query), keys, values, at.bias(query), at.is_causal))
+        return at.unpad(at.kernel(at.pad(query), *read, at.bias(query), at.is_causal))
 
     def _attend_by_depth(self, keys, values, query, key, value, at: Placement, depth: torch.Tensor):
         """`attend` for positions at different recurrences: every query reads its own slot (a copy per query)."""
@@ -262,7 +268,7 @@ class RecurrentDepthCache(Cache):
         key_positions = torch.arange(at.extent, device=key.device)
         mask = (key_positions <= at.positions.clamp_min(0)[..., None]).flatten(0, 1)[:, None, None]
         query = query.transpose(1, 2).reshape(width, heads, 1, head_dim)
-        y = F.scaled_dot_product_attention(query, read[0], read[1], mask, enable_gqa=heads != key.shape[1])
+        y = at.kernel(query, read[0], read[1], mask)
         return y.reshape(1, width, heads, head_dim).transpose(1, 2)
 
     def _attend_by_run(self, keys, values, query, key, value, at: Placement, slots: Slots):
@@ -273,7 +279,7 @@ class RecurrentDepthCache(Cache):
         queries, bias, read = query[0].transpose(0, 1)[:, :, None], at.bias_of_positions(query), []
         for run in at.runs(slots.host):
             seen, read_values = (run.view(stored[:, run.row, :, : at.extent]) for stored in (keys, values))
-            read.append(attention(queries[run.cells], seen, read_values, bias[run.cells]))
+            read.append(at.kernel(queries[run.cells], seen, read_values, bias[run.cells]))
         return torch.cat(read)[:, :, 0].transpose(0, 1)[None]
 
     def start_readout(self, readout: int, source: int, seats: range) -> None:

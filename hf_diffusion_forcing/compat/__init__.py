@@ -14,6 +14,7 @@ from .names import NAMES, VERSIONS, Name, installed, missing
 from .private import (
     ROPE_INIT_FUNCTIONS,
     GradientCheckpointingLayer,
+    attn_implementation,
     find_file,
     has_packed_bfloat16,
     initialization,
@@ -38,6 +39,7 @@ __all__ = [
     "CacheOutput",
     "GradientCheckpointingLayer",
     "Name",
+    "attn_implementation",
     "find_file",
     "has_packed_bfloat16",
     "initialization",

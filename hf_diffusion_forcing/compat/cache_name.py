@@ -53,7 +53,25 @@ def takes_cache(forward: Function) -> Function:
 
 
 if RENAMED:
-    CacheGenerationMixin = GenerationMixin
+
+    class PreparedInputs(dict):
+        """Inputs of a step of `generate()`, whose cache is found under its old name, too: PEFT looks for it there, and
+        would put a soft prompt before every token otherwise."""
+
+        def get(self, name, default=None):
+            return super().get(NEW_NAME if name == OLD_NAME else name, default)
+
+        def __missing__(self, name):
+            if name == OLD_NAME and NEW_NAME in self:
+                return self[NEW_NAME]
+            raise KeyError(name)
+
+    class CacheGenerationMixin(GenerationMixin):
+        """`GenerationMixin` whose prepared inputs have the cache under its old name, too."""
+
+        @wraps(GenerationMixin.prepare_inputs_for_generation)
+        def prepare_inputs_for_generation(self, *args, **kwargs):
+            return PreparedInputs(super().prepare_inputs_for_generation(*args, **kwargs))
 
     class CacheOutput:
         """For outputs: the cache under both names, which `ModelOutput` sees to itself."""

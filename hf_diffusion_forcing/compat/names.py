@@ -185,6 +185,17 @@ NAMES: tuple[Name, ...] = (
         "transformers:PreTrainedModel._skip_keys_device_placement", VERSIONS, "accelerate's hooks must not move a cache"
     ),
     Name("transformers:PreTrainedModel._supports_sdpa", VERSIONS, "attn_implementation='sdpa' is accepted"),
+    Name("transformers:PreTrainedConfig._attn_implementation", VERSIONS, "the kernel attention is computed by"),
+    Name(
+        "transformers:PreTrainedModel._check_and_adjust_attn_implementation(attn_implementation)",
+        VERSIONS,
+        "overridden: kernels that are not there are refused by name",
+    ),
+    Name(
+        "transformers:PreTrainedModel._can_set_attn_implementation",
+        VERSIONS,
+        "overridden: set_attn_implementation() would change nothing",
+    ),
     Name("transformers:PreTrainedModel._can_compile_fullgraph", VERSIONS, "generate() must not compile forward()"),
     Name("transformers:PreTrainedModel._tied_weights_keys", VERSIONS, "the head and the embedding are one tensor"),
     Name(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PrefixConstrainedLogitsProcessor, initialization
+from transformers import GenerationConfig, PrefixConstrainedLogitsProcessor, PreTrainedConfig, initialization
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils import cached_file
@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 __all__ = [
     "ROPE_INIT_FUNCTIONS",
     "GradientCheckpointingLayer",
+    "attn_implementation",
     "find_file",
     "initialization",
     "is_from_model_config",
@@ -26,6 +27,11 @@ __all__ = [
     "prefix_constraint",
     "times_written",
 ]
+
+
+def attn_implementation(config: PreTrainedConfig) -> str | None:
+    """The `attn_implementation` a model was made with, or that was set since."""
+    return config._attn_implementation
 
 
 def is_from_model_config(config: GenerationConfig) -> bool:

@@ -27,7 +27,7 @@ class AdaptivePromptReader(PromptReader):
     def refine(self, prompt: Prompt, watcher: PromptWatcher | None) -> tuple[torch.Tensor, Placement]:
         model, cache, steps = self.model, self.cache, self.config.prompt_steps
         whole = at = prompt.place(cache)
-        e = model.embed(prompt.ids, at)
+        e = model.embed(prompt.ids, at, prompt.embeds)
         states = model.initialize_state(e, prompt.positions, prompt.seeds, self.config.state_scale)
         settled, memory = [0] * len(prompt.rows), {}
         for step in range(steps):

@@ -15,6 +15,7 @@ from .call import Call
 from .choice import TokenChoice
 from .loop import Loop
 from .output import DiffusionForcingOutput
+from .prompt_inputs import PromptInputs
 from .recorder import Recorder
 from .row import Row
 from .sampler import TickingSampler
@@ -28,8 +29,8 @@ class Batch:
     Args:
         model: implements `RecurrentDepthInterface`.
         sampler_class: the sampler that decodes.
-        input_ids: int64 [batch, length], left-padded. As in transformers, they may be only the new ids if the cache
-            holds the columns before them and `attention_mask` covers all columns.
+        prompt: the prompts. As in transformers, their ids may be only the new ones if the cache holds the columns
+            before them and the mask covers all columns.
         logits_processor: applied to every position with its own prefix.
         stopping_criteria: EOS and length are checked on the host; stop strings and time after every token, with only
             that row. Any other criterion is called with the whole batch, as in transformers: `input_ids`
@@ -37,9 +38,7 @@ class Batch:
         generation_config: transformers' own settings.
         config: the sampler's settings, every depth filled in.
         streamer: gets each committed token once, in order, and drafts if it has a `put_draft`.
-        attention_mask: [batch, columns], or None without padding.
         cache: empty, or holding the first columns.
-        columns: number of columns up to the last id.
         pad_token_id: pads rows that end early.
         return_trace: record what every tick does; with "latents" its states too.
 
@@ -51,18 +50,17 @@ class Batch:
         self,
         model: RecurrentDepthInterface,
         sampler_class: type[TickingSampler],
-        input_ids: torch.LongTensor,
+        prompt: PromptInputs,
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
         config: SamplerConfig,
         streamer: BaseStreamer | None,
-        attention_mask: torch.Tensor | None,
         cache: RecurrentDepthCache,
-        columns: int,
         pad_token_id: int | None,
         return_trace: bool | str = False,
     ):
+        input_ids, columns, mask = prompt.ids, prompt.columns, prompt.mask
         batch, length = input_ids.shape
         self.device, self.cache, self.streamer, self.pad_token_id = input_ids.device, cache, streamer, pad_token_id
         self.length, self.columns_before = length, columns - length
@@ -75,18 +73,23 @@ class Batch:
         self.checked = length
         """The length up to which the batch's criteria have been checked."""
 
-        padding = [0] * batch if attention_mask is None else (columns - attention_mask.sum(-1)).tolist()
+        padding, cached = [0] * batch, [cache.columns] * batch
+        if mask is not None:
+            padding, cached = (columns - mask.sum(-1)).tolist(), mask[:, : cache.columns].sum(-1).tolist()
         shifts = [self.columns_before - pad for pad in padding]
         choice = TokenChoice(
             input_ids, logits_processor, stopping.max_length, pad_token_id, bool(generation_config.do_sample)
         )
         keeps = bool(generation_config.output_logits), bool(generation_config.output_scores)
         call = Call(choice, stopping, streamer, *keeps)
-        facts = zip(input_ids.tolist(), shifts, row_seeds(config.seed, batch).tolist(), padding, strict=True)
+        facts = zip(input_ids.tolist(), shifts, row_seeds(config.seed, batch).tolist(), cached, strict=True)
         self.rows = [
-            Row(call, number, ids, shift, seed, shift + stopping.max_length - 2, max(0, cache.columns - pad))
-            for number, (ids, shift, seed, pad) in enumerate(facts)
+            Row(call, number, ids, shift, seed, shift + stopping.max_length - 2, held)
+            for number, (ids, shift, seed, held) in enumerate(facts)
         ]
+        if prompt.embeds is not None:
+            for row, embeds in enumerate(prompt.embeds):
+                self.rows[row].embeds = embeds if mask is None else embeds[mask[row].bool()]
         self.trace = None
         if return_trace:
             starts = [shift + length for shift in shifts]

@@ -169,6 +169,7 @@ class TokenChoice:
         if self.ids is not None:
             self.final_lengths = {prefix.row: prefix.final for prefix in prefixes}
             # Write the wave's ids at their columns. Every committed id was part of a wave first.
+            # (Of a prompt given as embeddings alone the prefix is empty: column -1, the last, is in no prefix.)
             where = [[prefix.row for prefix in prefixes], [prefix.length - 1 for prefix in prefixes]]
             self.ids[tuple(torch.tensor(where, device=self.device))] = tokens[0].to(self.device)
         for prefix_free, group in self.groups:

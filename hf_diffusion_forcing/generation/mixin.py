@@ -13,23 +13,38 @@ from transformers import (
 )
 from transformers.generation import GenerationMode
 
-from ..cache import RecurrentDepthCache
+from ..cache import check_cache
 from ..compat import (
     CACHE,
     NEW_NAME,
     OLD_NAME,
     CacheGenerationMixin,
     is_from_model_config,
-    mask_length,
     pad_token_id,
 )
+from ..models.attention_choice import check_attentions
+from ..models.forward_call import check_token_types
 from ..randomness import row_seeds
 from ..settings.generation_config import SAMPLER_NAMES, TOKEN_IDS, RecurrentDepthGenerationConfig
 from ..settings.sampler_config import SamplerConfig, sampler_keywords
 from ..settings.validation import nearest
 from .batch import Batch
 from .choice import KeyedGumbelProcessor
+from .prompt_inputs import PromptInputs, check_embeds, check_ids, check_position_ids, columns_of
 from .samplers import SAMPLERS, check_model, with_ticks
+
+MODEL_KEYWORDS = {
+    "input_ids",
+    "inputs_embeds",
+    "attention_mask",
+    "position_ids",
+    CACHE,
+    "use_cache",
+    "logits_to_keep",
+    "output_attentions",
+    "output_hidden_states",
+}
+"""Keywords of `generate()` that are neither transformers' settings nor a sampler's."""
 
 
 class RecurrentDepthGenerationMixin(CacheGenerationMixin):
@@ -86,7 +101,7 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         return_trace = kwargs.pop("return_trace", False)
         call = {name: kwargs.pop(name) for name in (sampler_keywords() | set(SAMPLER_NAMES)) & kwargs.keys()}
         prepared, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
-        self._refuse_unknown_keywords(model_kwargs)
+        self._refuse_keywords(model_kwargs)
         if prepared.cache_implementation == "paged":
             self.init_continuous_batching()
         prepared = RecurrentDepthGenerationConfig.of(prepared)
@@ -112,20 +127,16 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         if return_trace and not generation_config.return_dict_in_generate:
             raise ValueError(f"return_trace={return_trace!r} needs return_dict_in_generate=True: pass that too.")
 
-    def _refuse_unknown_keywords(self, model_kwargs: dict[str, Any]) -> None:
-        known = {"input_ids", "attention_mask", CACHE, "use_cache", "logits_to_keep"}
-        remedies = {
-            "position_ids": "positions are counted from attention_mask's first real token",
-            "inputs_embeds": "pass input_ids",
-            "output_attentions": "attention weights are not kept",
-            "output_hidden_states": "call forward(), which returns latents",
-        }
+    def _refuse_keywords(self, model_kwargs: dict[str, Any]) -> None:
+        """Refuse keywords nobody knows, and what this model has not; drop those that say nothing."""
+        check_token_types(model_kwargs.pop("token_type_ids", None))
+        model_kwargs.pop("cache_position", None)
+        if model_kwargs.get("output_attentions"):
+            check_attentions(self.config)
         for name, value in model_kwargs.items():
-            if value is None or name in known:
+            if value is None or name in MODEL_KEYWORDS:
                 continue
-            if name in remedies:
-                raise ValueError(f"generate() does not take {name} for this model: {remedies[name]}.")
-            candidates = sampler_keywords() | {*SAMPLER_NAMES, "return_trace", *known, OLD_NAME, NEW_NAME}
+            candidates = sampler_keywords() | {*SAMPLER_NAMES, "return_trace", *MODEL_KEYWORDS, OLD_NAME, NEW_NAME}
             candidates |= set(GenerationConfig().to_dict())
             raise ValueError(f"generate() has no keyword {name!r}{_nearest_only(name, candidates)}.")
 
@@ -182,9 +193,13 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
 
     def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
         """transformers' own step, after refusing an empty prompt (on which it would raise an IndexError)."""
-        given = inputs if inputs is not None else model_kwargs.get("input_ids")
+        name, given = "inputs_embeds", model_kwargs.get("inputs_embeds")
+        if given is None:
+            name, given = "input_ids", inputs if inputs is not None else model_kwargs.get("input_ids")
+        else:
+            check_embeds(given, model_kwargs.get("attention_mask"))
         if given is not None and 0 in given.shape:
-            raise ValueError(f"The prompt is empty: input_ids has shape {tuple(given.shape)}. Pass at least one token.")
+            raise ValueError(f"The prompt is empty: {name} has shape {tuple(given.shape)}. Pass at least one token.")
         return super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
 
     def _prepare_cache_for_generation(
@@ -203,11 +218,7 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
             if generation_config.use_cache is not False:
                 model_kwargs[CACHE] = self.new_cache(steps, settings.kv_sharing)
             return
-        if not isinstance(cache, RecurrentDepthCache):
-            raise TypeError(
-                f"cache is a {type(cache).__name__}; a recurrent-depth model needs a RecurrentDepthCache: "
-                "pass one that generate() returned, or model.new_cache(...)."
-            )
+        check_cache(cache)
         if generation_config.sampler and cache.kv_sharing != settings.kv_sharing:
             raise ValueError(
                 f"cache was made with kv_sharing={cache.kv_sharing!r}, but the call uses "
@@ -217,52 +228,6 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
             raise ValueError(
                 f"cache has room for num_steps={cache.num_steps}, but the call uses {steps}: "
                 f"use at most {cache.num_steps}, or start a new cache."
-            )
-
-    def _validate_prompt(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        cache: RecurrentDepthCache | None,
-        columns: int,
-        max_length: int,
-    ) -> None:
-        """Refuse ids, masks and lengths the model cannot handle; `columns` counts all columns up to the last id."""
-        vocabulary = self.config.padded_vocab_size
-        low, high = int(input_ids.min()), int(input_ids.max())
-        if low < 0 or high >= vocabulary:
-            raise ValueError(
-                f"input_ids holds {low if low < 0 else high}, outside the vocabulary of {vocabulary} tokens: "
-                "was the text encoded with this model's tokenizer?"
-            )
-        if attention_mask is not None:
-            if not bool(attention_mask.any(-1).all()):
-                raise ValueError("A row of attention_mask is all zeros: its prompt is empty. Pass at least one token.")
-            if not bool((attention_mask.long().diff(dim=-1) >= 0).all()):
-                raise ValueError(
-                    "attention_mask has padding after a real token; prompts must be padded on the left: "
-                    "set tokenizer.padding_side = 'left'. "
-                    "(Without an attention_mask, transformers treats pad tokens as padding.)"
-                )
-        seen = cache.columns if cache is not None else 0
-        if columns <= seen or input_ids.shape[1] not in (columns, columns - seen):
-            raise ValueError(
-                f"cache holds {seen} columns; the call covers {columns} and has {input_ids.shape[1]} ids: "
-                "pass the whole text, or only the new ids with an attention_mask over the whole text."
-            )
-        if cache is not None and cache.batch_size not in (-1, len(input_ids)):
-            raise ValueError(
-                f"cache has {cache.batch_size} rows, the batch {len(input_ids)}: pass as many rows, or a new cache."
-            )
-        limit, length = self.config.max_position_embeddings, columns - input_ids.shape[1] + max_length
-        if length > limit:
-            remedy = (
-                f"Use max_new_tokens <= {limit - columns}."
-                if columns < limit
-                else f"Shorten it to fewer than {limit} tokens."
-            )
-            raise ValueError(
-                f"A prompt of {columns} tokens, continued to {length}, exceeds the context of {limit}. {remedy}"
             )
 
     def _sample(
@@ -276,12 +241,17 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         **model_kwargs,
     ):
         """Decode, greedily or by sampling, with the sampler of the generation config."""
+        check_ids(input_ids, self.config.padded_vocab_size)
         attention_mask = model_kwargs.get("attention_mask")
         if attention_mask is not None:
             attention_mask = model_kwargs["attention_mask"] = attention_mask.long()
+        # transformers makes them where the caller did not pass any.
+        if (position_ids := model_kwargs.pop("position_ids", None)) is not None:
+            columns = columns_of(attention_mask, model_kwargs.get("inputs_embeds"), generation_config)
+            check_position_ids(position_ids, attention_mask, (len(input_ids), columns))
         cache = model_kwargs.get(CACHE)
-        columns = mask_length(generation_config) if attention_mask is None else attention_mask.shape[1]
-        self._validate_prompt(input_ids, attention_mask, cache, columns, generation_config.max_length)
+        prompt = PromptInputs.of(self, input_ids, generation_config, model_kwargs)
+        prompt.check(self.config, cache, generation_config.max_length)
         sampler = generation_config.sampler
         config = generation_config.sampler_config
         if sampler and SAMPLERS[sampler].has_ticks:
@@ -293,46 +263,41 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
             return Batch(
                 self,
                 SAMPLERS[sampler],  # type: ignore[arg-type]  # it has ticks
-                input_ids,
+                prompt,
                 logits_processor,
                 stopping_criteria,
                 generation_config,
                 config,
                 streamer,
-                attention_mask,
                 cache,
-                columns,
                 pad_token_id(generation_config),
                 generation_config.return_trace,
             ).run()
         return self._sample_autoregressively(
-            input_ids,
+            prompt,
             logits_processor,
             stopping_criteria,
             generation_config,
             config,
             synced_gpus,
             streamer,
-            columns,
             model_kwargs,
         )
 
     def _sample_autoregressively(
         self,
-        input_ids: torch.LongTensor,
+        prompt: PromptInputs,
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: RecurrentDepthGenerationConfig,
         config: SamplerConfig,
         synced_gpus: bool,
         streamer,
-        columns: int,
         model_kwargs: dict[str, Any],
     ):
         """transformers' own loop, with depth, state noise and sampling noise from the settings."""
-        attention_mask = model_kwargs.get("attention_mask")
-        batch, length = input_ids.shape
-        seeds = row_seeds(config.seed, batch, input_ids.device)
+        batch, length = prompt.ids.shape
+        seeds = row_seeds(config.seed, batch, prompt.ids.device)
         depth_and_noise = {"num_steps": config.num_steps, "state_scale": config.state_scale, "seeds": seeds}
         model_kwargs |= depth_and_noise
         for processor in logits_processor:
@@ -345,13 +310,13 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         scores: list[torch.Tensor] | None = None
         if generation_config.sampler and generation_config.do_sample:
             # Add the keyed noise of the parallel samplers; the argmax of transformers' greedy loop then samples.
-            seen = torch.full_like(seeds, columns) if attention_mask is None else attention_mask.sum(-1)
+            seen = torch.full_like(seeds, prompt.columns) if prompt.mask is None else prompt.mask.sum(-1)
             scores = [] if generation_config.output_scores else None
             noise = KeyedGumbelProcessor(seeds, length - seen, scores)
             logits_processor = LogitsProcessorList([*logits_processor, noise])
             generation_config.do_sample = False
         output = super()._sample(
-            input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs
+            prompt.ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs
         )
         if scores and generation_config.return_dict_in_generate:
             output.scores = tuple(scores)

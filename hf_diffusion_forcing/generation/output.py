@@ -88,7 +88,9 @@ class DiffusionForcingOutput(CacheOutput, GenerateDecoderOnlyOutput):
         logits: with `output_logits`, the same before the processors.
         cache: a `RecurrentDepthCache` with every column but the last of the row that ended first; before transformers
             5.24 the field is `past_key_values`, which still works.
-        attentions, hidden_states: not kept.
+        attentions, hidden_states: None, even if asked for. A token has no single pass they could come from: its
+            position is refined in several ticks, mostly as a draft. `forward()` on the finished text returns them, and
+            `sampler="autoregressive"` fills them.
         stats: `SamplerStats` of the call.
         trace: with `return_trace`, the `Trace` of the call.
     """

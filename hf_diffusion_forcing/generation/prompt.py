@@ -31,11 +31,12 @@ class Prompt:
 
     Attributes:
         rows: the rows, in the order of their seats.
-        ids: int64 [1, n].
+        ids: int64 [1, n]; 0 where a prompt was given as embeddings alone.
         positions, seeds, seats: int64 [1, n]; seats are relative to `first_seat`.
         widths: positions of each row.
         starts: first position of each row.
         first_seat: seat of the first row.
+        embeds: [1, n, channels], the prompts' embeddings where ids do not give them.
     """
 
     rows: list[Row]
@@ -46,18 +47,23 @@ class Prompt:
     widths: list[int]
     starts: list[int]
     first_seat: int
+    embeds: torch.Tensor | None = None
 
     @classmethod
     def of(cls, rows: list[Row], spans: list[tuple[int, int]], first_seat: int, device: torch.device) -> Prompt:
-        """The positions from start to stop (exclusive) of each row."""
+        """The positions from start to stop (exclusive) of each row; all rows or none have embeddings."""
         cells = [
-            (row.ids[position - row.shift], position, row.seed, seat)
+            (row.id_at(position), position, row.seed, seat)
             for seat, (row, (start, stop)) in enumerate(zip(rows, spans, strict=True))
             for position in range(start, stop)
         ]
         moved = torch.tensor([[column] for column in zip(*cells, strict=True)], device=device)
         widths = [stop - start for start, stop in spans]
-        return cls(rows, *moved.unbind(), widths, [start for start, _ in spans], first_seat)
+        given = [
+            row.embeds[start:stop] for row, (start, stop) in zip(rows, spans, strict=True) if row.embeds is not None
+        ]
+        embeds = torch.cat(given)[None].to(device) if given else None
+        return cls(rows, *moved.unbind(), widths, [start for start, _ in spans], first_seat, embeds)
 
     def place(self, cache: RecurrentDepthCache, skipped: list[int] | None = None) -> Placement:
         """The placement of the chunk without each row's first `skipped` positions."""
@@ -140,7 +146,7 @@ class PromptReader:
         """The states of a chunk after its recurrences, [1, n, channels], and its placement."""
         model, steps = self.model, self.config.prompt_steps
         at = prompt.place(self.cache)
-        e = model.embed(prompt.ids, at)
+        e = model.embed(prompt.ids, at, prompt.embeds)
         states = model.initialize_state(e, prompt.positions, prompt.seeds, self.config.state_scale)
         for depth in range(steps):
             before, states = states, model.recur(states, e, at, depth)

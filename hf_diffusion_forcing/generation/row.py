@@ -41,6 +41,7 @@ class Row:
         seed: seed of its noise.
         last_position: the last position that may predict a token.
         prompt_length: ids in the prompt.
+        embeds: [positions, channels], embeddings of the prompt where ids do not give them.
         cached: positions whose keys and values the cache already holds.
         wave: the positions being refined. The first, the front, holds the last committed id.
         has_ended: whether the row has met a stop.
@@ -55,6 +56,7 @@ class Row:
     seed: int
     last_position: int
     cached: int = 0
+    embeds: torch.Tensor | None = None
     prompt_length: int = field(init=False)
     wave: list[Position] = field(default_factory=list)
     has_ended: bool = False
@@ -69,6 +71,11 @@ class Row:
     def front(self) -> int:
         """Absolute position of the last committed id."""
         return self.shift + len(self.ids) - 1
+
+    def id_at(self, position: int) -> int:
+        """The id at an absolute position; 0 where a prompt was given as embeddings alone."""
+        place = position - self.shift
+        return self.ids[place] if 0 <= place < len(self.ids) else 0
 
     @property
     def room(self) -> int:

@@ -80,7 +80,7 @@ class TickingSampler(Sampler):
 
     def first_tokens(self, rows: list[Row], logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The return value of `read`, from the logits of the prompts' last positions, [1, rows, vocabulary]."""
-        facts = [(row.ids[-1], row.front, row.seed) for row in rows]
+        facts = [(row.id_at(row.front), row.front, row.seed) for row in rows]
         moved = torch.tensor([[column] for column in zip(*facts, strict=True)], device=logits.device)
         ids, positions, seeds = moved.unbind()
         prefixes = [(row.call.choice, Prefix(row.number, len(row.ids), len(row.ids))) for row in rows]

@@ -14,7 +14,7 @@ class RecurrentDepthAdapter(RecurrentDepthForCausalLM):
     A subclass implements `embed`, `initialize_state`, `recur` and `decode` (see `RecurrentDepthInterface`); `self` is
     the model, so its modules are attributes. Attention must use `at.attend(layer, query, key, value, slot)`, with
     layers counted over prelude, core and coda; `slot` is `at.slot(depth)` in the core, `readout` in the coda and 0 in
-    the prelude.
+    the prelude. It is torch's own kernel, whatever the config's `attn_implementation`, which is the model's own.
 
     Attributes:
         layers: attention layers of prelude, core and coda.

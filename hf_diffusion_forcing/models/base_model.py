@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from ..cache import Placement, RecurrentDepthCache, Slots
+from ..cache import Placement, RecordedAttention, RecurrentDepthCache, Slots
 from ..compat import CACHE, CacheOutput, takes_cache
+from .attention_choice import attention_kernel
+from .forward_call import ForwardCall
 from .rotary import inverse_frequencies, rotations
 from .unrolled import UnrolledModel
 
@@ -20,6 +22,7 @@ class RecurrentDepthModelOutput(CacheOutput, BaseModelOutputWithPast):
 
     Attributes:
         last_hidden_state: [batch, width, channels], the input of the head.
+        hidden_states, attentions: if asked for; see `RecurrentDepthForCausalLM.forward`.
         latents: [batch, width, channels], the last recurrence's states as the coda reads them.
     """
 
@@ -41,8 +44,10 @@ class RecurrentDepthModel(UnrolledModel):
         self._frequencies: dict[torch.device, torch.Tensor] = {}
 
     def rotate(self, at: Placement) -> None:
-        """Fill in `at.rotary`, the rotations of the pass's queries and keys, unless an earlier verb has."""
+        """Fill in the rotations of the pass's queries and keys, and the kernel, unless an earlier verb has."""
         if at.rotary is None:
+            if not isinstance(at.kernel, RecordedAttention):
+                at.kernel = attention_kernel(self.config)
             device = at.positions.device
             if device not in self._frequencies:
                 frequencies = torch.tensor(self.inverse_frequencies, dtype=torch.float32, device=device)
@@ -64,17 +69,25 @@ class RecurrentDepthModel(UnrolledModel):
         """
         raise NotImplementedError
 
+    def read(self, s, at, logits_to_keep, keeps_hidden):
+        hidden = self.read_out(s, at)
+        return hidden, (hidden,) if keeps_hidden else ()
+
     @takes_cache
     def forward(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
         cache: RecurrentDepthCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         num_steps: int | None = None,
         state_scale: float = 1.0,
         seeds: torch.LongTensor | None = None,
         on_recurrence: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
         **kwargs,
     ) -> RecurrentDepthModelOutput | tuple:
@@ -83,20 +96,30 @@ class RecurrentDepthModel(UnrolledModel):
         Arguments as in `RecurrentDepthForCausalLM.forward`.
 
         Raises:
-            ValueError: `num_steps` < 1, the sequence exceeds the context, the mask has another shape, or an argument
-                is not supported.
+            ValueError, TypeError: as there.
         """
-        hidden, s, cache = self.read_after_unroll(
-            self.read_out,
-            input_ids,
-            attention_mask,
-            cache,
-            use_cache,
-            num_steps,
-            state_scale,
-            seeds,
-            on_recurrence,
-            kwargs,
+        done = self.forward_pass(
+            ForwardCall(
+                input_ids=input_ids,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                cache=cache,
+                use_cache=use_cache,
+                num_steps=num_steps,
+                state_scale=state_scale,
+                seeds=seeds,
+                on_recurrence=on_recurrence,
+                output_hidden_states=output_hidden_states,
+                output_attentions=output_attentions,
+                others=kwargs,
+            )
         )
-        output = RecurrentDepthModelOutput(last_hidden_state=hidden, latents=self.latents(s), **{CACHE: cache})
+        output = RecurrentDepthModelOutput(
+            last_hidden_state=done.readout,
+            hidden_states=done.hidden_states,
+            attentions=done.attentions,
+            latents=self.latents(done.states),
+            **{CACHE: done.cache},
+        )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()

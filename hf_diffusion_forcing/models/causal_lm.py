@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..cache import RecurrentDepthCache
 from ..compat import CACHE, CacheOutput, takes_cache
+from .forward_call import ForwardCall
 from .interface import RecurrentDepthInterface
 from .unrolled import UnrolledModel
 
@@ -20,6 +20,7 @@ class RecurrentDepthOutput(CacheOutput, CausalLMOutputWithPast):
     """`CausalLMOutputWithPast` with latents.
 
     Attributes:
+        hidden_states, attentions: if asked for; see `RecurrentDepthForCausalLM.forward`.
         latents: [batch, width, channels], the last recurrence's states as the coda reads them.
     """
 
@@ -37,9 +38,11 @@ class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
     @takes_cache
     def forward(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
         cache: RecurrentDepthCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         num_steps: int | None = None,
@@ -47,6 +50,8 @@ class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
         seeds: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         on_recurrence: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
         **kwargs,
     ) -> RecurrentDepthOutput | tuple:
@@ -55,44 +60,78 @@ class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
         Args:
             input_ids: int64 [batch, width].
             attention_mask: [batch, columns seen so far + width], 1 for real tokens; padding may be on either side.
+            position_ids: int64 [batch or 1, width], counted from each row's first real token, as they are without it.
+                Where they restart at 0, the next sequence of a packed row begins: positions see only their own
+                sequence, and no cache is made.
             cache: a cache with the earlier columns; before transformers 5.24 its name was `past_key_values`, which
-                still works.
+                still works. Gradients do not flow into the passes that wrote it.
+            inputs_embeds: [batch, width, channels], in place of `get_input_embeddings()(input_ids)`.
             labels: int64 [batch, width], for the `loss` (shifted cross-entropy); -100 is ignored.
-            use_cache: make a cache if none is given; by default only when gradients are off.
+            use_cache: make a cache if none is given. By default as `config.use_cache` says in evaluation mode, also
+                with gradients, and never in training mode.
             num_steps: recurrences; by default `mean_recurrence`, or `sample_depth()` in training.
             state_scale: factor on a random initial state; 0.0 starts from zeros.
-            seeds: int64 [batch], seeds of the initial states; drawn from torch's global generator by default.
+            seeds: int64 [batch] or [batch, width], seeds of the initial states; drawn from torch's global generator by
+                default. A packed row's sequences start from the same noise if they have the same seed.
             logits_to_keep: last columns to compute logits for; 0 is all.
             on_recurrence: called after every recurrence with the states [batch, width, channels] after and before it.
+            output_hidden_states: return `hidden_states`, num_steps + 2 tensors [batch, width, channels]: the injected
+                embedding e, the states after each recurrence, and what the head reads. (An adapter's decode() does not
+                show the last: then there are num_steps + 1.) By default as `config.output_hidden_states` says.
+            output_attentions: return `attentions`, a tensor [batch, heads, width, columns] for each attention layer, in
+                the order in which they run: the prelude's, the core's of every recurrence, the coda's. Needs
+                `attn_implementation="eager"`. By default as `config.output_attentions` says.
+            shift_labels: a keyword: int64 [batch, width], labels that are shifted already; they override `labels`.
+
+        Keywords that say nothing new are ignored: `cache_position`, `token_type_ids` of zeros, and a packed batch's
+        `cu_seq_lens_q`, `max_length_q`, `seq_idx` and the like.
 
         Raises:
-            ValueError: `num_steps` < 1, the sequence exceeds the context, the mask has another shape, or an argument
-                is not supported.
+            ValueError: `num_steps` < 1, the sequence exceeds the context, the mask has another shape, `position_ids`
+                neither go on nor restart, or an argument is not supported.
+            TypeError: the cache is not a `RecurrentDepthCache`.
         """
-        logits, s, cache = self.read_after_unroll(
-            partial(self.decode, logits_to_keep=logits_to_keep),
-            input_ids,
-            attention_mask,
-            cache,
-            use_cache,
-            num_steps,
-            state_scale,
-            seeds,
-            on_recurrence,
-            kwargs,
+        done = self.forward_pass(
+            ForwardCall(
+                input_ids=input_ids,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                cache=cache,
+                use_cache=use_cache,
+                num_steps=num_steps,
+                state_scale=state_scale,
+                seeds=seeds,
+                on_recurrence=on_recurrence,
+                output_hidden_states=output_hidden_states,
+                output_attentions=output_attentions,
+                others={name: value for name, value in kwargs.items() if name != "shift_labels"},
+            ),
+            logits_to_keep,
         )
         config, loss = self.config, None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=config.padded_vocab_size, **kwargs)
-        output = RecurrentDepthOutput(loss=loss, logits=logits, latents=self.latents(s), **{CACHE: cache})
+        # (`shift_labels` is not in the signature: Trainer would take it for one of the batch's labels.)
+        if labels is not None or kwargs.get("shift_labels") is not None:
+            loss = self.loss_function(logits=done.readout, labels=labels, vocab_size=config.padded_vocab_size, **kwargs)
+        output = RecurrentDepthOutput(
+            loss=loss,
+            logits=done.readout,
+            hidden_states=done.hidden_states,
+            attentions=done.attentions,
+            latents=self.latents(done.states),
+            **{CACHE: done.cache},
+        )
         return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def read(self, s, at, logits_to_keep, keeps_hidden):
+        return self.decode(s, at, logits_to_keep=logits_to_keep), ()
 
 
 class HeadedForCausalLM(RecurrentDepthForCausalLM):
     """A language model made of a `RecurrentDepthModel` (`base_model`) and a head (`lm_head`)."""
 
-    def embed(self, input_ids, at):
-        return self.base_model.embed(input_ids, at)
+    def embed(self, input_ids, at, inputs_embeds=None):
+        return self.base_model.embed(input_ids, at, inputs_embeds)
 
     def initialize_state(self, e, positions, seeds, scale=1.0):
         return self.base_model.initialize_state(e, positions, seeds, scale)
@@ -101,8 +140,13 @@ class HeadedForCausalLM(RecurrentDepthForCausalLM):
         return self.base_model.recur(s, e, at, depth)
 
     def decode(self, s, at, readout=0, logits_to_keep=0):
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        return self.lm_head(self.base_model.read_out(s, at, readout, kept))
+        return self.lm_head(self.base_model.read_out(s, at, readout, columns_to_keep(logits_to_keep)))
+
+    def read(self, s, at, logits_to_keep, keeps_hidden):
+        if not keeps_hidden:
+            return super().read(s, at, logits_to_keep, keeps_hidden)
+        hidden = self.base_model.read_out(s, at)
+        return self.lm_head(hidden[:, columns_to_keep(logits_to_keep)]), (hidden,)
 
     def new_cache(self, num_steps, kv_sharing="last", capacity=0):
         return self.base_model.new_cache(num_steps, kv_sharing, capacity)
@@ -112,3 +156,8 @@ class HeadedForCausalLM(RecurrentDepthForCausalLM):
 
     def sample_depth(self):
         return self.base_model.sample_depth()
+
+
+def columns_to_keep(logits_to_keep: int | torch.Tensor) -> slice | torch.Tensor:
+    """The columns of `logits_to_keep` as an index."""
+    return slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

@@ -26,8 +26,16 @@ class RecurrentDepthInterface(metaclass=ABCMeta):
     """Whether the model has an `exit_gate`, as the criterion of that name requires."""
 
     @abstractmethod
-    def embed(self, input_ids: torch.Tensor, at: Placement) -> torch.Tensor:
-        """The prelude: token ids int64 [batch, width] -> injected embedding e [batch, width, channels]."""
+    def embed(
+        self, input_ids: torch.Tensor | None, at: Placement, inputs_embeds: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The prelude: token ids -> injected embedding e [batch, width, channels].
+
+        Args:
+            input_ids: int64 [batch, width]; not read, and possibly None, with `inputs_embeds`.
+            inputs_embeds: [batch, width, channels], in place of `get_input_embeddings()(input_ids)`; what a family does
+                to that afterwards (such as scaling it) is done to them, too.
+        """
 
     @abstractmethod
     def initialize_state(

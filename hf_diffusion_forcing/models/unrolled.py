@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
-from ..cache import NoCache, Placement, RecurrentDepthCache, absolute_positions
-from ..randomness import row_seeds
+from ..cache import NoCache, Placement, RecordedAttention, RecurrentDepthCache, absolute_positions
+from ..randomness import fold_in, row_seeds
+from .attention_choice import check_attentions
+from .forward_call import ForwardCall
+from .positions import packed_sequences
 
-PASSED_BY_OTHERS = ("num_items_in_batch", "tokenizer", "assistant_tokenizer")
-"""Arguments that `forward()` ignores: Trainer passes the first for the loss, and generate() passes on the tokenizer
-for stop strings."""
+
+@dataclass
+class Unrolled:
+    """What a forward pass computed.
+
+    Attributes:
+        readout: logits, or the input of the head.
+        states: [batch, width, channels], after the last recurrence.
+        cache: the cache, if there is one.
+        hidden_states, attentions: as in `RecurrentDepthForCausalLM.forward`, if asked for.
+    """
+
+    readout: torch.Tensor
+    states: torch.Tensor
+    cache: RecurrentDepthCache | None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class UnrolledModel:
@@ -47,58 +64,112 @@ class UnrolledModel:
                 on_recurrence(s, before)
         return s
 
-    def read_after_unroll(
-        self,
-        read: Callable[[torch.Tensor, Placement], torch.Tensor],
-        input_ids: torch.LongTensor,
-        attention_mask: torch.Tensor | None,
-        cache: RecurrentDepthCache | None,
-        use_cache: bool | None,
-        num_steps: int | None,
-        state_scale: float,
-        seeds: torch.LongTensor | None,
-        on_recurrence: Callable[[torch.Tensor, torch.Tensor], None] | None,
-        others: dict[str, Any],
-    ) -> tuple[torch.Tensor, torch.Tensor, RecurrentDepthCache | None]:
-        """Embed, recur and read out; arguments as in `forward()`.
-
-        Args:
-            read: reads out the states of a pass.
-            others: other arguments of the caller; none may change the result.
-
-        Returns:
-            What `read` gives, the states [batch, width, channels], and the cache if there is one.
+    def forward_pass(self, call: ForwardCall, logits_to_keep: int | torch.Tensor = 0) -> Unrolled:
+        """Embed, recur and read out.
 
         Raises:
-            ValueError: `num_steps` < 1, a sequence longer than the context, a mask of another shape, an argument
-                `forward()` does not take.
+            ValueError, TypeError: see `RecurrentDepthForCausalLM.forward`.
         """
-        _refuse(others)
+        call.check()
+        keeps_states, keeps_attentions = self._outputs(call)
+        num_steps = call.num_steps
         if num_steps is None:
             num_steps = self.sample_depth() if self.training else self.config.mean_recurrence
         if num_steps < 1:
             raise ValueError(f"num_steps={num_steps} must be at least 1.")
-        batch, width = input_ids.shape
-        if use_cache is None:
-            # No cache with gradients: autograd does not allow in-place writes of entries.
-            use_cache = self.config.use_cache and not self.training and not torch.is_grad_enabled()
-        kept = self.new_cache(num_steps, "none") if cache is None and use_cache else cache
-        cache = NoCache() if kept is None else kept
-        seen = cache.columns
-        self._check_columns(batch, width, seen, attention_mask)
-        positions, start = absolute_positions(attention_mask, seen, (batch, width), input_ids.device)
-        if seeds is None:
-            seeds = row_seeds(None, batch, input_ids.device)
+        seen = 0 if call.cache is None else call.cache.columns
+        at, kept, seeds = self._place(call, seen, num_steps)
+        states: list[torch.Tensor] = []
 
-        at = cache.place(positions, start=start, extent=seen + width)
-        e = self.embed(input_ids, at)
-        s = self.initialize_state(e, positions, seeds, state_scale)
-        s = self.unroll(s, e, at, num_steps, on_recurrence)
-        y = read(s, at)
+        def watch(s: torch.Tensor, before: torch.Tensor) -> None:
+            if keeps_states:
+                states.append(s)
+            if call.on_recurrence is not None:
+                call.on_recurrence(s, before)
+
+        if keeps_attentions:
+            at.kernel = record = RecordedAttention()
+        e = self.embed(call.input_ids, at, call.inputs_embeds)
+        s = self.initialize_state(e, at.positions, seeds, call.state_scale)
+        watched = keeps_states or call.on_recurrence is not None
+        s = self.unroll(s, e, at, num_steps, watch if watched else None)
+        readout, hidden = self.read(s, at, logits_to_keep, keeps_states)
         if kept is not None:
             kept.settle(at, num_steps)
-            kept.columns += width
-        return y, s, kept
+            kept.columns += call.shape[1]
+        hidden_states = (e, *states, *hidden) if keeps_states else None
+        attentions = None
+        if keeps_attentions:
+            attentions = by_column(record.probabilities, None if kept is None else call.attention_mask)
+        return Unrolled(readout, s, kept, hidden_states, attentions)
+
+    def read(
+        self, s: torch.Tensor, at: Placement, logits_to_keep: int | torch.Tensor, keeps_hidden: bool
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """What `forward()` reads out of the last states, and with `keeps_hidden` what the head reads, if that is known.
+
+        Args:
+            s: [batch, width, channels].
+            logits_to_keep: see `RecurrentDepthInterface.decode`.
+
+        Returns:
+            The readout, and none or one tensor [batch, width, channels].
+        """
+        raise NotImplementedError
+
+    def _outputs(self, call: ForwardCall) -> tuple[bool, bool]:
+        """Whether to keep hidden states and attentions: an argument overrides the config."""
+        config = self.config
+        states, attentions = call.output_hidden_states, call.output_attentions
+        states = config.output_hidden_states if states is None else states
+        attentions = config.output_attentions if attentions is None else attentions
+        if attentions:
+            check_attentions(config)
+        return bool(states), bool(attentions)
+
+    def _place(
+        self, call: ForwardCall, seen: int, num_steps: int
+    ) -> tuple[Placement, RecurrentDepthCache | None, torch.Tensor]:
+        """The placement of the pass, the cache it writes if there is one, and seeds of the initial states."""
+        batch, width = shape = call.shape
+        self._check_columns(batch, width, seen, call.attention_mask)
+        positions, start = absolute_positions(call.attention_mask, seen, shape, call.device)
+        packed = None if call.position_ids is None else packed_sequences(call.position_ids, positions, seen)
+        kept = self._cache(call, num_steps, packed is not None)
+        seeds = row_seeds(None, batch, call.device) if call.seeds is None else call.seeds
+        if packed is None:
+            cache = NoCache() if kept is None else kept
+            return cache.place(positions, start=start, extent=seen + width), kept, seeds
+        positions, sequences = packed
+        if call.seeds is None:
+            # Sequences of a row have the same positions; they start from noise of their own all the same.
+            seeds = fold_in(seeds, sequences)
+        return NoCache().place(positions, sequences=sequences), None, seeds
+
+    def _cache(self, call: ForwardCall, num_steps: int, is_packed: bool) -> RecurrentDepthCache | None:
+        """The cache of the caller, or a new one.
+
+        A model in training mode makes one only for `use_cache=True`: its depth changes from step to step, and nobody
+        goes on from there.
+        """
+        name, wants = "use_cache=True", call.use_cache
+        if call.cache is not None:
+            name, wants = "cache", True
+        if wants and is_packed:
+            raise ValueError(
+                f"{name} is not possible with packed rows (position_ids restart): a cache holds one sequence per row. "
+                "Leave it out."
+            )
+        if wants and self.training and self.is_activation_checkpointing:
+            raise ValueError(
+                f"{name} is not possible with gradient checkpointing in training mode, which runs the layers again in "
+                "the backward pass: leave it out, or call model.eval()."
+            )
+        if call.cache is not None:
+            return call.cache
+        if wants is None:
+            wants = self.config.use_cache and not self.training and not is_packed
+        return self.new_cache(num_steps, "none") if wants else None
 
     def _check_columns(self, batch: int, width: int, seen: int, attention_mask: torch.Tensor | None) -> None:
         config = self.config
@@ -110,13 +181,24 @@ class UnrolledModel:
             )
         if attention_mask is not None and attention_mask.shape != (batch, seen + width):
             raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}; with {seen} cached columns and input_ids of "
+                f"attention_mask has shape {tuple(attention_mask.shape)}; with {seen} cached columns and inputs of "
                 f"shape {(batch, width)} it must be {(batch, seen + width)}."
             )
 
 
-def _refuse(others: dict[str, Any]) -> None:
-    for name, value in others.items():
-        if name not in PASSED_BY_OTHERS and value is not None and value is not False:
-            reason = "positions are counted from attention_mask" if name == "position_ids" else "leave it out"
-            raise ValueError(f"forward() does not take {name}: {reason}.")
+def by_column(probabilities: list[torch.Tensor], attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    """Attention probabilities over absolute positions, as a cache has them, by column; padding has 0.
+
+    Args:
+        probabilities: [batch, heads, width, positions] each.
+        attention_mask: [batch, columns], or None where positions are columns.
+    """
+    if attention_mask is None:
+        return tuple(probabilities)
+    positions, _ = absolute_positions(attention_mask, 0, tuple(attention_mask.shape), attention_mask.device)
+    columns = positions[:, None, None, :]
+    moved = []
+    for each in probabilities:
+        index = columns.to(each.device).expand(*each.shape[:3], -1)
+        moved.append(each.gather(-1, index.clamp_min(0)).masked_fill(index < 0, 0.0))
+    return tuple(moved)

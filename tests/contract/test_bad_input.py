@@ -49,8 +49,12 @@ def idle(tiny, monkeypatch):
         ({"use_cache": False}, ValueError, "use_cache=False"),
         ({"cache_implementation": "static"}, ValueError, "cache_implementation='static'"),
         ({"output_attentions": True, "return_dict_in_generate": True}, ValueError, "output_attentions"),
-        ({"position_ids": torch.arange(3)[None]}, ValueError, "position_ids"),
-        ({"inputs_embeds": torch.zeros(1, 3, 32)}, ValueError, "inputs_embeds"),
+        ({"position_ids": torch.arange(1, 4)[None]}, ValueError, "position_ids do not agree with attention_mask"),
+        ({"position_ids": torch.tensor([[0, 1, 0]])}, ValueError, "position_ids do not agree with attention_mask"),
+        ({"position_ids": torch.zeros(1, 4, dtype=torch.long)}, ValueError, r"position_ids has shape \(1, 4\)"),
+        ({"token_type_ids": torch.tensor([[0, 1, 1]])}, ValueError, "token_type_ids has entries other than 0"),
+        ({"input_ids": None, "inputs_embeds": torch.zeros(1, 0, 32)}, ValueError, "prompt is empty: inputs_embeds"),
+        ({"input_ids": None, "inputs_embeds": torch.zeros(3, 32)}, ValueError, r"inputs_embeds has shape \(3, 32\)"),
         ({"seeds": torch.tensor([1])}, ValueError, "did you mean 'seed'"),
         ({"seed": 2**63 - 1}, ValueError, "64 bits"),
         ({"guidance_scale": 1.5}, ValueError, "guidance_scale=1.5"),
@@ -112,8 +116,22 @@ def test_a_cache_that_holds_more_than_the_text(tiny):
 
 
 def test_forward(tiny):
-    with pytest.raises(ValueError, match="position_ids"):
-        tiny(PROMPT, position_ids=torch.arange(3)[None])
+    with pytest.raises(ValueError, match="position_ids holds 1 at row 0, column 0"):
+        tiny(PROMPT, position_ids=torch.arange(1, 4)[None])
+    with pytest.raises(ValueError, match="position_ids holds 2 at row 0, column 1"):
+        tiny(PROMPT, position_ids=torch.tensor([[0, 2, 3]]))
+    with pytest.raises(ValueError, match=r"position_ids has shape \(1, 4\)"):
+        tiny(PROMPT, position_ids=torch.arange(4)[None])
+    with pytest.raises(ValueError, match="either input_ids or inputs_embeds, and got both"):
+        tiny(PROMPT, inputs_embeds=torch.zeros(1, 3, 32))
+    with pytest.raises(ValueError, match="either input_ids or inputs_embeds, and got neither"):
+        tiny()
+    with pytest.raises(ValueError, match=r"inputs_embeds has shape \(3, 32\)"):
+        tiny(inputs_embeds=torch.zeros(3, 32))
+    with pytest.raises(ValueError, match="token_type_ids has entries other than 0"):
+        tiny(PROMPT, token_type_ids=torch.tensor([[0, 1, 1]]))
+    with pytest.raises(TypeError, match="cache is a DynamicCache; a recurrent-depth model needs a RecurrentDepthCache"):
+        tiny(PROMPT, cache=DynamicCache())
     with pytest.raises(ValueError, match="num_steps=0"):
         tiny(PROMPT, num_steps=0)
     with pytest.raises(ValueError, match="num_step"):

@@ -63,13 +63,6 @@ def test_scores_past_a_rows_end_are_zeros(huginn_mini, prompts):
         assert row[:length].any(-1).all() and not row[length:].any()
 
 
-@pytest.mark.parametrize("name", ["output_attentions", "output_hidden_states"])
-@pytest.mark.parametrize("sampler", ["autoregressive", "diffusion_forcing"])
-def test_attentions_and_hidden_states_are_refused(tiny, name, sampler):
-    with pytest.raises(ValueError, match=name):
-        tiny.generate(torch.tensor([[1, 2]]), sampler=sampler, return_dict_in_generate=True, **{name: True})
-
-
 @pytest.mark.parametrize("sampler", [AUTOREGRESSIVE, EXACT, {"sampler": "diffusion_forcing", "num_steps": 8}])
 def test_a_conversation_goes_on_from_its_cache(huginn_mini, prompts, sampler):
     """The next turn prefills the new tokens alone and says what one long prompt says."""

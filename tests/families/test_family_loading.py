@@ -155,8 +155,8 @@ def test_the_feature_extraction_pipeline():
 
 def test_base_models_refuse_what_they_do_not_take():
     base = AutoModel.from_pretrained(FAMILIES["llama"])
-    with pytest.raises(ValueError, match="does not take output_hidden_states"):
-        base(IDS, output_hidden_states=True)
+    with pytest.raises(ValueError, match="does not take labels"):
+        base(IDS, labels=IDS)
 
 
 # --- layouts ---

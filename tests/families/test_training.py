@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from hf_diffusion_forcing import RavenForCausalLM
 from hf_diffusion_forcing.cache import NoCache
 from support import tiny_config
+from support.matrix import crossed
 
 IDS = torch.randint(0, 61, (2, 11), generator=torch.manual_seed(0))
 
@@ -114,10 +115,77 @@ def test_the_loss_falls(checkpointing):
 
 def test_no_cache_is_made_while_training(tiny):
     assert tiny.train()(IDS).cache is None
-    assert tiny.eval()(IDS).cache is None
-    with torch.no_grad():
-        assert tiny(IDS).cache is not None
-        assert tiny(IDS, use_cache=False).cache is None
+    assert tiny(IDS, use_cache=True, num_steps=3).cache.columns == 11
+    assert tiny.eval()(IDS).cache.columns == 11
+    assert tiny(IDS, use_cache=False).cache is None
+    tiny.config.use_cache = False
+    assert tiny(IDS).cache is None
+    tiny.train().gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="use_cache=True is not possible with gradient checkpointing"):
+        tiny(IDS, use_cache=True)
+    with pytest.raises(ValueError, match="cache is not possible with gradient checkpointing"):
+        tiny(IDS, cache=tiny.new_cache(6))
+
+
+def test_the_context_is_kept_outside_no_grad(tiny):
+    """A cache made with gradients on holds what one made without them does."""
+    common = {"seeds": torch.tensor([1, 2]), "num_steps": 6}
+    whole = tiny(IDS, use_cache=False, **common).logits
+    past = tiny(IDS[:, :-1], **common).cache
+    assert not any(stored.requires_grad for stored in (*past.keys, *past.values))
+    torch.testing.assert_close(tiny(IDS[:, -1:], cache=past, **common).logits, whole[:, -1:], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kv_sharing", "padding"),
+    crossed(
+        ["eval", "train"],
+        ["none", "last", 2],
+        [None, "left", "right"],
+        keep=[("eval", "none", None), ("eval", "last", "left"), ("train", 2, "right")],
+    ),
+)
+def test_a_cache_changes_no_gradient(tiny, mode, kv_sharing, padding):
+    getattr(tiny, mode)()
+    mask = None if padding is None else torch.ones_like(IDS)
+    if mask is not None:
+        mask[1, :4] = 0
+        mask = mask.flip(1) if padding == "right" else mask
+    labels = IDS if mask is None else IDS.masked_fill(mask == 0, -100)
+    results = []
+    for cache in (None, tiny.new_cache(4, kv_sharing)):
+        tiny.zero_grad()
+        call = {"use_cache": False} if cache is None else {"cache": cache}
+        output = tiny(IDS, attention_mask=mask, labels=labels, num_steps=4, seeds=torch.tensor([1, 2]), **call)
+        output.loss.backward()
+        results.append({"loss": output.loss.detach()} | gradients(tiny))
+    assert len(results[0]) > 20
+    for name, expected in results[0].items():
+        torch.testing.assert_close(results[1][name], expected, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_a_cache_with_an_adapter_on_queries_alone(tiny):
+    """Keys and values then carry no gradients in the first layer, and autograd keeps them all the same."""
+    tiny.requires_grad_(False)
+    tiny.transformer.prelude[0].norm_1.weight.requires_grad_()
+    query = tiny.transformer.core_block[1].attn.qk_bias.requires_grad_()
+    results = []
+    for use_cache in (False, True):
+        query.grad = None
+        tiny(IDS, labels=IDS, num_steps=4, seeds=torch.tensor([1, 2]), use_cache=use_cache).loss.backward()
+        results.append(query.grad)
+    torch.testing.assert_close(*results)
+
+
+def test_labels_that_are_shifted_already(tiny):
+    common = {"seeds": torch.tensor([1, 2]), "num_items_in_batch": 20}
+    shifted = F.pad(IDS, (0, 1), value=-100)[:, 1:].contiguous()
+    expected = tiny(IDS, labels=IDS, **common).loss
+    torch.testing.assert_close(tiny(IDS, labels=IDS, shift_labels=shifted, **common).loss, expected)
+    torch.testing.assert_close(tiny(IDS, shift_labels=shifted, **common).loss, expected)
+    assert tiny(IDS, shift_labels=shifted.roll(1, 0).contiguous(), labels=IDS, **common).loss != expected
+    with pytest.raises(ValueError, match="does not take shift_labels"):
+        tiny.base_model(IDS, shift_labels=shifted)
 
 
 def test_gradients_in_eval_mode(tiny):

@@ -9,8 +9,9 @@ class LoopedAdapter(RecurrentDepthAdapter):
     layers = (0, 1, 0)
     mean_recurrence = 6
 
-    def embed(self, input_ids, at):
-        return self.tokens(input_ids) + self.places(at.positions.clamp_min(0))
+    def embed(self, input_ids, at, inputs_embeds=None):
+        tokens = self.tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        return tokens + self.places(at.positions.clamp_min(0))
 
     def initialize_state(self, e, positions, seeds, scale=1.0):
         return torch.zeros_like(e)

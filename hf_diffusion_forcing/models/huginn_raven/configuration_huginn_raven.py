@@ -118,6 +118,14 @@ class RavenConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
+        for alias, name in self.attribute_map.items():
+            if (value := kwargs.pop(alias, None)) is not None:
+                default = type(self).__dataclass_fields__[name].default
+                if getattr(self, name) not in (default, value):
+                    raise ValueError(
+                        f"{name}={getattr(self, name)} and {alias}={value} are two names of one size: leave out one."
+                    )
+                setattr(self, name, value)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.n_heads
         if self.head_dim is None:
@@ -154,6 +162,14 @@ class RavenConfig(PreTrainedConfig):
         kwargs.setdefault("rope_theta", self.rope_base)
         super().__post_init__(**kwargs)
         self.rope_base = self.rope_parameters["rope_theta"]
+
+    def to_dict(self):
+        """transformers' own, with the sizes under their usual names too, under which PEFT and others look for them."""
+        return super().to_dict() | {alias: getattr(self, name) for alias, name in self.attribute_map.items()}
+
+    def to_diff_dict(self):
+        """transformers' own, for config.json, with every size under one name."""
+        return {name: value for name, value in super().to_diff_dict().items() if name not in self.attribute_map}
 
     def validate_architecture(self):
         """Part of `@strict` validation: refuse impossible sizes."""

@@ -13,6 +13,7 @@ from ...compat import GradientCheckpointingLayer
 from ...compat import initialization as init
 from ...randomness import STATE, keyed_truncated_normal
 from ..attention import rotary_attention
+from ..attention_choice import ChosenAttention
 from ..base_model import RecurrentDepthModel
 from ..causal_lm import HeadedForCausalLM
 from ..loading import CheckedLoading, stored_config, tensor_names
@@ -140,7 +141,7 @@ BLOCKS = {"huginn": HuginnBlock, "llama": LlamaBlock, "olmo": OlmoBlock}
 """The block class of each layout."""
 
 
-class RavenPreTrainedModel(CheckedLoading, PreTrainedModel):
+class RavenPreTrainedModel(CheckedLoading, ChosenAttention, PreTrainedModel):
     config: RavenConfig
     config_class = RavenConfig
     base_model_prefix = "transformer"
@@ -241,9 +242,10 @@ class RavenModel(RecurrentDepthModel, RavenPreTrainedModel):
 
     # --- the verbs ---
 
-    def embed(self, input_ids, at):
+    def embed(self, input_ids, at, inputs_embeds=None):
         self.rotate(at)
-        x = self.wte(input_ids) * self.config.init_values["embed_scale"]
+        x = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
+        x = x * self.config.init_values["embed_scale"]
         for block in self.prelude:
             x = block(x, at)
         return x

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from ...cache import Placement, RecurrentDepthCache, Slots
 from ...compat import GradientCheckpointingLayer
 from ..attention import rotary_attention
+from ..attention_choice import ChosenAttention
 from ..base_model import RecurrentDepthModel
 from ..causal_lm import HeadedForCausalLM
 from ..loading import CheckedLoading, stored_config
@@ -70,7 +71,7 @@ class OuroLayer(GradientCheckpointingLayer):
         return x + self.post_attention_layernorm_2(self.mlp(self.post_attention_layernorm(x)))
 
 
-class OuroPreTrainedModel(CheckedLoading, PreTrainedModel):
+class OuroPreTrainedModel(CheckedLoading, ChosenAttention, PreTrainedModel):
     config: OuroConfig
     config_class = OuroConfig
     base_model_prefix = "model"
@@ -111,8 +112,8 @@ class OuroModel(RecurrentDepthModel, OuroPreTrainedModel):
 
     # --- the verbs ---
 
-    def embed(self, input_ids, at):
-        return self.embed_tokens(input_ids)
+    def embed(self, input_ids, at, inputs_embeds=None):
+        return self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
 
     def initialize_state(self, e, positions, seeds, scale=1.0):
         """The embedding itself; there is no noise to seed or scale."""
