@@ -91,7 +91,7 @@ def plot_wavefront(
     colormap = colormaps[SETTLED_IS_DARK if by_value else f"{SETTLED_IS_DARK}_r"]
     shapes = PatchCollection(cells, cmap=colormap.with_extremes(bad="0.85"))
     shapes.set(edgecolor="white", linewidth=2.5 * cell, rasterized=len(cells) > VECTOR_CELLS)
-    values = torch.tensor(colours)
+    values = torch.tensor(colours, dtype=torch.float32)
     shapes.set_array(values.numpy())
     shown = values[values.isfinite()]
     low, high = shown.min().item(), shown.max().item()
