@@ -1,13 +1,24 @@
 """Compose `generate()` onto models: onto the families, for the Auto classes, and onto a model already in memory."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
 
 from .generation.mixin import RecurrentDepthGenerationMixin
 from .models import (
     OuroConfig,
+    OuroForSequenceClassification,
+    OuroForTokenClassification,
     OuroLanguageModel,
     OuroModel,
     RavenConfig,
+    RavenForSequenceClassification,
+    RavenForTokenClassification,
     RavenLanguageModel,
     RavenModel,
     RecurrentDepthAdapter,
@@ -29,15 +40,22 @@ class OuroForCausalLM(RecurrentDepthGenerationMixin, OuroLanguageModel):
 
 
 FAMILIES = (
-    (RavenConfig, RavenModel, RavenForCausalLM),
-    (OuroConfig, OuroModel, OuroForCausalLM),
+    (RavenConfig, RavenModel, RavenForCausalLM, RavenForSequenceClassification, RavenForTokenClassification),
+    (OuroConfig, OuroModel, OuroForCausalLM, OuroForSequenceClassification, OuroForTokenClassification),
 )
-"""Of each family its config, its model without a head, and its language model."""
+"""Of each family its config, and its model without a head and with each, in the order of `AUTO_CLASSES`."""
 
-for _config, _base, _model in FAMILIES:
+AUTO_CLASSES = (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+for _config, *_models in FAMILIES:
     AutoConfig.register(_config.model_type, _config)
-    AutoModel.register(_config, _base)
-    AutoModelForCausalLM.register(_config, _model)
+    for _auto, _model in zip(AUTO_CLASSES, _models, strict=True):
+        _auto.register(_config, _model)
 
 
 def enable_recurrent_depth(

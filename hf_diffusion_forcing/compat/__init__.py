@@ -13,6 +13,8 @@ from .cache_name import CACHE, NEW_NAME, OLD_NAME, RENAMED, CacheGenerationMixin
 from .names import NAMES, VERSIONS, Name, installed, missing
 from .private import (
     ROPE_INIT_FUNCTIONS,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
     GradientCheckpointingLayer,
     find_file,
     has_packed_bfloat16,
@@ -36,6 +38,8 @@ __all__ = [
     "VERSIONS",
     "CacheGenerationMixin",
     "CacheOutput",
+    "GenericForSequenceClassification",
+    "GenericForTokenClassification",
     "GradientCheckpointingLayer",
     "Name",
     "find_file",

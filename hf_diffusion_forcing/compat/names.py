@@ -78,6 +78,7 @@ _SERVER = "the server is put together of it, around one loaded model"
 _SERVER_SEED = "overridden: a request's seed is the sampler's"
 _SERVER_MODEL = "overridden: the model that is served is loaded already"
 _INIT = "initial weights are written by it, and loading skips what a checkpoint has"
+_CLASSIFIER = "classifiers are a base model and this head"
 _PACKED = "linear layers in oneDNN's blocked layout"
 
 NAMES: tuple[Name, ...] = (
@@ -196,6 +197,8 @@ NAMES: tuple[Name, ...] = (
     Name("transformers.initialization:trunc_normal_(tensor, std)", VERSIONS, _INIT),
     Name("transformers.initialization:ones_", VERSIONS, _INIT),
     Name("transformers.initialization:zeros_", VERSIONS, _INIT),
+    Name("transformers.modeling_layers:GenericForSequenceClassification", VERSIONS, _CLASSIFIER),
+    Name("transformers.modeling_layers:GenericForTokenClassification", VERSIONS, _CLASSIFIER),
     Name("transformers.modeling_layers:GradientCheckpointingLayer", VERSIONS, "blocks are checkpointed while training"),
     Name("transformers.modeling_rope_utils:ROPE_INIT_FUNCTIONS", VERSIONS, "the angles of llama3 RoPE scaling"),
     Name(

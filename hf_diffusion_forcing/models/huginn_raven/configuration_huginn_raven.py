@@ -31,7 +31,7 @@ def layout_of(names: Iterable[str]) -> str:
     Raises:
         ValueError: the blocks match no layout; lists what was found and what each layout has.
     """
-    found = {match[1] for match in map(_MARKER.search, names) if match}
+    found = _markers(names)
     for layout, markers in LAYOUTS.items():
         if found == markers:
             return layout
@@ -40,6 +40,16 @@ def layout_of(names: Iterable[str]) -> str:
         f"The checkpoint's tensors match no layout of huginn_raven. Found in its blocks: "
         f"{', '.join(sorted(found)) or 'no norms at all'}. Expected: {expected}."
     )
+
+
+def nearest_layout(names: Iterable[str]) -> str:
+    """The layout whose norms and biases differ least from a checkpoint's."""
+    found = _markers(names)
+    return min(LAYOUTS, key=lambda layout: len(LAYOUTS[layout] ^ found))
+
+
+def _markers(names: Iterable[str]) -> set[str]:
+    return {match[1] for match in map(_MARKER.search, names) if match}
 
 
 @strict

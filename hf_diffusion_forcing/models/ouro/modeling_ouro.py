@@ -6,11 +6,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...cache import Placement, RecurrentDepthCache, Slots
-from ...compat import GradientCheckpointingLayer
+from ...compat import GenericForSequenceClassification, GenericForTokenClassification, GradientCheckpointingLayer
 from ..attention import rotary_attention
 from ..base_model import RecurrentDepthModel
 from ..causal_lm import HeadedForCausalLM
-from ..loading import CheckedLoading, stored_config
+from ..loading import HEADS, CheckedLoading, ClassifierLoading, stored_config
 from ..norm import RMSNorm
 from ..rotary import rotate_halves
 from ..special_tokens import correct_token_id, tokenizer_ids
@@ -99,7 +99,7 @@ class OuroPreTrainedModel(CheckedLoading, PreTrainedModel):
 class OuroModel(RecurrentDepthModel, OuroPreTrainedModel):
     """The loop and its exit gate, without the head."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+    _keys_to_ignore_on_load_unexpected = list(HEADS)
 
     def __init__(self, config: OuroConfig):
         super().__init__(config)
@@ -158,4 +158,23 @@ class OuroLanguageModel(HeadedForCausalLM, OuroPreTrainedModel):
         return self.model.exit_gate(s)
 
 
-__all__ = ["OuroConfig", "OuroLanguageModel", "OuroModel", "OuroPreTrainedModel"]
+class OuroForSequenceClassification(ClassifierLoading, GenericForSequenceClassification, OuroPreTrainedModel):
+    """OuroModel with transformers' head for a label or a reward of a whole text, read at its last token."""
+
+    base_model_prefix = OuroPreTrainedModel.base_model_prefix
+
+
+class OuroForTokenClassification(ClassifierLoading, GenericForTokenClassification, OuroPreTrainedModel):
+    """OuroModel with transformers' head for a label of every token."""
+
+    base_model_prefix = OuroPreTrainedModel.base_model_prefix
+
+
+__all__ = [
+    "OuroConfig",
+    "OuroForSequenceClassification",
+    "OuroForTokenClassification",
+    "OuroLanguageModel",
+    "OuroModel",
+    "OuroPreTrainedModel",
+]
