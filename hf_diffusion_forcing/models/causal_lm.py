@@ -30,9 +30,25 @@ class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
     """A causal language model whose `forward()` is embed, num_steps x recur, decode.
 
     A family inherits from this and its own `PreTrainedModel`, in this order, and implements the verbs; registration
-    adds `generate()`. The config needs `mean_recurrence`, `mean_backprop_depth`, `max_position_embeddings`,
-    `padded_vocab_size` and `use_cache`.
+    adds `generate()`. The config needs `mean_recurrence`, `mean_backprop_depth`, `training_depth`,
+    `state_seed`, `max_position_embeddings`, `padded_vocab_size` and `use_cache`.
     """
+
+    reads_every_state = False
+    """Whether `language_loss` reads the states after every recurrence."""
+
+    def language_loss(
+        self, logits: torch.Tensor, states: list[torch.Tensor], labels: torch.LongTensor, **kwargs
+    ) -> torch.Tensor:
+        """The loss that `forward()` returns.
+
+        Args:
+            logits: [batch, width, vocabulary].
+            states: with `reads_every_state` those after each recurrence, [batch, width, channels]; otherwise none.
+            labels: int64 [batch, width], not shifted.
+            kwargs: those of transformers' loss functions.
+        """
+        return self.loss_function(logits=logits, labels=labels, vocab_size=self.config.padded_vocab_size, **kwargs)
 
     @takes_cache
     def forward(
@@ -59,9 +75,11 @@ class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
                 still works.
             labels: int64 [batch, width], for the `loss` (shifted cross-entropy); -100 is ignored.
             use_cache: make a cache if none is given; by default only when gradients are off.
-            num_steps: recurrences; by default `mean_recurrence`, or `sample_depth()` in training.
+            num_steps: recurrences; by default `mean_recurrence`, or in training the config's `training_depth`, or
+                `sample_depth()` without one.
             state_scale: factor on a random initial state; 0.0 starts from zeros.
-            seeds: int64 [batch], seeds of the initial states; drawn from torch's global generator by default.
+            seeds: int64 [batch], seeds of the initial states; by default the config's `state_seed`, or one drawn from
+                torch's global generator.
             logits_to_keep: last columns to compute logits for; 0 is all.
             on_recurrence: called after every recurrence with the states [batch, width, channels] after and before it.
 
@@ -69,6 +87,9 @@ class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
             ValueError: `num_steps` < 1, the sequence exceeds the context, the mask has another shape, or an argument
                 is not supported.
         """
+        states: list[torch.Tensor] = []
+        if labels is not None and self.reads_every_state:
+            on_recurrence = _collecting(states, on_recurrence)
         logits, s, cache = self.read_after_unroll(
             partial(self.decode, logits_to_keep=logits_to_keep),
             input_ids,
@@ -81,11 +102,22 @@ class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
             on_recurrence,
             kwargs,
         )
-        config, loss = self.config, None
+        loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=config.padded_vocab_size, **kwargs)
+            loss = self.language_loss(logits, states, labels, **kwargs)
         output = RecurrentDepthOutput(loss=loss, logits=logits, latents=self.latents(s), **{CACHE: cache})
-        return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+
+def _collecting(states: list[torch.Tensor], then: Callable[[torch.Tensor, torch.Tensor], None] | None):
+    """An `on_recurrence` that keeps the states and then calls another."""
+
+    def on_recurrence(s: torch.Tensor, before: torch.Tensor) -> None:
+        states.append(s)
+        if then is not None:
+            then(s, before)
+
+    return on_recurrence
 
 
 class HeadedForCausalLM(RecurrentDepthForCausalLM):

@@ -19,8 +19,12 @@ class UnrolledModel:
     """Shared by base and language models: the recurrences of a `forward()`, and depth in training.
 
     Needs the verbs `embed`, `initialize_state`, `recur` and `new_cache` (see `RecurrentDepthInterface`), and a config
-    with `mean_recurrence`, `mean_backprop_depth`, `max_position_embeddings` and `use_cache`.
+    with `mean_recurrence`, `mean_backprop_depth`, `training_depth`, `state_seed`, `max_position_embeddings` and
+    `use_cache`.
     """
+
+    starts_from_noise = True
+    """Whether an initial state needs a seed."""
 
     def latents(self, s: torch.Tensor) -> torch.Tensor:
         """States [batch, width, channels] as `forward()` returns them."""
@@ -29,6 +33,14 @@ class UnrolledModel:
     def sample_depth(self) -> int:
         """Recurrences of a training step when `num_steps` is not given."""
         return self.config.mean_recurrence
+
+    def start_seeds(self, batch: int, device: torch.device) -> torch.Tensor:
+        """Seeds of the initial states, int64 [batch], when the call has none."""
+        seed = self.config.state_seed
+        if seed is None and self.starts_from_noise:
+            return row_seeds(None, batch, device)
+        # One for all rows: a row's state does not depend on its batch.
+        return torch.full((batch,), seed or 0, dtype=torch.int64, device=device)
 
     def unroll(
         self,
@@ -75,7 +87,9 @@ class UnrolledModel:
         """
         _refuse(others)
         if num_steps is None:
-            num_steps = self.sample_depth() if self.training else self.config.mean_recurrence
+            num_steps = self.config.mean_recurrence
+            if self.training:
+                num_steps = self.config.training_depth or self.sample_depth()
         if num_steps < 1:
             raise ValueError(f"num_steps={num_steps} must be at least 1.")
         batch, width = input_ids.shape
@@ -88,7 +102,7 @@ class UnrolledModel:
         self._check_columns(batch, width, seen, attention_mask)
         positions, start = absolute_positions(attention_mask, seen, (batch, width), input_ids.device)
         if seeds is None:
-            seeds = row_seeds(None, batch, input_ids.device)
+            seeds = self.start_seeds(batch, input_ids.device)
 
         at = cache.place(positions, start=start, extent=seen + width)
         e = self.embed(input_ids, at)

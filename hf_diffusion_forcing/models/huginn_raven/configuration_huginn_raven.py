@@ -5,12 +5,12 @@ import re
 from collections.abc import Iterable
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
 from ...compat import CACHE
 from ...settings.validation import nearest
 from ..rotary import check_rope_type
 from ..sizes import check_heads, check_positive, check_sizes
+from ..unrolled_config import UnrolledConfig
 
 LAYOUTS: dict[str, frozenset[str]] = {
     "huginn": frozenset({"norm_1", "norm_2", "norm_3", "norm_4", "qk_bias"}),
@@ -53,7 +53,7 @@ def _markers(names: Iterable[str]) -> set[str]:
 
 
 @strict
-class RavenConfig(PreTrainedConfig):
+class RavenConfig(UnrolledConfig):
     r"""Sizes and settings of a recurrent-depth transformer: prelude, core, coda (arXiv 2502.05171, section 3).
 
     The field names are those of the Hub's config.json; `hidden_size`, `num_attention_heads`, `num_hidden_layers` and
@@ -71,6 +71,7 @@ class RavenConfig(PreTrainedConfig):
         n_layers_in_prelude, n_layers_in_recurrent_block, n_layers_in_coda: blocks of each part.
         mean_recurrence: recurrences when `num_steps` is not given, and the mean of the random depth in training.
         mean_backprop_depth: how many of the last recurrences carry gradients in training.
+        training_depth, state_seed: fix depth and initial states of training steps; see `UnrolledConfig`.
         block_size: longest sequence.
         rope_base: base of the rotary embedding, if neither `rope_parameters` nor `rope_theta` is given.
         rope_parameters: `rope_theta`, `rope_type` ("default" or "llama3") and the type's parameters.
