@@ -123,6 +123,9 @@ def _collecting(states: list[torch.Tensor], then: Callable[[torch.Tensor, torch.
 class HeadedForCausalLM(RecurrentDepthForCausalLM):
     """A language model made of a `RecurrentDepthModel` (`base_model`) and a head (`lm_head`)."""
 
+    # With a tied head the embedding must be split over the vocabulary, too, as the configs' plans say.
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
     def embed(self, input_ids, at):
         return self.base_model.embed(input_ids, at)
 

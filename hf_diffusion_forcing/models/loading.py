@@ -105,8 +105,8 @@ class CheckedLoading:
             keywords: those of `from_pretrained`.
         """
 
-    def freeze_unused(self) -> None:
-        """A hook for parameters that the family does not train; loading makes all of them trainable."""
+    def finish_loading(self) -> None:
+        """A hook for checks and settings of the loaded model; loading makes every parameter trainable."""
 
     def initialized_keys(self, path: str | os.PathLike | None, keywords: dict[str, Any]) -> set[str]:
         """A hook for tensors that a checkpoint may lack; arguments as above."""
@@ -131,7 +131,7 @@ class CheckedLoading:
             **kwargs,
         )
         model.correct_special_tokens(pretrained_model_name_or_path, kwargs)
-        model.freeze_unused()
+        model.finish_loading()
         if output_loading_info:
             return model, info
         missing = info["missing_keys"] - model.initialized_keys(pretrained_model_name_or_path, kwargs)

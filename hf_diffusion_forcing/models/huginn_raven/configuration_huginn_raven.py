@@ -94,7 +94,7 @@ class RavenConfig(UnrolledConfig):
         "max_position_embeddings": "block_size",
     }
     # Attention is replicated: Wqkv packs three maps and qk_bias is per head, which no built-in style shards together.
-    base_model_tp_plan = {
+    base_model_tp_plan = {"wte": "embedding_rowwise"} | {
         f"{part}.*.mlp.{name}": style
         for part in ("prelude", "core_block", "coda")
         for name, style in (("fc", "packed_colwise"), ("proj", "rowwise"))

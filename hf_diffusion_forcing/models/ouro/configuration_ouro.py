@@ -48,6 +48,7 @@ class OuroConfig(UnrolledConfig):
     attribute_map = {"mean_recurrence": "total_ut_steps", "padded_vocab_size": "vocab_size"}
     default_theta = 1_000_000.0
     base_model_tp_plan = {
+        "embed_tokens": "embedding_rowwise",
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",
         "layers.*.self_attn.v_proj": "colwise",

@@ -84,13 +84,27 @@ class OuroPreTrainedModel(CheckedLoading, PreTrainedModel):
     trains_exit_gate = False
     """Whether a loss of this class reads the exit gate; otherwise the gate is frozen."""
 
-    def freeze_unused(self):
+    def freeze_unused_gate(self):
         """Keep the gate out of the graph, unless the config asks for a loss that trains it.
 
         DistributedDataParallel waits for the gradient of every parameter that wants one.
         """
         trained = self.trains_exit_gate and self.config.exit_entropy_weight is not None
         self.base_model.early_exit_gate.requires_grad_(trained)
+
+    def finish_loading(self):
+        """Check the split over processes, and freeze the gate again.
+
+        Raises:
+            ValueError: tensor parallelism would split a head.
+        """
+        heads, processes = self.config.num_key_value_heads, self.tp_size or 1
+        if heads % processes:
+            raise ValueError(
+                f"tp_plan='auto' over {processes} processes would split a head: num_key_value_heads={heads}. Use a "
+                "number of processes that divides it."
+            )
+        self.freeze_unused_gate()
 
     def correct_special_tokens(self, path, keywords):
         """Let the end of a turn end a text too, if the published config.json has only another id.
@@ -122,7 +136,7 @@ class OuroModel(RecurrentDepthModel, OuroPreTrainedModel):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.early_exit_gate = nn.Linear(config.hidden_size, 1)
         self.post_init()
-        self.freeze_unused()
+        self.freeze_unused_gate()
 
     # --- the verbs ---
 
@@ -170,7 +184,7 @@ class OuroLanguageModel(HeadedForCausalLM, OuroPreTrainedModel):
         self.model = OuroModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-        self.freeze_unused()
+        self.freeze_unused_gate()
 
     def exit_gate(self, s):
         return self.model.exit_gate(s)
