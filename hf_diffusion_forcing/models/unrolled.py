@@ -51,10 +51,15 @@ class UnrolledModel:
         on_recurrence: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
     ) -> torch.Tensor:
         """`num_steps` recurrences. In training only the last `mean_backprop_depth` carry gradients."""
-        truncated = num_steps - self.config.mean_backprop_depth if self.training else 0
-        for depth in range(num_steps):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and depth >= truncated):
+        truncated = max(num_steps - self.config.mean_backprop_depth, 0) if self.training else 0
+        # Two loops: torch.compile cannot trace one whose grad mode changes on the way.
+        for depth in range(truncated):
+            with torch.no_grad():
                 before, s = s, self.recur(s, e, at, depth)
+            if on_recurrence is not None:
+                on_recurrence(s, before)
+        for depth in range(truncated, num_steps):
+            before, s = s, self.recur(s, e, at, depth)
             if on_recurrence is not None:
                 on_recurrence(s, before)
         return s

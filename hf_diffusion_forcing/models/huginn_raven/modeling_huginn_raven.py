@@ -302,6 +302,8 @@ class RavenModel(RecurrentDepthModel, RavenPreTrainedModel):
         """The input of the coda: normed states in the huginn layout, which applies ln_f twice; otherwise the states."""
         return self.ln_f(s) if self.config.layout == "huginn" else s
 
+    # A graph of torch.compile has one depth, so it begins after the draw.
+    @torch.compiler.disable
     def sample_depth(self) -> int:
         """A random number of recurrences for training: 1 + Poisson(log-normal) with mean about `mean_recurrence`.
 
