@@ -187,6 +187,7 @@ NAMES: tuple[Name, ...] = (
     ),
     Name("transformers:PreTrainedModel._supports_sdpa", VERSIONS, "attn_implementation='sdpa' is accepted"),
     Name("transformers:PreTrainedModel._can_compile_fullgraph", VERSIONS, "generate() must not compile forward()"),
+    Name("transformers:PreTrainedModel._tp_plan", VERSIONS, "how tensor parallelism splits the head"),
     Name("transformers:PreTrainedModel._tied_weights_keys", VERSIONS, "the head and the embedding are one tensor"),
     Name(
         "transformers:PreTrainedModel._keys_to_ignore_on_load_unexpected",
