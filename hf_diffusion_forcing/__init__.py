@@ -70,9 +70,13 @@ NAMES: dict[str, tuple[str, ...]] = {
     ".registration": (
         "OuroConfig",
         "OuroForCausalLM",
+        "OuroForSequenceClassification",
+        "OuroForTokenClassification",
         "OuroModel",
         "RavenConfig",
         "RavenForCausalLM",
+        "RavenForSequenceClassification",
+        "RavenForTokenClassification",
         "RavenModel",
         "RecurrentDepthAdapter",
         "enable_recurrent_depth",

@@ -30,11 +30,6 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
     return x ^ _shift(x, 31)
 
 
-def draw_base_seed() -> int:
-    """A seed from torch's global generator, so `torch.manual_seed` and `set_seed` decide it."""
-    return int(torch.randint(0, 2**31 - 1, ()).item())
-
-
 def row_seeds(seed: int | list[int] | None, batch: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """One seed a row, int64 [batch].
 
@@ -46,7 +41,9 @@ def row_seeds(seed: int | list[int] | None, batch: int, device: torch.device | s
         ValueError: a list whose length is not `batch`.
     """
     if seed is None:
-        seed = draw_base_seed()
+        # `torch.manual_seed` and `set_seed` decide it. It stays a tensor, so that torch.compile can trace the draw.
+        base = torch.randint(0, 2**31 - 1, (), device="cpu")
+        return (base + torch.arange(batch, device="cpu")).to(device)
     highest = seed if isinstance(seed, int) else max(seed, default=0)
     if highest + batch >= 2**63:
         raise ValueError(f"seed={highest} leaves no room for {batch} rows in 64 bits: use a smaller one.")

@@ -1,13 +1,24 @@
 """Compose `generate()` onto models: onto the families, for the Auto classes, and onto a model already in memory."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
 
 from .generation.mixin import RecurrentDepthGenerationMixin
 from .models import (
     OuroConfig,
+    OuroForSequenceClassification,
+    OuroForTokenClassification,
     OuroLanguageModel,
     OuroModel,
     RavenConfig,
+    RavenForSequenceClassification,
+    RavenForTokenClassification,
     RavenLanguageModel,
     RavenModel,
     RecurrentDepthAdapter,
@@ -24,20 +35,28 @@ class OuroForCausalLM(RecurrentDepthGenerationMixin, OuroLanguageModel):
 
     There is no prelude and no coda: e is the token embedding, the state starts from it, and every recurrence ends with
     the norm that the head reads. Diffusion forcing is not defined, since nothing but the start sees a changed draft.
-    The loss is that of the last recurrence; it does not train the exit gate.
+    The loss is that of the last recurrence. In training with the config's `exit_entropy_weight` it is the expected loss
+    over the exits, which trains the exit gate too; otherwise the gate is frozen.
     """
 
 
 FAMILIES = (
-    (RavenConfig, RavenModel, RavenForCausalLM),
-    (OuroConfig, OuroModel, OuroForCausalLM),
+    (RavenConfig, RavenModel, RavenForCausalLM, RavenForSequenceClassification, RavenForTokenClassification),
+    (OuroConfig, OuroModel, OuroForCausalLM, OuroForSequenceClassification, OuroForTokenClassification),
 )
-"""Of each family its config, its model without a head, and its language model."""
+"""Of each family its config, and its model without a head and with each, in the order of `AUTO_CLASSES`."""
 
-for _config, _base, _model in FAMILIES:
+AUTO_CLASSES = (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+for _config, *_models in FAMILIES:
     AutoConfig.register(_config.model_type, _config)
-    AutoModel.register(_config, _base)
-    AutoModelForCausalLM.register(_config, _model)
+    for _auto, _model in zip(AUTO_CLASSES, _models, strict=True):
+        _auto.register(_config, _model)
 
 
 def enable_recurrent_depth(
@@ -46,8 +65,9 @@ def enable_recurrent_depth(
     """Give a model in memory this package's `generate()` and `forward()`.
 
     Weights and modules stay as they are; the model's class becomes a subclass of its own that also is an `adapter`, and
-    its config learns what the samplers ask of it (`mean_recurrence`, `mean_backprop_depth`, `padded_vocab_size`,
-    `use_cache`), where it does not say so itself. Saving writes the model as before; after loading call this again.
+    its config learns what the samplers and `forward()` ask of it (`mean_recurrence`, `mean_backprop_depth`,
+    `padded_vocab_size`, `training_depth`, `state_seed`, `use_cache`), where it does not say so itself. Saving writes
+    the model as before; after loading call this again.
 
     Args:
         model: a looped language model; one of this package's classes is returned as it is.
@@ -86,6 +106,8 @@ def enable_recurrent_depth(
         "mean_recurrence": adapter.mean_recurrence,
         "mean_backprop_depth": adapter.mean_recurrence,
         "padded_vocab_size": model.get_input_embeddings().num_embeddings,
+        "training_depth": None,
+        "state_seed": None,
         "use_cache": True,
     }
     for name, value in facts.items():

@@ -36,7 +36,9 @@ def attention(
             hidden = F.pad(hidden, (end - part.shape[2], 0))[None, None]
             parts.append(attention(part, key[:, :, :end], value[:, :, :end], hidden))
         return torch.cat(parts, dim=2)
-    few = 1 < width <= FEW and query.device.type == "cpu" and mask is not None
+    few = mask is not None and query.device.type == "cpu"
+    # A graph of torch.compile or torch.export is for every width.
+    few = few and not torch.compiler.is_compiling() and 1 < width <= FEW
     if few and not grouped and not torch.is_grad_enabled():
         if batch > 1:
             scores = (query * head_dim**-0.5 @ key.transpose(2, 3)).add_(mask)

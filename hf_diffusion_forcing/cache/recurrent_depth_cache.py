@@ -194,7 +194,8 @@ class RecurrentDepthCache(Cache):
     def _leave_inference_mode(self) -> None:
         """Outside `torch.inference_mode()`, copy tensors made inside it, which cannot be written to."""
         stored = [t for t in (*self.keys, *self.values) if t is not None]
-        if torch.is_inference_mode_enabled() or not any(t.is_inference() for t in stored):
+        # An empty cache first: torch.compile cannot trace the question for the mode.
+        if not stored or torch.is_inference_mode_enabled() or not any(t.is_inference() for t in stored):
             return
         for tensors in (self.keys, self.values):
             tensors[:] = [None if t is None else t.clone() for t in tensors]

@@ -13,6 +13,8 @@ from .cache_name import CACHE, NEW_NAME, OLD_NAME, RENAMED, CacheGenerationMixin
 from .names import NAMES, VERSIONS, Name, installed, missing
 from .private import (
     ROPE_INIT_FUNCTIONS,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
     GradientCheckpointingLayer,
     attn_implementation,
     find_file,
@@ -37,6 +39,8 @@ __all__ = [
     "VERSIONS",
     "CacheGenerationMixin",
     "CacheOutput",
+    "GenericForSequenceClassification",
+    "GenericForTokenClassification",
     "GradientCheckpointingLayer",
     "Name",
     "attn_implementation",

@@ -78,6 +78,7 @@ _SERVER = "the server is put together of it, around one loaded model"
 _SERVER_SEED = "overridden: a request's seed is the sampler's"
 _SERVER_MODEL = "overridden: the model that is served is loaded already"
 _INIT = "initial weights are written by it, and loading skips what a checkpoint has"
+_CLASSIFIER = "classifiers are a base model and this head"
 _PACKED = "linear layers in oneDNN's blocked layout"
 
 NAMES: tuple[Name, ...] = (
@@ -197,6 +198,7 @@ NAMES: tuple[Name, ...] = (
         "overridden: set_attn_implementation() would change nothing",
     ),
     Name("transformers:PreTrainedModel._can_compile_fullgraph", VERSIONS, "generate() must not compile forward()"),
+    Name("transformers:PreTrainedModel._tp_plan", VERSIONS, "how tensor parallelism splits the head"),
     Name("transformers:PreTrainedModel._tied_weights_keys", VERSIONS, "the head and the embedding are one tensor"),
     Name(
         "transformers:PreTrainedModel._keys_to_ignore_on_load_unexpected",
@@ -207,6 +209,8 @@ NAMES: tuple[Name, ...] = (
     Name("transformers.initialization:trunc_normal_(tensor, std)", VERSIONS, _INIT),
     Name("transformers.initialization:ones_", VERSIONS, _INIT),
     Name("transformers.initialization:zeros_", VERSIONS, _INIT),
+    Name("transformers.modeling_layers:GenericForSequenceClassification", VERSIONS, _CLASSIFIER),
+    Name("transformers.modeling_layers:GenericForTokenClassification", VERSIONS, _CLASSIFIER),
     Name("transformers.modeling_layers:GradientCheckpointingLayer", VERSIONS, "blocks are checkpointed while training"),
     Name("transformers.modeling_rope_utils:ROPE_INIT_FUNCTIONS", VERSIONS, "the angles of llama3 RoPE scaling"),
     Name(

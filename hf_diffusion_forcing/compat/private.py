@@ -9,12 +9,18 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, PrefixConstrainedLogitsProcessor, PreTrainedConfig, initialization
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_layers import (
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils import cached_file
 
 __all__ = [
     "ROPE_INIT_FUNCTIONS",
+    "GenericForSequenceClassification",
+    "GenericForTokenClassification",
     "GradientCheckpointingLayer",
     "attn_implementation",
     "find_file",

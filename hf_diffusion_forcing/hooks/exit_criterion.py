@@ -90,7 +90,7 @@ def since_last_tick(
     before = refinement.recall(key)
     refinement.remember(key, value)
     if before is None:
-        return torch.full(value.shape[:2], math.inf, device=value.device)
+        return torch.full(value.shape[:2], math.inf, dtype=torch.float32, device=value.device)
     return distance(before, value).masked_fill(refinement.fresh.to(value.device), math.inf)
 
 

@@ -3,15 +3,31 @@
 from .adapter import RecurrentDepthAdapter
 from .base_model import RecurrentDepthModelOutput
 from .causal_lm import RecurrentDepthForCausalLM, RecurrentDepthOutput
-from .huginn_raven import RavenConfig, RavenLanguageModel, RavenModel
+from .huginn_raven import (
+    RavenConfig,
+    RavenForSequenceClassification,
+    RavenForTokenClassification,
+    RavenLanguageModel,
+    RavenModel,
+)
 from .interface import RecurrentDepthInterface
-from .ouro import OuroConfig, OuroLanguageModel, OuroModel
+from .ouro import (
+    OuroConfig,
+    OuroForSequenceClassification,
+    OuroForTokenClassification,
+    OuroLanguageModel,
+    OuroModel,
+)
 
 __all__ = [
     "OuroConfig",
+    "OuroForSequenceClassification",
+    "OuroForTokenClassification",
     "OuroLanguageModel",
     "OuroModel",
     "RavenConfig",
+    "RavenForSequenceClassification",
+    "RavenForTokenClassification",
     "RavenLanguageModel",
     "RavenModel",
     "RecurrentDepthAdapter",

@@ -49,10 +49,12 @@ class RecurrentDepthModel(UnrolledModel):
             if not isinstance(at.kernel, RecordedAttention):
                 at.kernel = attention_kernel(self.config)
             device = at.positions.device
-            if device not in self._frequencies:
+            frequencies = self._frequencies.get(device)
+            if frequencies is None:
                 frequencies = torch.tensor(self.inverse_frequencies, dtype=torch.float32, device=device)
-                self._frequencies[device] = frequencies
-            at.rotary = rotations(at.positions, self._frequencies[device])
+                if not torch.compiler.is_compiling():  # what a graph makes must not outlive it
+                    self._frequencies[device] = frequencies
+            at.rotary = rotations(at.positions, frequencies)
 
     def read_out(
         self,

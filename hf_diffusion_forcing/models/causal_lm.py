@@ -31,9 +31,25 @@ class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
     """A causal language model whose `forward()` is embed, num_steps x recur, decode.
 
     A family inherits from this and its own `PreTrainedModel`, in this order, and implements the verbs; registration
-    adds `generate()`. The config needs `mean_recurrence`, `mean_backprop_depth`, `max_position_embeddings`,
-    `padded_vocab_size` and `use_cache`.
+    adds `generate()`. The config needs `mean_recurrence`, `mean_backprop_depth`, `training_depth`,
+    `state_seed`, `max_position_embeddings`, `padded_vocab_size` and `use_cache`.
     """
+
+    reads_every_state = False
+    """Whether `language_loss` reads the states after every recurrence."""
+
+    def language_loss(
+        self, logits: torch.Tensor, states: list[torch.Tensor], labels: torch.LongTensor | None, **kwargs
+    ) -> torch.Tensor:
+        """The loss that `forward()` returns.
+
+        Args:
+            logits: [batch, width, vocabulary].
+            states: with `reads_every_state` those after each recurrence, [batch, width, channels]; otherwise none.
+            labels: int64 [batch, width], not shifted.
+            kwargs: those of transformers' loss functions.
+        """
+        return self.loss_function(logits=logits, labels=labels, vocab_size=self.config.padded_vocab_size, **kwargs)
 
     @takes_cache
     def forward(
@@ -69,10 +85,12 @@ class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
             labels: int64 [batch, width], for the `loss` (shifted cross-entropy); -100 is ignored.
             use_cache: make a cache if none is given. By default as `config.use_cache` says in evaluation mode, also
                 with gradients, and never in training mode.
-            num_steps: recurrences; by default `mean_recurrence`, or `sample_depth()` in training.
+            num_steps: recurrences; by default `mean_recurrence`, or in training the config's `training_depth`, or
+                `sample_depth()` without one.
             state_scale: factor on a random initial state; 0.0 starts from zeros.
-            seeds: int64 [batch] or [batch, width], seeds of the initial states; drawn from torch's global generator by
-                default. A packed row's sequences start from the same noise if they have the same seed.
+            seeds: int64 [batch] or [batch, width], seeds of the initial states; by default the config's `state_seed`,
+                or one drawn from torch's global generator. A packed row's sequences start from the same noise if they
+                have the same seed.
             logits_to_keep: last columns to compute logits for; 0 is all.
             on_recurrence: called after every recurrence with the states [batch, width, channels] after and before it.
             output_hidden_states: return `hidden_states`, num_steps + 2 tensors [batch, width, channels]: the injected
@@ -91,6 +109,11 @@ class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
                 neither go on nor restart, or an argument is not supported.
             TypeError: the cache is not a `RecurrentDepthCache`.
         """
+        # (`shift_labels` is not in the signature: Trainer would take it for one of the batch's labels.)
+        has_labels = labels is not None or kwargs.get("shift_labels") is not None
+        states: list[torch.Tensor] = []
+        if has_labels and self.reads_every_state:
+            on_recurrence = _collecting(states, on_recurrence)
         done = self.forward_pass(
             ForwardCall(
                 input_ids=input_ids,
@@ -110,9 +133,8 @@ class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
             logits_to_keep,
         )
         config, loss = self.config, None
-        # (`shift_labels` is not in the signature: Trainer would take it for one of the batch's labels.)
-        if labels is not None or kwargs.get("shift_labels") is not None:
-            loss = self.loss_function(logits=done.readout, labels=labels, vocab_size=config.padded_vocab_size, **kwargs)
+        if has_labels:
+            loss = self.language_loss(done.readout, states, labels, **kwargs)
         output = RecurrentDepthOutput(
             loss=loss,
             logits=done.readout,
@@ -127,8 +149,22 @@ class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
         return self.decode(s, at, logits_to_keep=logits_to_keep), ()
 
 
+def _collecting(states: list[torch.Tensor], then: Callable[[torch.Tensor, torch.Tensor], None] | None):
+    """An `on_recurrence` that keeps the states and then calls another."""
+
+    def on_recurrence(s: torch.Tensor, before: torch.Tensor) -> None:
+        states.append(s)
+        if then is not None:
+            then(s, before)
+
+    return on_recurrence
+
+
 class HeadedForCausalLM(RecurrentDepthForCausalLM):
     """A language model made of a `RecurrentDepthModel` (`base_model`) and a head (`lm_head`)."""
+
+    # With a tied head the embedding must be split over the vocabulary, too, as the configs' plans say.
+    _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def embed(self, input_ids, at, inputs_embeds=None):
         return self.base_model.embed(input_ids, at, inputs_embeds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import Any
 
 from safetensors import safe_open
@@ -13,6 +14,11 @@ from ..compat import find_file
 
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 """Keywords of `from_pretrained` that locate files."""
+
+LANGUAGE_HEAD, CLASSIFIER = r"^lm_head\.", r"^score\."
+HEADS = (LANGUAGE_HEAD, CLASSIFIER)
+"""Patterns of the tensors of heads. A base model ignores them, and transformers lets its models with a head do so too:
+each loads the checkpoints of the others, as far as its own head is there."""
 
 SHOWN = 12
 """The most tensors of one kind that an error lists."""
@@ -99,6 +105,13 @@ class CheckedLoading:
             keywords: those of `from_pretrained`.
         """
 
+    def finish_loading(self) -> None:
+        """A hook for checks and settings of the loaded model; loading makes every parameter trainable."""
+
+    def initialized_keys(self, path: str | os.PathLike | None, keywords: dict[str, Any]) -> set[str]:
+        """A hook for tensors that a checkpoint may lack; arguments as above."""
+        return set()
+
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path, *args, output_loading_info=False, ignore_mismatched_sizes=False, **kwargs
@@ -107,18 +120,34 @@ class CheckedLoading:
 
         Raises:
             ValueError: tensors are missing, left over or of other shapes; lists them. With `output_loading_info=True`
-                they are returned instead, as in transformers.
+                they are returned instead.
         """
         model, info = super().from_pretrained(
             pretrained_model_name_or_path,
             *args,
             output_loading_info=True,
-            # `check_loaded` below raises an error that lists shapes that do not fit.
-            ignore_mismatched_sizes=ignore_mismatched_sizes or not output_loading_info,
+            # `check_loaded` below raises an error that lists shapes that do not fit; else they are returned.
+            ignore_mismatched_sizes=True,
             **kwargs,
         )
         model.correct_special_tokens(pretrained_model_name_or_path, kwargs)
+        model.finish_loading()
         if output_loading_info:
             return model, info
-        check_loaded(info, ignore_mismatched_sizes)
+        missing = info["missing_keys"] - model.initialized_keys(pretrained_model_name_or_path, kwargs)
+        check_loaded(info | {"missing_keys": missing}, ignore_mismatched_sizes)
         return model
+
+
+class ClassifierLoading:
+    """For classifiers: a checkpoint of a language model loads, and its classification head is new.
+
+    transformers itself warns that the head is initialized at random. Put it before `CheckedLoading` in the bases.
+    """
+
+    def initialized_keys(self, path: str | os.PathLike | None, keywords: dict[str, Any]) -> set[str]:
+        """The classification head's tensors, unless the checkpoint's config says that a classifier was saved."""
+        saved = (stored_config(path, keywords) or {}).get("architectures") or []
+        if type(self).__name__ in saved:
+            return set()
+        return {name for name in self.state_dict() if re.match(CLASSIFIER, name)}

@@ -36,8 +36,12 @@ class UnrolledModel:
     """Shared by base and language models: the recurrences of a `forward()`, and depth in training.
 
     Needs the verbs `embed`, `initialize_state`, `recur` and `new_cache` (see `RecurrentDepthInterface`), and a config
-    with `mean_recurrence`, `mean_backprop_depth`, `max_position_embeddings` and `use_cache`.
+    with `mean_recurrence`, `mean_backprop_depth`, `training_depth`, `state_seed`, `max_position_embeddings` and
+    `use_cache`.
     """
+
+    starts_from_noise = True
+    """Whether an initial state needs a seed."""
 
     def latents(self, s: torch.Tensor) -> torch.Tensor:
         """States [batch, width, channels] as `forward()` returns them."""
@@ -46,6 +50,14 @@ class UnrolledModel:
     def sample_depth(self) -> int:
         """Recurrences of a training step when `num_steps` is not given."""
         return self.config.mean_recurrence
+
+    def start_seeds(self, batch: int, device: torch.device) -> torch.Tensor:
+        """Seeds of the initial states, int64 [batch], when the call has none."""
+        seed = self.config.state_seed
+        if seed is None and self.starts_from_noise:
+            return row_seeds(None, batch, device)
+        # One for all rows: a row's state does not depend on its batch.
+        return torch.full((batch,), seed or 0, dtype=torch.int64, device=device)
 
     def unroll(
         self,
@@ -56,10 +68,15 @@ class UnrolledModel:
         on_recurrence: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
     ) -> torch.Tensor:
         """`num_steps` recurrences. In training only the last `mean_backprop_depth` carry gradients."""
-        truncated = num_steps - self.config.mean_backprop_depth if self.training else 0
-        for depth in range(num_steps):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and depth >= truncated):
+        truncated = max(num_steps - self.config.mean_backprop_depth, 0) if self.training else 0
+        # Two loops: torch.compile cannot trace one whose grad mode changes on the way.
+        for depth in range(truncated):
+            with torch.no_grad():
                 before, s = s, self.recur(s, e, at, depth)
+            if on_recurrence is not None:
+                on_recurrence(s, before)
+        for depth in range(truncated, num_steps):
+            before, s = s, self.recur(s, e, at, depth)
             if on_recurrence is not None:
                 on_recurrence(s, before)
         return s
@@ -74,7 +91,9 @@ class UnrolledModel:
         keeps_states, keeps_attentions = self._outputs(call)
         num_steps = call.num_steps
         if num_steps is None:
-            num_steps = self.sample_depth() if self.training else self.config.mean_recurrence
+            num_steps = self.config.mean_recurrence
+            if self.training:
+                num_steps = self.config.training_depth or self.sample_depth()
         if num_steps < 1:
             raise ValueError(f"num_steps={num_steps} must be at least 1.")
         seen = 0 if call.cache is None else call.cache.columns
@@ -136,12 +155,12 @@ class UnrolledModel:
         positions, start = absolute_positions(call.attention_mask, seen, shape, call.device)
         packed = None if call.position_ids is None else packed_sequences(call.position_ids, positions, seen)
         kept = self._cache(call, num_steps, packed is not None)
-        seeds = row_seeds(None, batch, call.device) if call.seeds is None else call.seeds
+        seeds = self.start_seeds(batch, call.device) if call.seeds is None else call.seeds
         if packed is None:
             cache = NoCache() if kept is None else kept
             return cache.place(positions, start=start, extent=seen + width), kept, seeds
         positions, sequences = packed
-        if call.seeds is None:
+        if call.seeds is None and self.config.state_seed is None:
             # Sequences of a row have the same positions; they start from noise of their own all the same.
             seeds = fold_in(seeds, sequences)
         return NoCache().place(positions, sequences=sequences), None, seeds

@@ -73,7 +73,7 @@ def _cells(waves: list[WaveTick], by_value: bool, size: float) -> PatchCollectio
     colormap = colormaps[SETTLED_IS_DARK if by_value else f"{SETTLED_IS_DARK}_r"]
     shapes = PatchCollection(cells, cmap=colormap.with_extremes(bad="0.85"))
     shapes.set(edgecolor="white", linewidth=2.5 * size, rasterized=len(cells) > VECTOR_CELLS)
-    values = torch.tensor(colours)
+    values = torch.tensor(colours, dtype=torch.float32)
     shapes.set_array(values.numpy())
     shown = values[values.isfinite()]
     low, high = shown.min().item(), shown.max().item()

@@ -275,6 +275,8 @@ def test_other_shapes_are_listed(folder):
     change_tensors(folder, lambda tensors: tensors.update({name: torch.ones(7)}))
     with pytest.raises(ValueError, match=rf"1 of another shape: {name} \(found \[7\], expected \[\d+\]\)"):
         AutoModelForCausalLM.from_pretrained(folder)
+    _, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert [(key, list(found)) for key, found, _ in info["mismatched_keys"]] == [(name, [7])]
     assert AutoModelForCausalLM.from_pretrained(folder, ignore_mismatched_sizes=True).config.vocab_size == 128
 
 
@@ -289,6 +291,21 @@ def test_a_layout_that_matches_none(name, tmp_path):
     change_tensors(folder, rename)
     with pytest.raises(ValueError, match=r"match no layout.*Found in its blocks:.*norm_9.*Expected: huginn: .*olmo: "):
         AutoModelForCausalLM.from_pretrained(folder)
+    for load in (AutoModelForCausalLM.from_pretrained, RavenForCausalLM.from_pretrained):
+        model, info = load(folder, output_loading_info=True)
+        assert model.config.layout == name
+        assert all(".norm_2." in key for key in info["missing_keys"]) and info["missing_keys"]
+        assert all(".norm_9." in key for key in info["unexpected_keys"]) and info["unexpected_keys"]
+
+
+def test_tensors_of_another_model_are_listed(folder):
+    """All are left over, and all of the model's are missing."""
+    change_tensors(folder, lambda tensors: (tensors.clear(), tensors.update({"h.0.attn.weight": torch.ones(3)})))
+    with pytest.raises(ValueError, match=r"match no layout|1 left over \(found, not expected\): h.0.attn.weight"):
+        AutoModelForCausalLM.from_pretrained(folder)
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert set(info["unexpected_keys"]) == {"h.0.attn.weight"}
+    assert set(info["missing_keys"]) == set(model.state_dict())
 
 
 def test_a_layout_that_contradicts_the_config(tmp_path):

@@ -30,23 +30,6 @@ def test_prelude(huginn_mini, golden):
         torch.testing.assert_close(huginn_mini.embed(ids, at), golden[f"prelude_{prompt}"], **CLOSE)
 
 
-@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
-@torch.no_grad()
-def test_the_default_dtype_changes_nothing(family, default):
-    """Not the rotation, nor norms, nor the state start; the model's own dtype alone decides."""
-    ids, settings = torch.tensor([[81, 58, 32, 68, 51]]), {"num_steps": 3, "seeds": torch.tensor([1])}
-    expected = family(ids, **settings)
-    family.base_model._frequencies.clear()  # what the model keeps from call to call
-    torch.set_default_dtype(default)
-    try:
-        output = family(ids, **settings)
-        loaded = type(family).from_pretrained(family.name_or_path, dtype=torch.float32)(ids, **settings)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    for each in (output, loaded):
-        assert torch.equal(each.logits, expected.logits) and each.logits.dtype == torch.float32
-
-
 @pytest.mark.parametrize("prompt", cases(range(4), keep=[0]))
 def test_greedy_tokens_with_one_entry_per_recurrence(huginn_mini, golden, prompt):
     for sampler in (None, "autoregressive"):

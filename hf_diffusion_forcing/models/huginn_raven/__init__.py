@@ -1,6 +1,19 @@
 """Huginn and the models of its format."""
 
 from .configuration_huginn_raven import RavenConfig
-from .modeling_huginn_raven import RavenLanguageModel, RavenModel, RavenPreTrainedModel
+from .modeling_huginn_raven import (
+    RavenForSequenceClassification,
+    RavenForTokenClassification,
+    RavenLanguageModel,
+    RavenModel,
+    RavenPreTrainedModel,
+)
 
-__all__ = ["RavenConfig", "RavenLanguageModel", "RavenModel", "RavenPreTrainedModel"]
+__all__ = [
+    "RavenConfig",
+    "RavenForSequenceClassification",
+    "RavenForTokenClassification",
+    "RavenLanguageModel",
+    "RavenModel",
+    "RavenPreTrainedModel",
+]

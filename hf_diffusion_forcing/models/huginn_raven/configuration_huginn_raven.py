@@ -5,12 +5,12 @@ import re
 from collections.abc import Iterable
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
 from ...compat import CACHE
 from ...settings.validation import nearest
 from ..rotary import check_rope_type
 from ..sizes import check_heads, check_positive, check_sizes
+from ..unrolled_config import UnrolledConfig
 
 LAYOUTS: dict[str, frozenset[str]] = {
     "huginn": frozenset({"norm_1", "norm_2", "norm_3", "norm_4", "qk_bias"}),
@@ -31,7 +31,7 @@ def layout_of(names: Iterable[str]) -> str:
     Raises:
         ValueError: the blocks match no layout; lists what was found and what each layout has.
     """
-    found = {match[1] for match in map(_MARKER.search, names) if match}
+    found = _markers(names)
     for layout, markers in LAYOUTS.items():
         if found == markers:
             return layout
@@ -42,8 +42,18 @@ def layout_of(names: Iterable[str]) -> str:
     )
 
 
+def nearest_layout(names: Iterable[str]) -> str:
+    """The layout whose norms and biases differ least from a checkpoint's."""
+    found = _markers(names)
+    return min(LAYOUTS, key=lambda layout: len(LAYOUTS[layout] ^ found))
+
+
+def _markers(names: Iterable[str]) -> set[str]:
+    return {match[1] for match in map(_MARKER.search, names) if match}
+
+
 @strict
-class RavenConfig(PreTrainedConfig):
+class RavenConfig(UnrolledConfig):
     r"""Sizes and settings of a recurrent-depth transformer: prelude, core, coda (arXiv 2502.05171, section 3).
 
     The field names are those of the Hub's config.json; `hidden_size`, `num_attention_heads`, `num_hidden_layers` and
@@ -61,6 +71,7 @@ class RavenConfig(PreTrainedConfig):
         n_layers_in_prelude, n_layers_in_recurrent_block, n_layers_in_coda: blocks of each part.
         mean_recurrence: recurrences when `num_steps` is not given, and the mean of the random depth in training.
         mean_backprop_depth: how many of the last recurrences carry gradients in training.
+        training_depth, state_seed: fix depth and initial states of training steps; see `UnrolledConfig`.
         block_size: longest sequence.
         rope_base: base of the rotary embedding, if neither `rope_parameters` nor `rope_theta` is given.
         rope_parameters: `rope_theta`, `rope_type` ("default" or "llama3") and the type's parameters.
@@ -83,7 +94,7 @@ class RavenConfig(PreTrainedConfig):
         "max_position_embeddings": "block_size",
     }
     # Attention is replicated: Wqkv packs three maps and qk_bias is per head, which no built-in style shards together.
-    base_model_tp_plan = {
+    base_model_tp_plan = {"wte": "embedding_rowwise"} | {
         f"{part}.*.mlp.{name}": style
         for part in ("prelude", "core_block", "coda")
         for name, style in (("fc", "packed_colwise"), ("proj", "rowwise"))

@@ -9,18 +9,18 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...cache import Placement, RecurrentDepthCache, Slots
-from ...compat import GradientCheckpointingLayer
+from ...compat import GenericForSequenceClassification, GenericForTokenClassification, GradientCheckpointingLayer
 from ...compat import initialization as init
 from ...randomness import STATE, keyed_truncated_normal
 from ..attention import rotary_attention
 from ..attention_choice import ChosenAttention
 from ..base_model import RecurrentDepthModel
 from ..causal_lm import HeadedForCausalLM
-from ..loading import CheckedLoading, stored_config, tensor_names
+from ..loading import HEADS, HUB_KEYWORDS, CheckedLoading, ClassifierLoading, stored_config, tensor_names
 from ..norm import RMSNorm
 from ..rotary import rotate_halves, rotate_pairs
 from ..special_tokens import correct_token_id, tokenizer_ids
-from .configuration_huginn_raven import RavenConfig, layout_of
+from .configuration_huginn_raven import RavenConfig, layout_of, nearest_layout
 
 
 class RavenAttention(nn.Module):
@@ -137,6 +137,9 @@ class OlmoBlock(GradientCheckpointingLayer):
         return x + self.norm_2(self.mlp(x))
 
 
+TABLE = r"freqs_cis"
+"""Huginn checkpoints store the rotation table as a buffer; here it is computed from the positions."""
+
 BLOCKS = {"huginn": HuginnBlock, "llama": LlamaBlock, "olmo": OlmoBlock}
 """The block class of each layout."""
 
@@ -150,20 +153,26 @@ class RavenPreTrainedModel(CheckedLoading, ChosenAttention, PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _can_compile_fullgraph = False
-    # Huginn checkpoints store the rotation table as a buffer; this class computes it from the positions.
-    _keys_to_ignore_on_load_unexpected = [r"freqs_cis"]
+    _keys_to_ignore_on_load_unexpected = [TABLE]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
         """transformers' own `from_pretrained`, with the layout of the tensors.
 
         Raises:
-            ValueError: the tensors match no layout or do not fit the config; lists found and expected.
+            ValueError: the tensors match no layout or do not fit the config; lists found and expected. With
+                `output_loading_info=True` they are returned instead, as they fit the config's layout, or the nearest.
         """
         path = pretrained_model_name_or_path
         names = tensor_names(path, kwargs)
         if names is not None:
-            layout = layout_of(names)
+            try:
+                layout = layout_of(names)
+            except ValueError:
+                if not kwargs.get("output_loading_info"):
+                    raise
+                stored = config if isinstance(config, PreTrainedConfig) else cls._stored(path, kwargs)
+                layout = stored.layout or nearest_layout(names)
             if isinstance(config, PreTrainedConfig):
                 config = copy.deepcopy(config)
                 config.layout = layout
@@ -171,6 +180,10 @@ class RavenPreTrainedModel(CheckedLoading, ChosenAttention, PreTrainedModel):
             else:
                 kwargs.setdefault("layout", layout)
         return super().from_pretrained(path, *args, config=config, **kwargs)
+
+    @classmethod
+    def _stored(cls, path, keywords) -> RavenConfig:
+        return cls.config_class.from_pretrained(path, **{key: keywords[key] for key in HUB_KEYWORDS if key in keywords})
 
     def correct_special_tokens(self, path, keywords):
         """Use the tokenizer's ids if the published config.json has those of another vocabulary.
@@ -211,7 +224,7 @@ class RavenPreTrainedModel(CheckedLoading, ChosenAttention, PreTrainedModel):
 class RavenModel(RecurrentDepthModel, RavenPreTrainedModel):
     """A model of any layout without its head."""
 
-    _keys_to_ignore_on_load_unexpected = [r"freqs_cis", r"^lm_head\."]
+    _keys_to_ignore_on_load_unexpected = [TABLE, *HEADS]
 
     def __init__(self, config: RavenConfig):
         if config.layout is None:
@@ -291,6 +304,8 @@ class RavenModel(RecurrentDepthModel, RavenPreTrainedModel):
         """The input of the coda: normed states in the huginn layout, which applies ln_f twice; otherwise the states."""
         return self.ln_f(s) if self.config.layout == "huginn" else s
 
+    # A graph of torch.compile has one depth, so it begins after the draw.
+    @torch.compiler.disable
     def sample_depth(self) -> int:
         """A random number of recurrences for training: 1 + Poisson(log-normal) with mean about `mean_recurrence`.
 
@@ -326,4 +341,23 @@ class RavenLanguageModel(HeadedForCausalLM, RavenPreTrainedModel):
         self.lm_head = value
 
 
-__all__ = ["RavenConfig", "RavenLanguageModel", "RavenModel", "RavenPreTrainedModel"]
+class RavenForSequenceClassification(ClassifierLoading, GenericForSequenceClassification, RavenPreTrainedModel):
+    """RavenModel with transformers' head for a label or a reward of a whole text, read at its last token."""
+
+    base_model_prefix = RavenPreTrainedModel.base_model_prefix
+
+
+class RavenForTokenClassification(ClassifierLoading, GenericForTokenClassification, RavenPreTrainedModel):
+    """RavenModel with transformers' head for a label of every token."""
+
+    base_model_prefix = RavenPreTrainedModel.base_model_prefix
+
+
+__all__ = [
+    "RavenConfig",
+    "RavenForSequenceClassification",
+    "RavenForTokenClassification",
+    "RavenLanguageModel",
+    "RavenModel",
+    "RavenPreTrainedModel",
+]

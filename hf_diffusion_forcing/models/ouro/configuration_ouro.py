@@ -1,15 +1,17 @@
 """Configuration of `ouro` checkpoints (Ouro-1.4B, Ouro-2.6B and their Thinking versions)."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
 from ...compat import CACHE
 from ..rotary import check_rope_type
 from ..sizes import check_heads, check_positive, check_sizes
+from ..unrolled_config import UnrolledConfig
 
 
 @strict
-class OuroConfig(PreTrainedConfig):
+class OuroConfig(UnrolledConfig):
     r"""Sizes and settings of a looped transformer: the same layers `total_ut_steps` times (arXiv 2510.25741).
 
     The field names are those of the Hub's config.json; `mean_recurrence` is an alias of `total_ut_steps`, and
@@ -30,6 +32,10 @@ class OuroConfig(PreTrainedConfig):
         layer_types: must be "full_attention" for each layer.
         total_ut_steps: recurrences when `num_steps` is not given.
         mean_backprop_depth: how many of the last recurrences carry gradients in training; all when None.
+        training_depth, state_seed: see `UnrolledConfig`; an initial state is the embedding, so the seed has no effect.
+        exit_entropy_weight: trains the exit gate, as section 3 of the paper does: the loss in training is the expected
+            loss over the exit distribution minus this many times its entropy (the paper's beta, 0.1 and later 0.05).
+            None trains on the last recurrence's loss alone, and the gate is frozen (`requires_grad=False`).
         early_exit_threshold: cumulative exit probability at which `exit_criterion="exit_gate"` lets a position exit
             where the call does not say; 1.0 is never before the last recurrence.
 
@@ -42,6 +48,7 @@ class OuroConfig(PreTrainedConfig):
     attribute_map = {"mean_recurrence": "total_ut_steps", "padded_vocab_size": "vocab_size"}
     default_theta = 1_000_000.0
     base_model_tp_plan = {
+        "embed_tokens": "embedding_rowwise",
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",
         "layers.*.self_attn.v_proj": "colwise",
@@ -67,6 +74,7 @@ class OuroConfig(PreTrainedConfig):
     total_ut_steps: int = 4
     mean_backprop_depth: int | None = None
     early_exit_threshold: float = 1.0
+    exit_entropy_weight: float | int | None = None
     tie_word_embeddings: bool = False
     use_cache: bool = True
     bos_token_id: int | None = None
@@ -105,6 +113,15 @@ class OuroConfig(PreTrainedConfig):
         check_positive(self, "rms_norm_eps")
         if not 0 <= self.early_exit_threshold <= 1:
             raise ValueError(f"early_exit_threshold={self.early_exit_threshold} must be between 0 and 1.")
+        if self.exit_entropy_weight is not None:
+            if not 0 <= self.exit_entropy_weight < math.inf:
+                raise ValueError(f"exit_entropy_weight={self.exit_entropy_weight} must be 0 or more, or None.")
+            for name in ("total_ut_steps", "training_depth"):
+                if getattr(self, name) == 1:
+                    raise ValueError(
+                        f"exit_entropy_weight={self.exit_entropy_weight} needs {name}=2 or more: a text of one "
+                        "recurrence has one exit, and nothing for the gate to learn."
+                    )
         if self.hidden_act != "silu":
             raise ValueError(f"hidden_act={self.hidden_act!r} is not supported: use 'silu'.")
         if len(self.layer_types) != self.num_hidden_layers:

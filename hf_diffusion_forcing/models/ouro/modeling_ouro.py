@@ -6,16 +6,17 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...cache import Placement, RecurrentDepthCache, Slots
-from ...compat import GradientCheckpointingLayer
+from ...compat import GenericForSequenceClassification, GenericForTokenClassification, GradientCheckpointingLayer
 from ..attention import rotary_attention
 from ..attention_choice import ChosenAttention
 from ..base_model import RecurrentDepthModel
 from ..causal_lm import HeadedForCausalLM
-from ..loading import CheckedLoading, stored_config
+from ..loading import HEADS, CheckedLoading, ClassifierLoading, stored_config
 from ..norm import RMSNorm
 from ..rotary import rotate_halves
 from ..special_tokens import correct_token_id, tokenizer_ids
 from .configuration_ouro import OuroConfig
+from .exit_loss import expected_exit_loss
 
 TURN_END = "<|im_end|>"
 """The token that ends a turn in ChatML, the format the models were trained on."""
@@ -81,6 +82,31 @@ class OuroPreTrainedModel(CheckedLoading, ChosenAttention, PreTrainedModel):
     _supports_sdpa = True
     _can_compile_fullgraph = False
 
+    trains_exit_gate = False
+    """Whether a loss of this class reads the exit gate; otherwise the gate is frozen."""
+
+    def freeze_unused_gate(self):
+        """Keep the gate out of the graph, unless the config asks for a loss that trains it.
+
+        DistributedDataParallel waits for the gradient of every parameter that wants one.
+        """
+        trained = self.trains_exit_gate and self.config.exit_entropy_weight is not None
+        self.base_model.early_exit_gate.requires_grad_(trained)
+
+    def finish_loading(self):
+        """Check the split over processes, and freeze the gate again.
+
+        Raises:
+            ValueError: tensor parallelism would split a head.
+        """
+        heads, processes = self.config.num_key_value_heads, self.tp_size or 1
+        if heads % processes:
+            raise ValueError(
+                f"tp_plan='auto' over {processes} processes would split a head: num_key_value_heads={heads}. Use a "
+                "number of processes that divides it."
+            )
+        self.freeze_unused_gate()
+
     def correct_special_tokens(self, path, keywords):
         """Let the end of a turn end a text too, if the published config.json has only another id.
 
@@ -100,7 +126,9 @@ class OuroPreTrainedModel(CheckedLoading, ChosenAttention, PreTrainedModel):
 class OuroModel(RecurrentDepthModel, OuroPreTrainedModel):
     """The loop and its exit gate, without the head."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+    starts_from_noise = False
+
+    _keys_to_ignore_on_load_unexpected = list(HEADS)
 
     def __init__(self, config: OuroConfig):
         super().__init__(config)
@@ -109,6 +137,7 @@ class OuroModel(RecurrentDepthModel, OuroPreTrainedModel):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.early_exit_gate = nn.Linear(config.hidden_size, 1)
         self.post_init()
+        self.freeze_unused_gate()
 
     # --- the verbs ---
 
@@ -141,12 +170,14 @@ class OuroLanguageModel(HeadedForCausalLM, OuroPreTrainedModel):
 
     There is no prelude and no coda: e is the token embedding, the state starts from it, and every recurrence ends with
     the norm that the head reads. Diffusion forcing is not defined, since nothing but the start sees a changed draft.
-    The loss is that of the last recurrence; it does not train the exit gate.
+    The loss is that of the last recurrence. In training with `exit_entropy_weight` it is `expected_exit_loss`, which
+    trains the exit gate too.
     """
 
     has_injected_embedding = False
     starts_from_noise = False
     has_exit_gate = True
+    trains_exit_gate = True
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: OuroConfig):
@@ -154,9 +185,40 @@ class OuroLanguageModel(HeadedForCausalLM, OuroPreTrainedModel):
         self.model = OuroModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+        self.freeze_unused_gate()
 
     def exit_gate(self, s):
         return self.model.exit_gate(s)
 
+    @property
+    def reads_every_state(self):
+        return self.training and self.config.exit_entropy_weight is not None
 
-__all__ = ["OuroConfig", "OuroLanguageModel", "OuroModel", "OuroPreTrainedModel"]
+    def language_loss(self, logits, states, labels, **kwargs):
+        if not states:
+            return super().language_loss(logits, states, labels, **kwargs)
+        exits = torch.stack([self.exit_gate(s).float() for s in states[:-1]])
+        readouts = (self.lm_head(s) for s in states[:-1])
+        return expected_exit_loss(exits, (*readouts, logits), labels, self.config.exit_entropy_weight, **kwargs)
+
+
+class OuroForSequenceClassification(ClassifierLoading, GenericForSequenceClassification, OuroPreTrainedModel):
+    """OuroModel with transformers' head for a label or a reward of a whole text, read at its last token."""
+
+    base_model_prefix = OuroPreTrainedModel.base_model_prefix
+
+
+class OuroForTokenClassification(ClassifierLoading, GenericForTokenClassification, OuroPreTrainedModel):
+    """OuroModel with transformers' head for a label of every token."""
+
+    base_model_prefix = OuroPreTrainedModel.base_model_prefix
+
+
+__all__ = [
+    "OuroConfig",
+    "OuroForSequenceClassification",
+    "OuroForTokenClassification",
+    "OuroLanguageModel",
+    "OuroModel",
+    "OuroPreTrainedModel",
+]
