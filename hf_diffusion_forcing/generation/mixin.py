@@ -8,7 +8,6 @@ from transformers import (
     GenerationConfig,
     LogitsProcessorList,
     StoppingCriteriaList,
-    SynthIDTextWatermarkLogitsProcessor,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 from transformers.generation import GenerationMode
@@ -285,11 +284,6 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         sampler = generation_config.sampler
         config = generation_config.sampler_config
         if sampler and SAMPLERS[sampler].has_ticks:
-            if any(isinstance(p, SynthIDTextWatermarkLogitsProcessor) for p in logits_processor):
-                raise ValueError(
-                    f"SynthID watermarking is not supported with sampler={sampler!r}: drafts would corrupt the state "
-                    "it keeps between tokens. Use sampler='autoregressive'."
-                )
             return Batch(
                 self,
                 SAMPLERS[sampler],  # type: ignore[arg-type]  # it has ticks
