@@ -261,5 +261,7 @@ NAMES: tuple[Name, ...] = (
     Name("torch:ops.mkldnn._is_mkldnn_bf16_supported", TORCH, _PACKED),
     Name("torch:ops.mkldnn._reorder_linear_weight(self, batch_size)", TORCH, _PACKED),
     Name("torch:Tensor._version", TORCH, "whether a weight was written to after it was packed"),
+    Name("torch.nn:Module#_forward_hooks", TORCH, "whether a module has forward hooks, which may look at rows"),
+    Name("torch.nn:Module#_forward_pre_hooks", TORCH, "the same, for hooks called before it"),
     Name("torch.nn:Module._apply(fn)", TORCH, "overridden: a packed weight that is moved or cast is dropped"),
 )

@@ -7,12 +7,13 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from ..cache import RecurrentDepthCache
-from ..compat import CACHE
+from ..compat import CACHE, has_forward_hooks
 from ..models.interface import RecurrentDepthInterface
 from ..randomness import row_seeds
 from ..settings.sampler_config import SamplerConfig
 from .call import Call
 from .choice import TokenChoice
+from .in_place import RowsInPlace
 from .loop import Loop
 from .output import DiffusionForcingOutput
 from .recorder import Recorder
@@ -94,9 +95,14 @@ class Batch:
         # With offloaded weights the model's device is "meta"; they are moved to the ids.
         device = input_ids.device if model.device.type == "meta" else model.device
         recorder = None if self.trace is None else Recorder(self.trace, return_trace == "latents")
-        sampler = sampler_class(model, cache, config, device, generation_config.prefill_chunk_size, recorder)
+        in_place = RowsInPlace(model, batch) if batch > 1 and has_forward_hooks(model) else None
+        sampler = sampler_class(
+            in_place or model, cache, config, device, generation_config.prefill_chunk_size, recorder
+        )
         self.stats = sampler.stats
         self.loop = Loop(sampler, cache)
+        if in_place is not None:
+            in_place.seated = self.loop.seated
 
     @torch.no_grad()
     def run(self) -> DiffusionForcingOutput | torch.LongTensor:
