@@ -13,6 +13,7 @@ from ..randomness import row_seeds
 from ..settings.sampler_config import SamplerConfig
 from .call import Call
 from .choice import TokenChoice
+from .forward_context import autocast_of_forward, warn_about_hooks
 from .in_place import RowsInPlace
 from .loop import Loop
 from .output import DiffusionForcingOutput
@@ -95,6 +96,8 @@ class Batch:
         # With offloaded weights the model's device is "meta"; they are moved to the ids.
         device = input_ids.device if model.device.type == "meta" else model.device
         recorder = None if self.trace is None else Recorder(self.trace, return_trace == "latents")
+        warn_about_hooks(model, config.sampler)
+        self.autocast = autocast_of_forward(model, device)
         in_place = RowsInPlace(model, batch) if batch > 1 and has_forward_hooks(model) else None
         sampler = sampler_class(
             in_place or model, cache, config, device, generation_config.prefill_chunk_size, recorder
@@ -116,13 +119,8 @@ class Batch:
         """
         loop, held = self.loop, self.cache.columns
         try:
-            loop.join(self.rows)
-            self._check_criteria()
-            while loop.rows:
-                loop.tick()
-                self._check_criteria()
-                if hasattr(self.streamer, "put_draft") and loop.rows and len(loop.rows[0].wave) > 1:
-                    self.streamer.put_draft(torch.tensor([position.token for position in loop.rows[0].wave[1:]]))
+            with self.autocast:
+                self._decode()
         finally:
             loop.restore_seats(self.rows)
             # Rows hold nothing past their end, so all rows hold only what the shortest one does.
@@ -131,6 +129,16 @@ class Batch:
         if self.streamer is not None:
             self.streamer.end()
         return self._output()
+
+    def _decode(self) -> None:
+        loop = self.loop
+        loop.join(self.rows)
+        self._check_criteria()
+        while loop.rows:
+            loop.tick()
+            self._check_criteria()
+            if hasattr(self.streamer, "put_draft") and loop.rows and len(loop.rows[0].wave) > 1:
+                self.streamer.put_draft(torch.tensor([position.token for position in loop.rows[0].wave[1:]]))
 
     def _check_criteria(self) -> None:
         """Check the criteria of the whole batch at every length that all rows have reached.
