@@ -99,6 +99,12 @@ NAMES: tuple[Name, ...] = (
         "overridden: refuses an empty prompt",
     ),
     Name(
+        "transformers:GenerationMixin._prepare_attention_mask_for_generation"
+        "(inputs_tensor, generation_config, model_kwargs)",
+        VERSIONS,
+        "overridden: without a mask, only the pad ids before a prompt are padding",
+    ),
+    Name(
         "transformers:GenerationMixin._prepare_cache_for_generation"
         "(generation_config, model_kwargs, generation_mode, batch_size, max_cache_length)",
         VERSIONS,
