@@ -85,6 +85,8 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         return_trace = kwargs.pop("return_trace", False)
         call = {name: kwargs.pop(name) for name in (sampler_keywords() | set(SAMPLER_NAMES)) & kwargs.keys()}
         prepared, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        if _agree(model_kwargs.get("position_ids"), model_kwargs.get("attention_mask")):
+            del model_kwargs["position_ids"]
         self._refuse_unknown_keywords(model_kwargs)
         if prepared.cache_implementation == "paged":
             self.init_continuous_batching()
@@ -117,7 +119,7 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
     def _refuse_unknown_keywords(self, model_kwargs: dict[str, Any]) -> None:
         known = {"input_ids", "attention_mask", CACHE, "use_cache", "logits_to_keep"}
         remedies = {
-            "position_ids": "positions are counted from attention_mask's first real token",
+            "position_ids": "these do not count from attention_mask's first real token",
             "inputs_embeds": "pass input_ids",
             "output_attentions": "attention weights are not kept",
             "output_hidden_states": "call forward(), which returns latents",
@@ -360,6 +362,14 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         if scores and generation_config.return_dict_in_generate:
             output.scores = tuple(scores)
         return output
+
+
+def _agree(position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> bool:
+    """Whether positions [batch, columns] count each row's real tokens, as assisted generation passes them on."""
+    if position_ids is None:
+        return False
+    mask = torch.ones_like(position_ids) if attention_mask is None else attention_mask.long()
+    return mask.shape == position_ids.shape and bool(((position_ids == mask.cumsum(-1) - 1) | (mask == 0)).all())
 
 
 def _nearest_only(name: str, candidates: set[str]) -> str:

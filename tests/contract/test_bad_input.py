@@ -51,7 +51,7 @@ def idle(tiny, monkeypatch):
         ({"use_cache": False}, ValueError, "use_cache=False"),
         ({"cache_implementation": "static"}, ValueError, "cache_implementation='static'"),
         ({"output_attentions": True, "return_dict_in_generate": True}, ValueError, "output_attentions"),
-        ({"position_ids": torch.arange(3)[None]}, ValueError, "position_ids"),
+        ({"position_ids": torch.arange(1, 4)[None]}, ValueError, "position_ids"),
         ({"inputs_embeds": torch.zeros(1, 3, 32)}, ValueError, "inputs_embeds"),
         ({"seeds": torch.tensor([1])}, ValueError, "did you mean 'seed'"),
         ({"seed": 2**63 - 1}, ValueError, "64 bits"),
