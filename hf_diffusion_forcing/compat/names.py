@@ -75,6 +75,7 @@ _OUTPUT = "the field of the cache in what generate() and forward() return"
 _MODELS = "/v1/models answers with it; a served model overrides it"
 _LOADING = "checkpoints are searched for files that may be missing"
 _SERVER = "the server is put together of it, around one loaded model"
+_SERVER_ERRORS = "overridden: a request is refused before its stream begins"
 _SERVER_SEED = "overridden: a request's seed is the sampler's"
 _SERVER_MODEL = "overridden: the model that is served is loaded already"
 _INIT = "initial weights are written by it, and loading skips what a checkpoint has"
@@ -234,7 +235,30 @@ NAMES: tuple[Name, ...] = (
         VERSIONS,
         _SERVER,
     ),
-    Name("transformers.cli.serving.utils:GenerationState", VERSIONS, _SERVER),
+    Name("transformers.cli.serving.utils:GenerationState.get_manager(model_id, use_cb)", VERSIONS, _SERVER),
+    Name(
+        "transformers.cli.serving.utils:GenerateManager.generate_streaming(model)",
+        VERSIONS,
+        "overridden: a stream is looked at before it is answered",
+    ),
+    Name(
+        "transformers.cli.serving.utils:_StreamError#msg",
+        VERSIONS,
+        "the last item of a stream that failed",
+    ),
+    Name(
+        "transformers.cli.serving.chat_completion:ChatCompletionHandler.handle_request(body, request_id)",
+        VERSIONS,
+        _SERVER_ERRORS,
+    ),
+    Name(
+        "transformers.cli.serving.completion:CompletionHandler.handle_request(body, request_id)",
+        VERSIONS,
+        _SERVER_ERRORS,
+    ),
+    Name(
+        "transformers.cli.serving.response:ResponseHandler.handle_request(body, request_id)", VERSIONS, _SERVER_ERRORS
+    ),
     Name(
         "transformers.cli.serving.server:build_server(completion_handler, response_handler, transcription_handler, "
         "systemone_handler, generation_state, enable_cors)",
