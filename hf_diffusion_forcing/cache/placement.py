@@ -116,9 +116,14 @@ class Placement:
         return self._bias
 
     def bias_of_positions(self, query: torch.Tensor) -> torch.Tensor:
-        """`bias` of each position, [n, 1, 1, extent], for a pass over rows end to end; cached."""
+        """`bias` of each position, [n, 1, 1, extent], for a pass over rows end to end; cached.
+
+        Made from the positions: a placement with `start` need not have a mask, or has one for all rows.
+        """
         if self._position_bias is None or self._position_bias.dtype != query.dtype:
-            self._position_bias = self.grid.unpad(self.bias(query)[:, 0])[0][:, None, None]
+            hidden = torch.arange(self.extent, device=query.device) > self.positions[0][:, None]
+            bias = query.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
+            self._position_bias = bias[:, None, None]
         return self._position_bias
 
     def runs(self, slots: tuple[int, ...]) -> list[Run]:

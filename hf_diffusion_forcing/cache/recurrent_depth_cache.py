@@ -225,18 +225,23 @@ class RecurrentDepthCache(Cache):
                 `kv_sharing="none"`, recurrences past the last slot use the last. `Slots` writes only the given slots.
 
         Returns:
-            Shaped as `query`.
+            Shaped as `query`, in its dtype.
         """
         at = at.to(query.device)
         if self.keys[layer] is None:
             # Zeros, not empty: a NaN in unwritten memory would spread through a mask, as 0 * NaN.
             shape = (self.slots(layer), self.seats, key.shape[1], self.capacity + 1, key.shape[3])
             self.keys[layer], self.values[layer] = key.new_zeros(shape), value.new_zeros(shape)
+        dtype = query.dtype
+        if key.dtype != self.keys[layer].dtype or value.dtype != self.values[layer].dtype:
+            # The cache was made under autocast, or outside it: it keeps its dtype.
+            stored = self.keys[layer].dtype
+            query, key, value = query.to(stored), key.to(stored), value.to(self.values[layer].dtype)
         keys, values = (stored[layer][:, at.seats.start : at.seats.stop] for stored in (self.keys, self.values))
         if isinstance(slot, torch.Tensor):
-            return self._attend_by_depth(keys, values, query, key, value, at, slot.to(query.device))
+            return self._attend_by_depth(keys, values, query, key, value, at, slot.to(query.device)).to(dtype)
         if isinstance(slot, Slots):
-            return self._attend_by_run(keys, values, query, key, value, at, slot)
+            return self._attend_by_run(keys, values, query, key, value, at, slot).to(dtype)
         keys, values = keys[slot], values[slot]
         if wants_gradients(query, key, value):
             read = with_gradients(keys, key, at), with_gradients(values, value, at)
@@ -250,7 +255,7 @@ class RecurrentDepthCache(Cache):
             # Two index tensors around a slice: the indexed shape is [batch, width, heads, head_dim].
             keys[at.rows, :, at.positions] = key.transpose(1, 2)
             values[at.rows, :, at.positions] = value.transpose(1, 2)
-        return at.unpad(at.kernel(at.pad(query), *read, at.bias(query), at.is_causal))
+        return at.unpad(at.kernel(at.pad(query), *read, at.bias(query), at.is_causal)).to(dtype)
 
     def _attend_by_depth(self, keys, values, query, key, value, at: Placement, depth: torch.Tensor):
         """`attend` for positions at different recurrences: every query reads its own slot (a copy per query)."""

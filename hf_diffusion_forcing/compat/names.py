@@ -75,6 +75,7 @@ _OUTPUT = "the field of the cache in what generate() and forward() return"
 _MODELS = "/v1/models answers with it; a served model overrides it"
 _LOADING = "checkpoints are searched for files that may be missing"
 _SERVER = "the server is put together of it, around one loaded model"
+_SERVER_ERRORS = "overridden: a request is refused before its stream begins"
 _SERVER_SEED = "overridden: a request's seed is the sampler's"
 _SERVER_MODEL = "overridden: the model that is served is loaded already"
 _INIT = "initial weights are written by it, and loading skips what a checkpoint has"
@@ -98,6 +99,12 @@ NAMES: tuple[Name, ...] = (
         "transformers:GenerationMixin._prepare_model_inputs(inputs, bos_token_id, model_kwargs)",
         VERSIONS,
         "overridden: refuses an empty prompt",
+    ),
+    Name(
+        "transformers:GenerationMixin._prepare_attention_mask_for_generation"
+        "(inputs_tensor, generation_config, model_kwargs)",
+        VERSIONS,
+        "overridden: without a mask, only the pad ids before a prompt are padding",
     ),
     Name(
         "transformers:GenerationMixin._prepare_cache_for_generation"
@@ -243,7 +250,30 @@ NAMES: tuple[Name, ...] = (
         VERSIONS,
         _SERVER,
     ),
-    Name("transformers.cli.serving.utils:GenerationState", VERSIONS, _SERVER),
+    Name("transformers.cli.serving.utils:GenerationState.get_manager(model_id, use_cb)", VERSIONS, _SERVER),
+    Name(
+        "transformers.cli.serving.utils:GenerateManager.generate_streaming(model)",
+        VERSIONS,
+        "overridden: a stream is looked at before it is answered",
+    ),
+    Name(
+        "transformers.cli.serving.utils:_StreamError#msg",
+        VERSIONS,
+        "the last item of a stream that failed",
+    ),
+    Name(
+        "transformers.cli.serving.chat_completion:ChatCompletionHandler.handle_request(body, request_id)",
+        VERSIONS,
+        _SERVER_ERRORS,
+    ),
+    Name(
+        "transformers.cli.serving.completion:CompletionHandler.handle_request(body, request_id)",
+        VERSIONS,
+        _SERVER_ERRORS,
+    ),
+    Name(
+        "transformers.cli.serving.response:ResponseHandler.handle_request(body, request_id)", VERSIONS, _SERVER_ERRORS
+    ),
     Name(
         "transformers.cli.serving.server:build_server(completion_handler, response_handler, transcription_handler, "
         "systemone_handler, generation_state, enable_cors)",
@@ -276,5 +306,7 @@ NAMES: tuple[Name, ...] = (
     Name("torch:ops.mkldnn._is_mkldnn_bf16_supported", TORCH, _PACKED),
     Name("torch:ops.mkldnn._reorder_linear_weight(self, batch_size)", TORCH, _PACKED),
     Name("torch:Tensor._version", TORCH, "whether a weight was written to after it was packed"),
+    Name("torch.nn:Module#_forward_hooks", TORCH, "whether a module has forward hooks, which may look at rows"),
+    Name("torch.nn:Module#_forward_pre_hooks", TORCH, "the same, for hooks called before it"),
     Name("torch.nn:Module._apply(fn)", TORCH, "overridden: a packed weight that is moved or cast is dropped"),
 )

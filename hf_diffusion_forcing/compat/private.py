@@ -24,6 +24,8 @@ __all__ = [
     "GradientCheckpointingLayer",
     "attn_implementation",
     "find_file",
+    "has_forward_hooks",
+    "has_hooks_of_its_own",
     "initialization",
     "is_from_model_config",
     "mask_length",
@@ -59,6 +61,16 @@ def pad_token_id(config: GenerationConfig) -> int | None:
 def prefix_constraint(processor: PrefixConstrainedLogitsProcessor) -> tuple[Callable, int]:
     """The user's `prefix_allowed_tokens_fn`, and how many rows continue the same prompt."""
     return processor._prefix_allowed_tokens_fn, processor._num_beams
+
+
+def has_hooks_of_its_own(module: torch.nn.Module) -> bool:
+    """Whether a module itself has a forward hook or a forward pre-hook."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def has_forward_hooks(model: torch.nn.Module) -> bool:
+    """Whether a module inside a model has a forward hook or a forward pre-hook; the model's own do not count."""
+    return any(has_hooks_of_its_own(module) for module in model.modules() if module is not model)
 
 
 def find_file(path: str | os.PathLike, name: str, **where: Any) -> str | None:

@@ -7,14 +7,17 @@ from transformers.cli.serving.response import ResponseHandler
 from transformers.cli.serving.server import build_server
 from transformers.cli.serving.systemone import SystemOneHandler
 from transformers.cli.serving.transcription import TranscriptionHandler
-from transformers.cli.serving.utils import GenerationState
+from transformers.cli.serving.utils import GenerateManager, GenerationState
+from transformers.cli.serving.utils import _StreamError as StreamError
 
 __all__ = [
     "ChatCompletionHandler",
     "CompletionHandler",
+    "GenerateManager",
     "GenerationState",
     "ModelManager",
     "ResponseHandler",
+    "StreamError",
     "SystemOneHandler",
     "TranscriptionHandler",
     "build_server",

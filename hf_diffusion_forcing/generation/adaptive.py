@@ -73,7 +73,8 @@ class Adaptive(EarlyExitSampler):
                 row.wave[0].steps += 1
                 continue
             self.at = None
-            if not row.commit(token, refinement.logits[0, seat], scores[0, seat]):
+            token = row.commit(token, refinement.logits[0, seat], scores[0, seat])
+            if not row.has_ended:
                 row.wave = [Position(token)]
         self.record()
 

@@ -7,12 +7,14 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from ..cache import RecurrentDepthCache
-from ..compat import CACHE
+from ..compat import CACHE, has_forward_hooks
 from ..models.interface import RecurrentDepthInterface
 from ..randomness import row_seeds
 from ..settings.sampler_config import SamplerConfig
 from .call import Call
 from .choice import TokenChoice
+from .forward_context import autocast_of_forward, warn_about_hooks
+from .in_place import RowsInPlace
 from .loop import Loop
 from .output import DiffusionForcingOutput
 from .prompt_inputs import PromptInputs
@@ -60,10 +62,10 @@ class Batch:
         pad_token_id: int | None,
         return_trace: bool | str = False,
     ):
-        input_ids, columns, mask = prompt.ids, prompt.columns, prompt.mask
+        input_ids = prompt.ids
         batch, length = input_ids.shape
         self.device, self.cache, self.streamer, self.pad_token_id = input_ids.device, cache, streamer, pad_token_id
-        self.length, self.columns_before = length, columns - length
+        self.length, self.columns_before = length, prompt.columns - length
         self.returns_dict = generation_config.return_dict_in_generate
         stopping, self.criteria = Stopping.of(stopping_criteria, batch, input_ids.device)
         if batch > 1 and pad_token_id is None and (stopping.eos or stopping.criteria or self.criteria):
@@ -73,33 +75,45 @@ class Batch:
         self.checked = length
         """The length up to which the batch's criteria have been checked."""
 
-        padding, cached = [0] * batch, [cache.columns] * batch
-        if mask is not None:
-            padding, cached = (columns - mask.sum(-1)).tolist(), mask[:, : cache.columns].sum(-1).tolist()
-        shifts = [self.columns_before - pad for pad in padding]
         choice = TokenChoice(
             input_ids, logits_processor, stopping.max_length, pad_token_id, bool(generation_config.do_sample)
         )
         keeps = bool(generation_config.output_logits), bool(generation_config.output_scores)
-        call = Call(choice, stopping, streamer, *keeps)
-        facts = zip(input_ids.tolist(), shifts, row_seeds(config.seed, batch).tolist(), cached, strict=True)
-        self.rows = [
-            Row(call, number, ids, shift, seed, shift + stopping.max_length - 2, held)
-            for number, (ids, shift, seed, held) in enumerate(facts)
-        ]
-        if prompt.embeds is not None:
-            for row, embeds in enumerate(prompt.embeds):
-                self.rows[row].embeds = embeds if mask is None else embeds[mask[row].bool()]
+        self.rows = self._rows(prompt, Call(choice, stopping, streamer, *keeps), row_seeds(config.seed, batch))
         self.trace = None
         if return_trace:
-            starts = [shift + length for shift in shifts]
+            starts = [row.shift + length for row in self.rows]
             self.trace = Trace(sampler=config.sampler, budget=config.num_steps, starts=starts)
         # With offloaded weights the model's device is "meta"; they are moved to the ids.
         device = input_ids.device if model.device.type == "meta" else model.device
         recorder = None if self.trace is None else Recorder(self.trace, return_trace == "latents")
-        sampler = sampler_class(model, cache, config, device, generation_config.prefill_chunk_size, recorder)
+        warn_about_hooks(model, config.sampler)
+        self.autocast = autocast_of_forward(model, device)
+        in_place = RowsInPlace(model, batch) if batch > 1 and has_forward_hooks(model) else None
+        sampler = sampler_class(
+            in_place or model, cache, config, device, generation_config.prefill_chunk_size, recorder
+        )
         self.stats = sampler.stats
         self.loop = Loop(sampler, cache)
+        if in_place is not None:
+            in_place.seated = self.loop.seated
+
+    def _rows(self, prompt: PromptInputs, call: Call, seeds: torch.Tensor) -> list[Row]:
+        """The rows of the prompts, which hold what the cache holds of them."""
+        batch, mask, seen = len(prompt.ids), prompt.mask, self.cache.columns
+        padding, cached = [0] * batch, [seen] * batch
+        if mask is not None:
+            padding, cached = (prompt.columns - mask.sum(-1)).tolist(), mask[:, :seen].sum(-1).tolist()
+        shifts = [self.columns_before - pad for pad in padding]
+        facts = zip(prompt.ids.tolist(), shifts, seeds.tolist(), cached, strict=True)
+        rows = [
+            Row(call, number, ids, shift, seed, shift + call.stopping.max_length - 2, held)
+            for number, (ids, shift, seed, held) in enumerate(facts)
+        ]
+        if prompt.embeds is not None:
+            for row, embeds in zip(rows, prompt.embeds, strict=True):
+                row.embeds = embeds if mask is None else embeds[mask[row.number].bool()]
+        return rows
 
     @torch.no_grad()
     def run(self) -> DiffusionForcingOutput | torch.LongTensor:
@@ -113,13 +127,8 @@ class Batch:
         """
         loop, held = self.loop, self.cache.columns
         try:
-            loop.join(self.rows)
-            self._check_criteria()
-            while loop.rows:
-                loop.tick()
-                self._check_criteria()
-                if hasattr(self.streamer, "put_draft") and loop.rows and len(loop.rows[0].wave) > 1:
-                    self.streamer.put_draft(torch.tensor([position.token for position in loop.rows[0].wave[1:]]))
+            with self.autocast:
+                self._decode()
         finally:
             loop.restore_seats(self.rows)
             # Rows hold nothing past their end, so all rows hold only what the shortest one does.
@@ -128,6 +137,16 @@ class Batch:
         if self.streamer is not None:
             self.streamer.end()
         return self._output()
+
+    def _decode(self) -> None:
+        loop = self.loop
+        loop.join(self.rows)
+        self._check_criteria()
+        while loop.rows:
+            loop.tick()
+            self._check_criteria()
+            if hasattr(self.streamer, "put_draft") and loop.rows and len(loop.rows[0].wave) > 1:
+                self.streamer.put_draft(torch.tensor([position.token for position in loop.rows[0].wave[1:]]))
 
     def _check_criteria(self) -> None:
         """Check the criteria of the whole batch at every length that all rows have reached.

@@ -1,44 +1,15 @@
 """Choose a wave's next tokens from its logits; logits processors see each position with its own prefix."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
 import torch
-from transformers import (
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-    InfNanRemoveLogitsProcessor,
-    LogitNormalization,
-    LogitsProcessor,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    PrefixConstrainedLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopHLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
-)
+from transformers import LogitsProcessor, LogitsProcessorList, PrefixConstrainedLogitsProcessor
 
 from ..compat import prefix_constraint
 from ..randomness import keyed_gumbel
-
-PREFIX_FREE = (
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TopHLogitsWarper,
-    MinPLogitsWarper,
-    TypicalLogitsWarper,
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-    SuppressTokensLogitsProcessor,
-    InfNanRemoveLogitsProcessor,
-    LogitNormalization,
-)
-"""Processors that read only the scores, so one call covers a whole wave. Subclasses do not count."""
+from .processors import PREFIX_ONLY, kind_of, one_per_row
 
 
 class KeyedGumbelProcessor(LogitsProcessor):
@@ -79,19 +50,28 @@ class Prefix(NamedTuple):
 class TokenChoice:
     """Chooses a wave's tokens as autoregression would: with the same processors, prefix by prefix.
 
-    Prefix-free processors run once over the whole wave. Any other processor is called, like in `generate()`, with the
-    whole batch: once for every prefix length in the wave. Its results for rows without a position of that length
-    (such as rows that have ended) are ignored.
+    How a processor is called depends on its kind (`kind_of`):
 
-    A draft's prefix may turn out wrong. If `prefix_allowed_tokens_fn` raises or allows nothing for such a prefix, the
-    draft is left unconstrained until its prefix is final.
+    - "scores": once over the whole wave.
+    - "prefix": with the whole batch, as in `generate()`, once for every prefix length in the wave. A row without a
+      position of that length repeats the prefix of one that has it, and its results are ignored. If the processor
+      raises on a draft's prefix, it leaves that draft as it is.
+    - "calls": once per committed token, in order, with that token's final prefix (`choose_final`). It does not see
+      drafts, and drafts are chosen without it. Each row of a batch has a copy of its own, which sees a batch that has
+      the row's prefix in every row.
 
     Args:
         input_ids: int64 [batch, length], the left-padded prompts, on the processors' device.
         processors: in order.
         room: the most ids a row may have.
-        pad_token_id: pads rows that are shorter than the prefix.
+        pad_token_id: fills ids that are not known yet; no processor sees it.
         is_sampling: whether keyed Gumbel noise is added; otherwise the choice is greedy.
+
+    Attributes:
+        waits: whether some processor is of the kind "calls", so that only `choose_final` chooses a row's token.
+
+    Raises:
+        ValueError: a processor of the kind "calls" cannot be copied for each row.
     """
 
     def __init__(
@@ -102,44 +82,41 @@ class TokenChoice:
         pad_token_id: int | None,
         is_sampling: bool,
     ):
-        self.final_lengths: dict[int, int] = {}
-        self.vocabulary = 0
-        processors = [
-            # One row per group, so the function below gets the row's number; it computes the prompt's number itself.
-            PrefixConstrainedLogitsProcessor(self._tolerant(*prefix_constraint(p)), 1)
-            if type(p) is PrefixConstrainedLogitsProcessor
-            else p
-            for p in processors
-        ]
-        self.groups = [
-            (prefix_free, list(group)) for prefix_free, group in groupby(processors, lambda p: type(p) in PREFIX_FREE)
-        ]
+        batch, length = input_ids.shape
+        self.asked: set[int] = set()
+        """The rows whose results of the current call are used."""
+        self.everything: torch.Tensor | None = None
+        """All tokens, int64 [vocabulary]; set at the first call."""
+        self.groups = [(kind, list(group)) for kind, group in groupby(processors, kind_of)]
+        self.waits = any(kind == "calls" for kind, _ in self.groups)
+        self.groups = [(kind, [self._prepared(kind, p, batch) for p in group]) for kind, group in self.groups]
         self.is_sampling = is_sampling
         self.device = input_ids.device
         self.ids: torch.Tensor | None = None
-        if not all(prefix_free for prefix_free, _ in self.groups):
-            batch, length = input_ids.shape
+        if any(kind != "scores" for kind, _ in self.groups):
             self.ids = input_ids.new_full((batch, room), 0 if pad_token_id is None else pad_token_id)
             self.ids[:, :length] = input_ids
 
-    def _tolerant(self, allowed_tokens: Callable, rows_per_prompt: int) -> Callable:
-        """Wrap `prefix_allowed_tokens_fn`: where it fails on a draft's prefix, allow everything.
+    def _prepared(self, kind: str, processor: LogitsProcessor, batch: int) -> LogitsProcessor | list[LogitsProcessor]:
+        if kind == "calls":
+            return one_per_row(processor, batch)
+        if type(processor) is PrefixConstrainedLogitsProcessor:
+            # One row per group, so the function gets the row's number; it computes the prompt's number itself.
+            return PrefixConstrainedLogitsProcessor(self._asked_only(*prefix_constraint(processor)), 1)
+        return processor
+
+    def _asked_only(self, allowed_tokens: Callable, rows_per_prompt: int) -> Callable:
+        """Wrap `prefix_allowed_tokens_fn`: for a row that is not asked about, allow everything without calling it.
 
         Args:
             allowed_tokens: called with a prompt's number and ids.
             rows_per_prompt: rows of the batch that continue the same prompt, as transformers counts them.
         """
 
-        def tolerant(row: int, ids: torch.Tensor) -> list[int] | range:
-            if len(ids) == self.final_lengths.get(row):
-                return allowed_tokens(row // rows_per_prompt, ids)
-            try:
-                allowed = allowed_tokens(row // rows_per_prompt, ids)
-            except Exception:  # the user's function may raise anything on a prefix it was not written for
-                return range(self.vocabulary)
-            return allowed if len(allowed) > 0 else range(self.vocabulary)
+        def allowed(row: int, ids: torch.Tensor) -> list[int] | torch.Tensor:
+            return allowed_tokens(row // rows_per_prompt, ids) if row in self.asked else self.everything
 
-        return tolerant
+        return allowed
 
     def __call__(
         self,
@@ -156,29 +133,60 @@ class TokenChoice:
             tokens, positions, seeds: int64 [1, n]: input ids, absolute positions, and the seeds of their rows.
             prefixes: the prefix of each position.
         """
-        scores = self.process(logits, tokens, prefixes) if self.groups else logits
-        drawn = scores.to(positions.device)
-        if self.is_sampling:
-            drawn = drawn.float() + keyed_gumbel(seeds, positions + 1, drawn.shape[-1])
-        return drawn.argmax(-1), scores
-
-    def process(self, logits: torch.Tensor, tokens: torch.Tensor, prefixes: list[Prefix]) -> torch.Tensor:
-        """Processed scores, float32 [1, n, vocabulary], on the processors' device; arguments as in `__call__`."""
-        scores = logits.to(self.device, torch.float32)[0]
-        self.vocabulary = scores.shape[-1]
         if self.ids is not None:
-            self.final_lengths = {prefix.row: prefix.final for prefix in prefixes}
-            # Write the wave's ids at their columns. Every committed id was part of a wave first.
+            # Write the wave's ids at their columns.
             # (Of a prompt given as embeddings alone the prefix is empty: column -1, the last, is in no prefix.)
             where = [[prefix.row for prefix in prefixes], [prefix.length - 1 for prefix in prefixes]]
             self.ids[tuple(torch.tensor(where, device=self.device))] = tokens[0].to(self.device)
-        for prefix_free, group in self.groups:
-            if prefix_free:
+        scores = self.process(logits, prefixes) if self.groups else logits
+        return self._drawn(scores, positions, seeds), scores
+
+    def choose_final(
+        self, row: int, ids: list[int], position: int, seed: int, logits: torch.Tensor
+    ) -> tuple[int, torch.Tensor]:
+        """The token that follows a row's committed ids, by all processors, and the scores behind it, [vocabulary].
+
+        Must be called once for each of a row's tokens, in order.
+
+        Args:
+            row, seed: number and seed of the row.
+            ids: the committed ids.
+            position: absolute position of the last one.
+            logits: [vocabulary], what that position predicts.
+        """
+        if ids:  # none after a prompt given as embeddings alone
+            self.ids[row, len(ids) - 1] = ids[-1]
+        scores = self.process(logits[None, None], [Prefix(row, len(ids), len(ids))], is_final=True)
+        facts = torch.tensor([[[position]], [[seed]]], device=logits.device)
+        return int(self._drawn(scores, *facts)), scores[0, 0]
+
+    def _drawn(self, scores: torch.Tensor, positions: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+        """The token with the highest score, with keyed noise when sampling: int64 [1, n]."""
+        drawn = scores.to(positions.device)
+        if self.is_sampling:
+            drawn = drawn.float() + keyed_gumbel(seeds, positions + 1, drawn.shape[-1])
+        return drawn.argmax(-1)
+
+    def process(self, logits: torch.Tensor, prefixes: list[Prefix], is_final: bool = False) -> torch.Tensor:
+        """Processed scores, float32 [1, n, vocabulary], on the processors' device.
+
+        Args:
+            logits: [1, n, vocabulary].
+            prefixes: the prefix of each position; its ids are in `ids`.
+            is_final: also call the processors of the kind "calls"; then n is 1.
+        """
+        scores = logits.to(self.device, torch.float32)[0]
+        if self.everything is None and self.ids is not None:
+            self.everything = torch.arange(scores.shape[-1], device=self.device)
+        for kind, group in self.groups:
+            if kind == "scores":
                 unread = self.ids if self.ids is not None else scores.new_empty((len(scores), 0), dtype=torch.int64)
                 for processor in group:
                     scores = processor(unread, scores)
-            else:
+            elif kind == "prefix":
                 scores = self._process_by_prefix(group, scores, prefixes)
+            elif is_final:
+                scores = self._process_in_order(group, scores, prefixes[0])
         return scores[None]
 
     def _process_by_prefix(
@@ -187,14 +195,50 @@ class TokenChoice:
         processed = scores.clone()
         for length in sorted({prefix.length for prefix in prefixes}):
             cells = [cell for cell, prefix in enumerate(prefixes) if prefix.length == length]
-            members = torch.tensor([prefixes[cell].row for cell in cells], device=self.device)
+            members = [prefixes[cell] for cell in cells]
+            rows = torch.tensor([prefix.row for prefix in members], device=self.device)
             where = torch.tensor(cells, device=self.device)
             step = scores.new_zeros(len(self.ids), scores.shape[-1])
-            step[members] = scores[where]
+            step[rows] = scores[where]
             for processor in group:
-                step = processor(self.ids[:, :length], step)
-            processed[where] = step[members].float()
+                step = self._ask(processor, step, members)
+            processed[where] = step[rows].float()
         return processed
+
+    def _ask(self, processor: LogitsProcessor, step: torch.Tensor, members: list[Prefix]) -> torch.Tensor:
+        """Call a processor with prefixes of one length, at most one a row; drafts it raises on keep their scores.
+
+        Args:
+            step: [batch, vocabulary], the scores of the members' rows.
+        """
+        self.asked = {prefix.row for prefix in members}
+        ids = self.ids[:, : members[0].length]
+        if len(members) < len(ids):
+            others = [row for row in range(len(ids)) if row not in self.asked]
+            ids = ids.clone()
+            ids[others] = self.ids[members[0].row, : members[0].length]
+        # A processor that raises may have written to the scores before.
+        given = step if type(processor) in PREFIX_ONLY else step.clone()
+        try:
+            return processor(ids, given)
+        except Exception:  # a processor may raise anything on a prefix it was not written for
+            if all(prefix.length == prefix.final for prefix in members):
+                raise
+        if len(members) > 1:
+            step = step.clone()
+            for prefix in members:
+                step[prefix.row] = self._ask(processor, step, [prefix])[prefix.row].float()
+        return step
+
+    def _process_in_order(
+        self, group: Sequence[list[LogitsProcessor]], scores: torch.Tensor, prefix: Prefix
+    ) -> torch.Tensor:
+        """Call each processor's copy for a row with the row's prefix: scores [1, vocabulary] before and after."""
+        batch = len(self.ids)
+        ids, step = self.ids[prefix.row, : prefix.length].repeat(batch, 1), scores.repeat(batch, 1)
+        for copies in group:
+            step = copies[prefix.row](ids, step)
+        return step[prefix.row, None].float()
 
 
 def choose(

@@ -105,8 +105,13 @@ class DiffusionForcing(EarlyExitSampler):
             self.config.max_steps,
         )
         for place in range(frozen):
-            if row.commit(predictions[place], logits[place], scores[place]):
+            token = row.commit(predictions[place], logits[place], scores[place])
+            if row.has_ended:
                 return
+            if token != predictions[place]:
+                # A processor that waits for the final prefix has chosen another one: the draft behind it was wrong.
+                predictions[place], frozen = token, place + 1
+                break
         row.advance(frozen, predictions, self._width(row, len(wave) - frozen), self.inner_recurrence)
 
     def _has_narrowed(self, rows: list[Row], is_finite: list[list[int]]) -> bool:

@@ -31,7 +31,7 @@ class Loop:
         self.seated += rows
         tokens, logits, scores = self.sampler.read(rows, first_seat)
         for index, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
-            row.commit(token, logits[index], scores[index])
+            token = row.commit(token, logits[index], scores[index])
             if self.sampler.recorder is not None:
                 self.sampler.recorder.trace.first_tokens.append(token)
         for seat, row in enumerate(rows, start=first_seat):

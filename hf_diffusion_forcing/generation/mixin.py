@@ -8,12 +8,11 @@ from transformers import (
     GenerationConfig,
     LogitsProcessorList,
     StoppingCriteriaList,
-    SynthIDTextWatermarkLogitsProcessor,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 from transformers.generation import GenerationMode
 
-from ..cache import check_cache
+from ..cache import RecurrentDepthCache, check_cache
 from ..compat import (
     CACHE,
     NEW_NAME,
@@ -105,6 +104,9 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         if prepared.cache_implementation == "paged":
             self.init_continuous_batching()
         prepared = RecurrentDepthGenerationConfig.of(prepared)
+        cache = model_kwargs.get(CACHE)
+        if isinstance(cache, RecurrentDepthCache):
+            call["cache_sharing"] = cache.kv_sharing
         settings = self.generation_config.resolve(self.config, generation_config, **call)
         prepared.sampler, prepared.sampler_preset, prepared.sampler_config = settings.sampler, None, settings
         # Also here: before it validates modes, transformers fetches code from the Hub for some of them.
@@ -163,8 +165,14 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         )
 
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
-        """Refuse arguments that the sampler does not support."""
+        """Refuse arguments that the model or the sampler does not support."""
         sampler = generation_config.sampler
+        if generation_config.cache_implementation is not None:
+            owner = f"sampler={sampler!r}" if sampler else "a recurrent-depth model"
+            raise ValueError(
+                f"cache_implementation={generation_config.cache_implementation!r} is not possible with {owner}, which "
+                "uses a RecurrentDepthCache: leave it out."
+            )
         if sampler:
             self._refuse_other_modes(sampler, generation_mode)
             check_model(sampler, self)
@@ -178,11 +186,6 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
                 raise ValueError(
                     f"use_cache=False is not possible with sampler={sampler!r}: leave it out, or pass sampler=False "
                     "for plain transformers decoding."
-                )
-            if generation_config.cache_implementation is not None:
-                raise ValueError(
-                    f"cache_implementation={generation_config.cache_implementation!r} is not possible with "
-                    f"sampler={sampler!r}, which uses a RecurrentDepthCache: leave it out."
                 )
             if generation_config.guidance_scale not in (None, 1) and has_ticks:
                 raise ValueError(
@@ -201,6 +204,13 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         if given is not None and 0 in given.shape:
             raise ValueError(f"The prompt is empty: {name} has shape {tuple(given.shape)}. Pass at least one token.")
         return super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
+
+    def _prepare_attention_mask_for_generation(self, inputs_tensor, generation_config, model_kwargs) -> torch.Tensor:
+        """transformers' own step for a call without a mask, which makes every pad id padding: here only those before a
+        row's first other id are. The last id of a prompt always counts."""
+        mask = super()._prepare_attention_mask_for_generation(inputs_tensor, generation_config, model_kwargs)
+        mask[:, -1] = 1
+        return mask.cummax(dim=-1).values
 
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
@@ -255,11 +265,6 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         sampler = generation_config.sampler
         config = generation_config.sampler_config
         if sampler and SAMPLERS[sampler].has_ticks:
-            if any(isinstance(p, SynthIDTextWatermarkLogitsProcessor) for p in logits_processor):
-                raise ValueError(
-                    f"SynthID watermarking is not supported with sampler={sampler!r}: drafts would corrupt the state "
-                    "it keeps between tokens. Use sampler='autoregressive'."
-                )
             return Batch(
                 self,
                 SAMPLERS[sampler],  # type: ignore[arg-type]  # it has ticks

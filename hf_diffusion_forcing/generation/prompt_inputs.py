@@ -79,8 +79,7 @@ class PromptInputs:
         if bool(padded.any()):
             raise ValueError(
                 "attention_mask has padding after a real token; prompts must be padded on the left: "
-                "set tokenizer.padding_side = 'left'. "
-                "(Without an attention_mask, transformers treats pad tokens as padding.)"
+                "set tokenizer.padding_side = 'left'."
             )
 
 

@@ -82,13 +82,19 @@ class Row:
         """The most positions a wave may have: those that may still predict a token."""
         return self.last_position - self.front + 1
 
-    def commit(self, token: int, logits: torch.Tensor, scores: torch.Tensor) -> bool:
-        """Make a token final; returns whether it ends the row. Moves the front, but not the wave.
+    def commit(self, predicted: int, logits: torch.Tensor, scores: torch.Tensor) -> int:
+        """Make the token after the front final, and set `has_ended`. Moves the front, but not the wave.
 
         Args:
+            predicted: the token, unless a processor waits for its final prefix and chooses another one.
             logits, scores: [vocabulary], those of the token; copied if they are kept.
+
+        Returns:
+            The token.
         """
-        call = self.call
+        call, token = self.call, predicted
+        if call.choice.waits:
+            token, scores = call.choice.choose_final(self.number, self.ids, self.front, self.seed, logits)
         self.ids.append(token)
         if call.keeps_logits:
             self.logits.append(logits.to(call.choice.device, torch.float32, copy=True))
@@ -97,7 +103,7 @@ class Row:
         if call.streamer is not None:
             call.streamer.put(torch.tensor([token]))
         self.has_ended = call.stopping.has_ended(self.ids, self.scores if call.keeps_scores else None)
-        return self.has_ended
+        return token
 
     def advance(self, frozen: int, predictions: list[int], width: int, recurrences: int) -> None:
         """Drop the first positions of the wave, give the others the new drafts, and add positions at the end.

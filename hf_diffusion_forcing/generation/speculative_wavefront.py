@@ -163,14 +163,14 @@ class SpeculativeWavefront(TickingSampler):
             if position.steps < self.config.num_steps:
                 self._propose(row, position, token)
                 continue
-            has_ended = row.commit(token, logits[index], scores[index])
+            token = row.commit(token, logits[index], scores[index])
             self.stats.count_proposals(position.proposals, token)
-            is_right = not has_ended and len(row.wave) > 1 and row.wave[1].token == token
+            is_right = not row.has_ended and len(row.wave) > 1 and row.wave[1].token == token
             if not is_right:
                 self._drop(row, 1)
             del row.wave[0]
             if not is_right:
-                if not has_ended:
+                if not row.has_ended:
                     # The committed token is the new front; its draft was wrong or missing.
                     self.stats.waves += 1
                     row.wave.append(Position(token))

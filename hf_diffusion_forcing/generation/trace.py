@@ -47,7 +47,8 @@ class WaveTick:
         predictions: the next token each position predicts after the tick; None where it was not read out.
         exit_values: the values the exit criterion compared with its threshold; None if there is no value yet, if it is
             not finite, and for samplers and criteria without such values.
-        committed: the ids this tick made final: predictions of its first positions, in order.
+        committed: the ids this tick made final: predictions of its first positions, in order, unless a logits processor
+            that keeps a state chose another one.
         discarded: for the speculative wavefront, the recurrences of each position dropped after the tick because its
             token, or one before it, was a wrong draft.
         abandoned: the tick does not count: a draft overflowed, and the tick was repeated with only the fronts.

@@ -17,19 +17,19 @@ from ..settings.sampler_config import merged
 try:
     import openai  # noqa: F401  (transformers' handlers answer with its types)
     import uvicorn
-    from fastapi import FastAPI, HTTPException, Request
-    from fastapi.responses import JSONResponse
+    from fastapi import FastAPI, HTTPException
+    from fastapi.exceptions import RequestValidationError
 
     from ..compat.serving import (
         ChatCompletionHandler,
         CompletionHandler,
-        GenerationState,
         ModelManager,
         ResponseHandler,
         SystemOneHandler,
         TranscriptionHandler,
         build_server,
     )
+    from .streams import Checked, RecordingState, fail, refuse
 except ImportError as error:
     raise ImportError(
         f'Serving needs fastapi, uvicorn and openai ({error}): pip install "hf-diffusion-forcing[serve]"'
@@ -101,19 +101,18 @@ class Seeded:
         return config.with_settings(seed=body["seed"])
 
 
-class SeededChatCompletions(Seeded, ChatCompletionHandler): ...
+class ChatCompletions(Checked, Seeded, ChatCompletionHandler): ...
 
 
-class SeededCompletions(Seeded, CompletionHandler): ...
+class Completions(Checked, Seeded, CompletionHandler):
+    async def handle_request(self, body, request_id):
+        if "prompt" not in body:
+            # transformers' handler would complete an empty one.
+            raise HTTPException(400, "The request lacks the field 'prompt'.")
+        return await super().handle_request(body, request_id)
 
 
-class SeededResponses(Seeded, ResponseHandler): ...
-
-
-async def refuse(request: Request, error: Exception) -> JSONResponse:
-    """Return an error in the format of the OpenAI API."""
-    status, message = (error.status_code, error.detail) if isinstance(error, HTTPException) else (400, error)
-    return JSONResponse({"error": {"message": str(message), "type": "invalid_request_error"}}, status_code=status)
+class Responses(Checked, Seeded, ResponseHandler): ...
 
 
 def build_app(
@@ -127,19 +126,20 @@ def build_app(
         name: the model's name for clients.
         enable_cors: accept requests from web pages of any origin.
     """
-    manager, state = LoadedModel(model, tokenizer, name), GenerationState()
+    manager, state = LoadedModel(model, tokenizer, name), RecordingState()
     app = build_server(
         manager,
-        SeededChatCompletions(manager, state),
-        completion_handler=SeededCompletions(manager, state),
-        response_handler=SeededResponses(manager, state),
+        ChatCompletions(manager, state),
+        completion_handler=Completions(manager, state),
+        response_handler=Responses(manager, state),
         transcription_handler=TranscriptionHandler(manager, state),
         systemone_handler=SystemOneHandler(manager, state),
         generation_state=state,
         enable_cors=enable_cors,
     )
-    for error in (ValueError, TypeError, TemplateError, HTTPException):
+    for error in (ValueError, TypeError, TemplateError, HTTPException, RequestValidationError):
         app.add_exception_handler(error, refuse)
+    app.add_exception_handler(Exception, fail)
     return app
 
 

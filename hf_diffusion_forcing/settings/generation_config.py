@@ -65,6 +65,7 @@ class RecurrentDepthGenerationConfig(GenerationConfig):
         sampler: str | Literal[False] | None = None,
         sampler_preset: str | None = None,
         sampler_config: SamplerConfig | dict[str, Any] | None = None,
+        cache_sharing: str | int | None = None,
         **keywords: Any,
     ) -> SamplerConfig:
         """The settings that a call uses, validated and with every depth filled in.
@@ -79,6 +80,9 @@ class RecurrentDepthGenerationConfig(GenerationConfig):
         4. the preset, of the call or else of that generation config;
         5. the sampler's default.
 
+        A cache that is passed in brings its `kv_sharing`, which comes after what the call says (1, 2 and a generation
+        config passed with it) and before the rest.
+
         The sampler comes from the first of `sampler`, a dataclass passed as `sampler_config`, `sampler_preset` and
         that generation config. Settings and presets stored for another sampler are ignored. A source that sets
         `exit_criterion` also drops the `exit_threshold` of the sources below it, which was meant for another
@@ -88,6 +92,7 @@ class RecurrentDepthGenerationConfig(GenerationConfig):
             model_config: has `mean_recurrence`, the default depth, and `model_type`, which selects the presets.
             generation_config: the one passed with the call.
             sampler, sampler_preset, sampler_config, keywords: arguments of the call.
+            cache_sharing: `kv_sharing` of the cache passed with the call.
 
         Returns:
             The sampler's dataclass; a `PlainDecodingConfig` without a sampler.
@@ -108,7 +113,8 @@ class RecurrentDepthGenerationConfig(GenerationConfig):
             stored_preset, stored = None, {}
         sampler_preset = stored_preset if sampler_preset is None else sampler_preset
 
-        settings = merged(stored, called, keywords)
+        of_cache = {} if cache_sharing is None else {"kv_sharing": cache_sharing}
+        settings = merged(*((of_cache, stored) if source is passed else (stored, of_cache)), called, keywords)
         config_class: type[SamplerConfig] = PlainDecodingConfig
         if sampler is not None and sampler is not False:
             config_class = sampler_config_class(sampler)

@@ -32,7 +32,7 @@ class SpeculativeWavefrontConfig(SamplerConfig):
         if self.kv_sharing != "none":
             raise ValueError(
                 f"kv_sharing={self.kv_sharing!r} is not possible with sampler={self.sampler!r}, which needs one KV "
-                "entry per recurrence: leave it out, or use sampler='diffusion_forcing'."
+                "entry per recurrence: leave it out (and a cache made with it), or use sampler='diffusion_forcing'."
             )
         if isinstance(self.draft_depth, str) and self.draft_depth != "auto":
             raise ValueError(f"draft_depth={self.draft_depth!r} is unknown: use 'auto' or a number of recurrences.")

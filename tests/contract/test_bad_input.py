@@ -4,6 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, GPT2LMHeadModel
 
+from hf_diffusion_forcing import DiffusionForcingConfig, RecurrentDepthGenerationConfig
+
 PROMPT = torch.tensor([[3, 1, 4]])
 
 
@@ -83,8 +85,28 @@ def test_assistant_model(idle):
 
 def test_a_cache_of_the_other_sharing(tiny):
     first = tiny.generate(PROMPT, sampler="autoregressive", max_new_tokens=2, return_dict_in_generate=True)
-    with pytest.raises(ValueError, match="kv_sharing='none'"):
-        tiny.generate(first.sequences, sampler="diffusion_forcing", cache=first.cache, max_new_tokens=2)
+    common = {"cache": first.cache, "max_new_tokens": 2}
+    for said in (
+        {"sampler": "diffusion_forcing", "kv_sharing": "last"},
+        {"sampler_config": DiffusionForcingConfig()},
+        {"generation_config": RecurrentDepthGenerationConfig(sampler_config={"kv_sharing": 2}, sampler="adaptive")},
+    ):
+        with pytest.raises(ValueError, match="cache was made with kv_sharing='none'"):
+            tiny.generate(first.sequences, **common, **said)
+    shared = tiny.generate(PROMPT, sampler="diffusion_forcing", max_new_tokens=2, return_dict_in_generate=True)
+    with pytest.raises(ValueError, match="leave it out"):
+        tiny.generate(shared.sequences, sampler="speculative_wavefront", cache=shared.cache, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("sampler", [{}, {"sampler": False}, {"num_beams": 2}, {"sampler": "autoregressive"}])
+@pytest.mark.parametrize("name", ["dynamic", "static", "offloaded", "offloaded_static", "quantized", "paged"])
+def test_a_cache_of_transformers_own(idle, sampler, name):
+    error = NotImplementedError if name == "paged" else ValueError
+    with pytest.raises(error, match=f"cache_implementation='{name}'"):
+        idle.generate(PROMPT, **sampler, cache_implementation=name, max_new_tokens=2)
+    stored = RecurrentDepthGenerationConfig(cache_implementation=name)
+    with pytest.raises(error, match=f"cache_implementation='{name}'"):
+        idle.generate(PROMPT, **sampler, generation_config=stored, max_new_tokens=2)
 
 
 def test_a_model_that_is_not_recurrent_depth():

@@ -193,7 +193,6 @@ def accelerator(request):
 
 @pytest.mark.parametrize("accelerator", ["no", "bf16"], indirect=True)
 def test_accelerate_prepare(accelerator, huginn_mini):
-    """With mixed precision forward() runs under autocast and the sampler's ticks do not: one cache holds both."""
     model = accelerator.prepare(copy.deepcopy(huginn_mini))
     batch = left_pad([PROMPT[0].tolist(), [81, 58]])
     for settings in (FORCING, AUTOREGRESSIVE):

@@ -151,3 +151,16 @@ def test_a_criterion_of_the_whole_batch_cuts_scores_and_traces_too(tiny, sampler
     if parallel:
         assert output.stats.tokens_committed == [3, 3]
         assert [output.trace.new_tokens(row) for row in (0, 1)] == output.sequences[:, 5:].tolist()
+
+
+def test_without_a_mask_only_leading_pads_are_padding(tiny, sampler):
+    """transformers infers a mask that hides every pad id; inside a text they are tokens, as the last id always is."""
+    tiny.generation_config.pad_token_id = 0
+    ids = torch.tensor([[0, 0, 5, 0, 7, 0], [3, 1, 4, 0, 0, 9], [0, 0, 0, 0, 0, 0]])
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6, [0, 0, 0, 0, 0, 1]])
+    common = sampler | {"max_new_tokens": 6}
+    expected = tiny.generate(ids, attention_mask=mask, **common)
+    assert tiny.generate(ids, **common).tolist() == expected.tolist()
+    # A prompt whose last id is the pad token is not padded either.
+    alone = tiny.generate(torch.tensor([[0]]), **common)
+    assert alone.tolist() == tiny.generate(torch.tensor([[0]]), attention_mask=torch.ones(1, 1), **common).tolist()

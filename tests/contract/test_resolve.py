@@ -128,3 +128,33 @@ def test_no_sampler_is_plain_decoding():
         model.generation_config.resolve(model.config, sampler=False, sampler_preset="fast")
     with pytest.raises(ValueError, match="wavefront=3 is not a setting of plain decoding"):
         model.generation_config.resolve(model.config, sampler=False, wavefront=3)
+
+
+@pytest.mark.parametrize("first", ["autoregressive", "diffusion_forcing", "adaptive"])
+@pytest.mark.parametrize("second", ["autoregressive", "diffusion_forcing", "adaptive"])
+def test_what_the_call_does_not_say_follows_the_cache(first, second):
+    """A text goes on in another sampler's cache as in a new cache of the same sharing."""
+    torch.manual_seed(0)
+    model = RavenForCausalLM(tiny_config()).eval()
+    common = {"max_new_tokens": 4, "seed": 3, "return_dict_in_generate": True}
+    begun = model.generate(torch.tensor([[3, 1, 4]]), sampler=first, **common)
+    sharing = begun.cache.kv_sharing
+    # What is stored, the preset and the default come after the cache.
+    model.generation_config = RecurrentDepthGenerationConfig(
+        sampler=second, sampler_config={"kv_sharing": "none" if sharing == "last" else "last"}
+    )
+    copied = copy.deepcopy(begun.cache)
+    gone_on = model.generate(begun.sequences, cache=begun.cache, **common)
+    said = model.generate(begun.sequences, cache=copied, kv_sharing=sharing, **common)
+    assert gone_on.sequences.tolist() == said.sequences.tolist()
+    assert gone_on.cache is begun.cache and gone_on.cache.kv_sharing == sharing
+    config = model.generation_config
+    assert config.resolve(model.config, cache_sharing=sharing).kv_sharing == sharing
+    assert config.resolve(model.config, cache_sharing=sharing, kv_sharing=3).kv_sharing == 3
+    assert config.resolve(model.config, config, cache_sharing=sharing).kv_sharing != sharing
+
+
+def test_a_preset_follows_the_cache():
+    model = RavenForCausalLM(tiny_config()).eval()
+    settings = model.generation_config.resolve(model.config, sampler_preset="fast", cache_sharing="none")
+    assert settings.kv_sharing == "none" and settings.inner_recurrence == 1

@@ -232,6 +232,8 @@ def test_prefix_free_processors_are_called_once_a_wave(tiny):
     calls = {"free": 0, "bound": 0}
 
     class Counting(LogitsProcessor):
+        reads_only_prefix = True
+
         def __call__(self, input_ids, scores):
             calls["bound"] += 1
             return scores

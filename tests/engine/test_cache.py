@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_diffusion_forcing import RecurrentDepthCache
+from hf_diffusion_forcing.cache import Slots
 
 
 def expected_bytes(model, batch, capacity, slots):
@@ -100,6 +101,20 @@ def test_a_tensor_of_equal_depths_is_that_depth(tiny):
         e = tiny.embed(ids, at)
         outputs.append(tiny.recur(e, e, at, 0))
     torch.testing.assert_close(*outputs)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+@pytest.mark.parametrize("slots", [0, torch.tensor([[1, 0, 1]]), Slots((1, 0, 1), torch.tensor([1, 0, 1]))])
+def test_a_cache_keeps_its_dtype(dtypes, slots):
+    """Made under autocast and used outside it, or the other way round: values are cast on their way in and out."""
+    cache, (first, second) = one_layer(num_steps=2, kv_sharing="none"), dtypes
+    rows = torch.tensor([[0, 0, 1]])
+    for start, dtype in ((0, first), (2, second)):
+        at = cache.place_rows(torch.tensor([[start, start + 1, start]]), rows, [2, 1], start + 2)
+        x = torch.tensor([1.0, 3.0, 8.0], dtype=dtype)[None, None, :, None]
+        y = at.attend(0, torch.zeros_like(x), x, x, slots)
+        assert y.dtype == dtype and y.shape == x.shape and y.isfinite().all()
+        assert cache.keys[0].dtype == cache.values[0].dtype == first
 
 
 def test_crop_moves_a_number():

@@ -289,3 +289,26 @@ def test_many_queries_of_several_rows_after_others():
     mask = torch.ones(300, 305, dtype=torch.bool).tril(5)
     expected = F.scaled_dot_product_attention(query[:, :, 5:], key, value, mask, enable_gqa=True)
     torch.testing.assert_close(seen, part(expected, 0, 300), **CLOSE)
+
+
+@pytest.mark.parametrize(("start", "width"), [(0, 3), (5, 1), (2, 4)])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_slots_on_a_placement_with_a_start(start, width, rows):
+    """With and without `start` the same: it only says that no mask, or one for all rows, is needed."""
+    torch.manual_seed(0)
+    depths = tuple((depth * 2) % 3 for depth in range(rows * width))
+    slots = Slots(depths, torch.tensor(depths))
+    positions = torch.arange(start, start + width).repeat(rows)[None]
+    seats = torch.arange(rows).repeat_interleave(width)[None]
+    before, new = torch.randn(2, 3, rows, start, 4), torch.randn(3, 1, 2, rows * width, 4)
+    read = []
+    for given in (start, None):
+        cache = RecurrentDepthCache(0, 1, 0, 3, "none")
+        cache.place(torch.zeros(rows, 1, dtype=torch.long), extent=start + width)
+        at = cache.place_rows(positions, seats, [width] * rows, start + width, given)
+        cache.keys[0], cache.values[0] = (
+            torch.nn.functional.pad(each[:, :, None].expand(-1, -1, 2, -1, -1), (0, 0, 0, cache.capacity + 1 - start))
+            for each in before
+        )
+        read.append(at.attend(0, *new, slots))
+    assert read[0].equal(read[1]) and read[0].abs().sum() > 0

@@ -1,10 +1,12 @@
 """The real server in a process of its own, asked by the real OpenAI client, answers what `generate()` says."""
 
+import copy
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
+import httpx2
 import openai
 import pytest
 from transformers import AutoModelForCausalLM
@@ -13,9 +15,9 @@ from typer.testing import CliRunner
 from hf_diffusion_forcing import RavenForCausalLM, bundled_checkpoint
 from hf_diffusion_forcing.command_line.app import app
 from hf_diffusion_forcing.evaluation.problems import problems
-from hf_diffusion_forcing.serving.server import choose_sampler
+from hf_diffusion_forcing.serving.server import build_app, choose_sampler
 from support import tiny_config
-from support.serving import serving
+from support.serving import running, serving
 
 HASTY = {"wavefront": 8, "inner_recurrence": 1, "exit_threshold": 1e6, "seed": 0}
 """One recurrence a token: no other way of decoding says quite the same."""
@@ -164,6 +166,66 @@ def test_bad_requests(client, server, request_, message):
     with pytest.raises((openai.BadRequestError, openai.UnprocessableEntityError), match=message):
         client.chat.completions.create(**whole | request_)
     assert client.chat.completions.create(**whole).usage.completion_tokens == 2
+
+
+def post(server, path, **request):
+    """The answer of the server to a body as it is, over HTTP: status and JSON."""
+    answer = httpx2.post(f"http://localhost:{server[1]}/v1/{path}", timeout=120, **request)
+    return answer.status_code, answer.json()
+
+
+@pytest.mark.parametrize(
+    ("path", "limit", "text"),
+    [
+        ("chat/completions", "max_tokens", {"messages": [{"role": "user", "content": "Start at 3 + 2."}]}),
+        ("completions", "max_tokens", {"prompt": "Q: Start at 3 + 2."}),
+        ("responses", "max_output_tokens", {"input": "Start at 3 + 2."}),
+    ],
+)
+def test_a_stream_is_refused_before_it_begins(server, path, limit, text):
+    status, body = post(server, path, json=text | {limit: 9999, "stream": True})
+    assert status == 400 and "exceeds the context of 4096" in body["error"]["message"]
+    answer = httpx2.post(f"http://localhost:{server[1]}/v1/{path}", timeout=120, json=text | {limit: 3, "stream": True})
+    assert answer.status_code == 200 and answer.text.startswith(("data: ", "event: "))
+    status, body = post(server, path, json={limit: 3, "stream": False})
+    assert status == 400 and body["error"]["message"] == f"The request lacks the field {next(iter(text))!r}."
+
+
+@pytest.mark.parametrize("content", [b"[1, 2]", b"{", b'"text"'])
+def test_a_body_that_is_no_object(server, content):
+    status, body = post(server, "completions", content=content, headers={"Content-Type": "application/json"})
+    assert status == 400 and body["error"]["message"]
+
+
+def test_a_message_that_lacks_a_field(server):
+    status, body = post(server, "chat/completions", json={"messages": [{"content": "Hello"}]})
+    assert status == 400 and body["error"]["message"] == "The request lacks the field 'role'."
+
+
+MESSAGE = 'it said "no",\nand a \\ too'
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_error_is_json_whatever_its_message_holds(bundled, stream):
+    """The model fails in the middle of the text."""
+    model, tokenizer = copy.deepcopy(bundled[0]), bundled[1]
+    choose_sampler(model, "diffusion_forcing", **HASTY)
+    left = [40]
+
+    def failing(module, args, output):
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError(MESSAGE)
+
+    model.transformer.core_block[0].register_forward_hook(failing)
+    with running(build_app(model, tokenizer, "it")) as port:
+        sent = {"prompt": "Q: Start at 3 + 2.", "max_tokens": 500, "stream": stream}
+        answer = httpx2.post(f"http://localhost:{port}/v1/completions", json=sent, timeout=120)
+        lines = answer.text.strip().split("\n\n") if stream else [answer.text]
+        bodies = [json.loads(line.removeprefix("data: ")) for line in lines]
+    assert answer.status_code == (200 if stream else 500)
+    assert bodies[-1] == {"error": {"message": MESSAGE, "type": "server_error"}}
+    assert all(body["choices"] for body in bodies[:-1]) and (len(bodies) > 1) == stream
 
 
 def test_a_client_that_leaves(ask, telling):

@@ -8,6 +8,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from threading import Thread
+
+import uvicorn
 
 
 @contextlib.contextmanager
@@ -42,3 +45,16 @@ def listens(process: subprocess.Popen, port: int, seconds: int = 120) -> bool:
         except OSError:
             time.sleep(0.2)
     return False
+
+
+@contextlib.contextmanager
+def running(app) -> Iterator[int]:
+    """Run an app in a thread of this process, on a free port, while the context lasts; gives the port."""
+    server = uvicorn.Server(uvicorn.Config(app, host="localhost", port=0, log_level="critical"))
+    thread = Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    thread.join(30)

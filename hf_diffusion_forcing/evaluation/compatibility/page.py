@@ -33,7 +33,9 @@ tokens passed to a streamer, and the number of positions in each pass of the mod
 Details on arguments that work:
 
 - **Logits processors** see each position of a wave with its own prefix. Processors that read no prefix (temperature,
-  `top_k`, ...) run once for the whole wave. All others run once per prefix length.
+  `top_k`, ...) run once for the whole wave. transformers' other processors run once per prefix length. Your own
+  processor runs once per committed token, and drafts are chosen without it, unless it
+  [declares](hooks.md#logits-processors) that it reads only its prefix.
 - **`prefix_allowed_tokens_fn`** may see the prefix of a draft that no final text will contain. If it raises an error
   or allows no token there, it is ignored for that draft. If it raises an error on a final prefix, the call fails.
 - **Stopping criteria** see committed tokens only, once per length. As in transformers, they see the whole batch: they
