@@ -99,8 +99,8 @@ class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
             output_attentions: return `attentions`, a tensor [batch, heads, width, columns] for each attention layer, in
                 the order in which they run: the prelude's, the core's of every recurrence, the coda's. Needs
                 `attn_implementation="eager"`. By default as `config.output_attentions` says.
-            shift_labels: a keyword: int64 [batch, width], labels that are shifted already; they override `labels`.
 
+        The keyword `shift_labels`, int64 [batch, width], gives labels that are shifted already and overrides `labels`.
         Keywords that say nothing new are ignored: `cache_position`, `token_type_ids` of zeros, and a packed batch's
         `cu_seq_lens_q`, `max_length_q`, `seq_idx` and the like.
 

@@ -91,14 +91,12 @@ def test_a_prompt_without_padding_needs_no_mask(bundled):
     ids = tokenizer(next(problems(22, held_out=True, kind="worked")).prompt, return_tensors="pt").input_ids
     starts, recur = [], model.recur
     try:
-        model.recur = lambda s, e, at, cache, depth: (
-            starts.append((cache.placement.positions is at, cache.placement.start)) or recur(s, e, at, cache, depth)
-        )
+        model.recur = lambda s, e, at, depth: starts.append(at.start) or recur(s, e, at, depth)
         prefill(model, ids, **ADAPTIVE)
     finally:
         del model.recur
-    assert starts[0] == (True, 0)
-    assert all(placed and start is not None for placed, start in starts) and starts[-1][1] > 0
+    assert starts[0] == 0
+    assert None not in starts and starts[-1] > 0
 
 
 @pytest.mark.parametrize("criterion", ["kl", "token_stability", {"name": "fixed", "steps": 3}])

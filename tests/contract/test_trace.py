@@ -292,7 +292,7 @@ def test_a_file_holds_all_but_latents(tiny, tmp_path):
         (lambda values: {"sampler": "adaptive"}, ValueError, "needs 'budget'"),
         (lambda values: values | {"waves": [3]}, TypeError, "WaveTick needs a dict"),
         (lambda values: values | {"waves": [{"tick": 0}]}, ValueError, "WaveTick needs"),
-        (lambda values: values["waves"][0]["tokens"].append(1) or values, ValueError, "differ in length"),
+        (lambda values: values["waves"][0]["tokens"].append(1) or values, ValueError, "lists of different lengths"),
     ],
 )
 def test_what_is_no_trace_is_refused(tiny, tmp_path, change, error, message):

@@ -310,7 +310,7 @@ def test_two_families_generate_in_one_process():
 def test_every_family_is_exported_with_the_lossless_preset(family, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(bundled_checkpoint())
     if not family.has_injected_embedding:
-        with pytest.raises(ValueError, match=r"preset='balanced' is of diffusion forcing.*use preset='lossless'"):
+        with pytest.raises(ValueError, match=r"preset='balanced' uses diffusion_forcing.*use preset='lossless'"):
             export_checkpoint(family, tokenizer, tmp_path / "refused")
         assert not (tmp_path / "refused").exists()
     out = export_checkpoint(family, tokenizer, tmp_path / "out", "lossless")

@@ -30,6 +30,7 @@ from hf_diffusion_forcing.settings.sampler_config import SAMPLER_CONFIGS
 from support import ROOT
 from support.commands import run
 from support.markdown import BLOCK
+from support.matrix import cases
 from support.serving import serving
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -83,7 +84,12 @@ def in_a_shell(script):
     return result.stdout
 
 
-@pytest.mark.parametrize("command", ONCE)
+def one_of_each(commands):
+    """The first command line of every command."""
+    return list({tuple(line.split()[:2]): line for line in reversed(commands)}.values())
+
+
+@pytest.mark.parametrize("command", cases(ONCE, keep=one_of_each(ONCE)))
 def test_commands(command):
     """In this process, with the words that a shell makes of the command."""
     words = in_a_shell(f"printf '%s\\0' {command}").split("\0")[:-1]
@@ -92,7 +98,7 @@ def test_commands(command):
     assert result.exit_code == 0, result.output
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ONCE)
 def test_commands_in_a_shell(command):
     in_a_shell(command)
