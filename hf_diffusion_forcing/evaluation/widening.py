@@ -45,7 +45,7 @@ def widen(model: RavenForCausalLM, factor: int) -> RavenForCausalLM:
     """
     if factor < 1:
         raise ValueError(f"factor={factor} must be at least 1.")
-    values = model.config.to_dict()
+    values = {name: value for name, value in model.config.to_dict().items() if name not in RavenConfig.attribute_map}
     for name in ("n_embd", "n_heads", "num_key_value_heads", "intermediate_size"):
         values[name] *= factor
     # The head divides by the factor but the embedding does not, so they are no longer tied. The initial state is the
