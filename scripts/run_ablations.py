@@ -181,8 +181,8 @@ def page(record: dict) -> str:
         "time.",
         "- *Equal tokens*: share of tokens on these problems that equal those of autoregression at r = 32.",
         f"- *Speed*: end-to-end tokens per second relative to that baseline, on {record['timed']} of these problems. "
-        "On a model this small it reflects overhead as much as the sampler: [performance](performance.md) has speeds at "
-        "realistic sizes.",
+        "On a model this small it reflects overhead as much as the sampler: [performance](performance.md) has speeds "
+        "at realistic sizes.",
         "",
         f"Measured by `scripts/run_ablations.py` on {record['machine']}, {record['date']}.",
         "",
