@@ -172,7 +172,7 @@ def page(record: dict) -> str:
     lines = [
         "# Ablations",
         "",
-        "How each setting changes the accuracy and the work of the bundled checkpoint.",
+        "This page shows how each setting changes the accuracy and the work of the bundled checkpoint.",
         "",
         f"- *Worked* and *mental*: share of problems solved, out of {record['problems']} held-out problems of each "
         "kind in batches of 64.",
@@ -181,8 +181,8 @@ def page(record: dict) -> str:
         "time.",
         "- *Equal tokens*: share of tokens on these problems that equal those of autoregression at r = 32.",
         f"- *Speed*: end-to-end tokens per second relative to that baseline, on {record['timed']} of these problems. "
-        "On so small a model it reflects overhead as much as the sampler: [performance](performance.md) has speeds at "
-        "realistic sizes.",
+        "On a model this small it reflects overhead as much as the sampler: [performance](performance.md) has speeds "
+        "at realistic sizes.",
         "",
         f"Measured by `scripts/run_ablations.py` on {record['machine']}, {record['date']}.",
         "",

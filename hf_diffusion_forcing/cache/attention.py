@@ -1,4 +1,4 @@
-"""Attention of a few positions to a cache: the kernels a placement may have."""
+"""Attention of a pass's positions to the cache: the kernels that a placement can use."""
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +72,7 @@ class RecordedAttention:
 
 
 def _attend(query, key, value, mask, is_causal) -> tuple[torch.Tensor, torch.Tensor]:
-    """What every query reads, and the probabilities it reads with (a softmax in float32, as in transformers)."""
+    """The output of every query, and its attention probabilities (a softmax in float32, as in transformers)."""
     groups, width, keys = query.shape[1] // key.shape[1], query.shape[2], key.shape[2]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)

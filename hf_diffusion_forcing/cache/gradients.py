@@ -12,9 +12,9 @@ def wants_gradients(*tensors: torch.Tensor) -> bool:
 
 
 def with_gradients(stored: torch.Tensor, new: torch.Tensor, at: Placement) -> torch.Tensor:
-    """A copy of the entries below the extent, with a pass's own entries as autograd knows them.
+    """A copy of the entries below the extent, in which the pass's own entries keep their autograd graph.
 
-    A cache keeps no graph and is overwritten by later recurrences; autograd allows neither for a tensor it has saved.
+    The cache itself keeps no graph, and later recurrences overwrite it, which autograd forbids for a tensor it saved.
 
     Args:
         stored: [rows, kv_heads, capacity + 1, head_dim], the rows' entries of one slot.

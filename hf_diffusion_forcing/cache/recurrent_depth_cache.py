@@ -112,7 +112,7 @@ class RecurrentDepthCache(Cache):
     # --- placements ---
 
     def place(self, positions: torch.Tensor, start: int | None = None, extent: int | None = None) -> Placement:
-        """The placement of a pass over a grid of rows, which have the first seats, in order.
+        """The placement of a pass over a grid of rows; row i has seat i.
 
         Args:
             positions: int64 [batch, width], absolute; -1 is padding (never stored; its output is meaningless).
@@ -194,7 +194,7 @@ class RecurrentDepthCache(Cache):
     def _leave_inference_mode(self) -> None:
         """Outside `torch.inference_mode()`, copy tensors made inside it, which cannot be written to."""
         stored = [t for t in (*self.keys, *self.values) if t is not None]
-        # An empty cache first: torch.compile cannot trace the question for the mode.
+        # An empty cache first: torch.compile cannot trace is_inference_mode_enabled().
         if not stored or torch.is_inference_mode_enabled() or not any(t.is_inference() for t in stored):
             return
         for tensors in (self.keys, self.values):

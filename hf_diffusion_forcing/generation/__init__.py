@@ -1,1 +1,1 @@
-"""Samplers, and the mixin that puts them behind `generate()`."""
+"""The samplers, and the mixin through which `generate()` calls them."""

@@ -109,13 +109,13 @@ class DiffusionForcing(EarlyExitSampler):
             if row.has_ended:
                 return
             if token != predictions[place]:
-                # A processor that waits for the final prefix has chosen another one: the draft behind it was wrong.
+                # A processor that keeps a state has chosen another token: the draft after it was wrong.
                 predictions[place], frozen = token, place + 1
                 break
         row.advance(frozen, predictions, self._width(row, len(wave) - frozen), self.inner_recurrence)
 
     def _has_narrowed(self, rows: list[Row], is_finite: list[list[int]]) -> bool:
-        """Whether a draft has overflowed. The tick then does not count and is repeated with only the fronts.
+        """Whether a draft has overflowed. The tick is then discarded and repeated with only the fronts.
 
         Through 0 * NaN in attention such a draft also spoils the positions on its left. If a front is not finite on its
         own, the model itself is to blame and narrowing does not help.

@@ -1,4 +1,4 @@
-"""What a call of `forward()` does around the model, for samplers, which call the verbs instead."""
+"""Autocast and hooks around `forward()`, for samplers, which call the model's parts instead."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ logger = logging.get_logger(__name__)
 def autocast_of_forward(model: PreTrainedModel, device: torch.device) -> AbstractContextManager:
     """The autocast state inside a wrapped `model.forward`, as a context; nothing if it is not wrapped.
 
-    `Accelerator.prepare` replaces the model's forward by one that runs under autocast. What it switches on is seen from
-    inside: by the callback of a pass of one token and one recurrence.
+    `Accelerator.prepare` replaces the model's forward by one that runs under autocast. A callback reads the autocast
+    state in a pass of one token and one recurrence.
 
     Args:
         device: device of the ids.
@@ -39,7 +39,7 @@ def autocast_of_forward(model: PreTrainedModel, device: torch.device) -> Abstrac
 
 
 def warn_about_hooks(model: PreTrainedModel, sampler: str) -> None:
-    """Say once that hooks on the model itself do not run: nothing calls it as a whole."""
+    """Warn once that hooks on the model itself do not run, because samplers call only its parts."""
     if has_hooks_of_its_own(model):
         logger.warning_once(
             f"The model has a forward hook, which sampler={sampler!r} does not run: it calls the model's parts, not "

@@ -1,4 +1,4 @@
-"""Rows kept in place, for models with modules that look at rows."""
+"""Runs a pass on a grid whose row i is row i of the batch, for forward hooks that depend on rows."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .row import Row
 
 
 class RowsInPlace:
-    """A model's verbs for a pass over rows end to end, run on a grid [batch, width] with row i in place i.
+    """A model's verbs for a pass over rows end to end, run on a grid [batch, width] whose row i is row i of the batch.
 
-    A forward hook may look at rows: PEFT's `adapter_names` picks an adapter by row, and a hook may add a tensor
+    A forward hook may depend on rows: PEFT's `adapter_names` picks an adapter by row, and a hook may add a tensor
     [batch, 1, channels]. Such hooks see the whole batch in its order, although rows end, swap seats, and have waves of
     different widths. Cells without a position repeat one that exists, and their outputs are dropped. Attention still
     works on the rows end to end.
@@ -73,17 +73,17 @@ class RowsInPlace:
         return logits[row, column][None]
 
     def exit_gate(self, s: torch.Tensor) -> torch.Tensor:
-        """The states are those of the latest pass."""
+        """Takes the states of the latest pass only."""
         grid = self._latest
         return grid.unpad(self.model.exit_gate(grid.pad(s)))
 
 
 class PlacedGrid:
-    """The grid of one pass, and the placement its modules get: a `PlacingCache` that attends end to end.
+    """The grid of one pass, and the placement that its layers get; attention works on the rows end to end.
 
     Args:
         owner: placement of the pass over rows end to end.
-        numbers: the place of each row of the pass in the batch.
+        numbers: each row's number in the batch.
         batch: rows of the grid.
 
     Attributes:

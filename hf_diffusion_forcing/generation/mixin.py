@@ -130,7 +130,7 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
             raise ValueError(f"return_trace={return_trace!r} needs return_dict_in_generate=True: pass that too.")
 
     def _refuse_keywords(self, model_kwargs: dict[str, Any]) -> None:
-        """Refuse keywords nobody knows, and what this model has not; drop those that say nothing."""
+        """Refuse keywords that are unknown or that the model does not support; drop those that have no effect."""
         check_token_types(model_kwargs.pop("token_type_ids", None))
         model_kwargs.pop("cache_position", None)
         if model_kwargs.get("output_attentions"):

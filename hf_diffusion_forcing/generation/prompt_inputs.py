@@ -1,4 +1,4 @@
-"""The prompt of a `generate()` call: its ids or embeddings, its mask, and what is refused of them."""
+"""The prompt of a `generate()` call, its ids or embeddings and its mask, and their checks."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class PromptInputs:
     """The prompts of a call.
 
     Attributes:
-        ids: int64 [batch, length], what the output begins with. There may be fewer than columns: only those that the
-            cache does not hold yet, or none with `embeds`.
-        columns: columns of the text up to the last of the prompt.
+        ids: int64 [batch, length], the ids that the output begins with. They may be fewer than `columns`: only those
+            that the cache does not hold yet, or none with `embeds`.
+        columns: columns of the whole prompt, including those that the cache holds.
         mask: int64 [batch, columns], or None without padding.
         embeds: [batch, columns, channels], the prompts' embeddings where ids do not give them.
     """
@@ -38,7 +38,7 @@ class PromptInputs:
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
     ) -> PromptInputs:
-        """What the model is given first. `prepare_inputs_for_generation` may embed the ids: soft prompts do."""
+        """The inputs of the first pass. `prepare_inputs_for_generation` may embed the ids, as for soft prompts."""
         inputs = model.prepare_inputs_for_generation(ids, is_first_iteration=True, **model_kwargs)
         mask, embeds = inputs.get("attention_mask"), inputs.get("inputs_embeds")
         mask = None if mask is None else mask.long()
@@ -91,7 +91,7 @@ def columns_of(mask: torch.Tensor | None, embeds: torch.Tensor | None, generatio
 
 
 def check_embeds(embeds: torch.Tensor, mask: torch.Tensor | None) -> None:
-    """ValueError unless the embeddings are [batch, columns, channels], as the mask [batch, columns] is."""
+    """ValueError unless the embeddings are [batch, columns, channels] and the mask, if given, is [batch, columns]."""
     if embeds.ndim != 3:
         raise ValueError(f"inputs_embeds has shape {tuple(embeds.shape)}; it must be [batch, length, channels].")
     if mask is not None and mask.shape != embeds.shape[:2]:
@@ -114,7 +114,7 @@ def check_ids(ids: torch.LongTensor, vocabulary: int) -> None:
 
 
 def check_position_ids(position_ids: torch.LongTensor, mask: torch.Tensor | None, shape: tuple[int, int]) -> None:
-    """ValueError unless position_ids say what the mask says already.
+    """ValueError unless position_ids agree with the mask.
 
     Args:
         position_ids: of the last columns.

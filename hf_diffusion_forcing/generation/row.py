@@ -86,7 +86,7 @@ class Row:
         """Make the token after the front final, and set `has_ended`. Moves the front, but not the wave.
 
         Args:
-            predicted: the token, unless a processor waits for its final prefix and chooses another one.
+            predicted: the token, unless a processor that keeps a state chooses another one for the final prefix.
             logits, scores: [vocabulary], those of the token; copied if they are kept.
 
         Returns:

@@ -14,7 +14,7 @@ class StateStarts:
     """s0 of the positions that enter a wave.
 
     Noise is drawn for `BLOCK` positions of a row at a time, because one position costs as many small operations as 32.
-    A start made from the injected embedding is made once the embedding is known.
+    A state that starts from the injected embedding is made once the embedding is known.
 
     Args:
         model: whose `initialize_state` to use.

@@ -43,7 +43,7 @@ class WaveTick:
         start: absolute position of the front, counted from the row's first real token.
         core_passes: recurrences of this tick.
         tokens: ids that were refined; the first is committed, the others are drafts.
-        recurrences: of each position after the tick, counted since its input token last changed.
+        recurrences: those of each position after the tick, counted since its input token last changed.
         predictions: the next token each position predicts after the tick; None where it was not read out.
         exit_values: the values the exit criterion compared with its threshold; None if there is no value yet, if it is
             not finite, and for samplers and criteria without such values.
@@ -89,7 +89,7 @@ class TokenTrace:
         position: absolute position of the token; the position before it predicted it.
         token: its id.
         tick: the tick that committed it; None for a row's first token, which comes from the prompt's own pass.
-        recurrences: all those spent on the position that predicted it, including wrong drafts; 0 for a first token.
+        recurrences: all that the position that predicted it had, including those on wrong drafts; 0 for a first token.
         exit_value: the criterion's value when it was committed.
         readouts: the earlier and final predictions of that position, in tick order, as pairs of its recurrences (since
             its input token last changed) and the predicted id.

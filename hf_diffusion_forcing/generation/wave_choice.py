@@ -42,7 +42,7 @@ def steady_wave(stay: float, wavefront: int) -> tuple[float, float]:
     """Ticks per token, and positions in the wave, in the middle of a text.
 
     A tick commits at most `wavefront / stay` tokens, and at most one (`headway`). Where the two bounds are close it
-    commits fewer than either; the rounding is fitted to texts of the trained checkpoints (docs/theory.md). Converged
+    commits fewer than either; the curve is fitted to texts of the trained checkpoints (docs/theory.md). Converged
     positions wait for those on their left, so a wave with room holds somewhat more than `stay` positions.
 
     Args:

@@ -47,7 +47,7 @@ class LatentAccelerationCriterion(DistanceCriterion):
     """||d - d_before|| / ||s|| < threshold, with d = s - s_before of this tick and d_before of the last one.
 
     The second difference of arXiv 2509.23314, divided by the state's norm to have the scale of `latent_difference`.
-    Tells small steps that keep turning from steps that settle; a state that drifts evenly counts as converged.
+    Small steps that keep changing direction do not count as converged; a state that drifts evenly does.
     Cost: two norms per position; remembers one float32 [batch, width, channels].
     """
 

@@ -29,7 +29,7 @@ class LatentProcessor:
     def process_start(self, state: torch.Tensor, refinement: Refinement) -> torch.Tensor:
         """Change the states of new positions: `state` is s0 where `refinement.fresh`, and the last tick's elsewhere.
 
-        Only the result at fresh positions is used.
+        Return the states of all other positions unchanged.
         """
         return state
 

@@ -108,7 +108,7 @@ class ContinuousCompute(LatentProcessor):
 @register_latent_processor
 @dataclass
 class LatentMomentum(LatentProcessor):
-    """s <- s + mu (s - s_before) after the recurrences: extends each tick's step a little.
+    """s <- s + mu (s - s_before) after the recurrences: makes each tick's step a little longer.
 
     Experimental. s_before is the state at the start of the tick. New positions, which start from noise, do not change.
     A criterion that compares states sees the longer step.

@@ -1,6 +1,6 @@
 """The settings of a call: sampler configs, presets, and the generation config that holds them.
 
-Only the generation config imports torch and transformers, so commands read settings fast.
+Only the generation config imports torch and transformers, so that commands start fast.
 """
 
 from .adaptive import AdaptiveConfig

@@ -54,7 +54,7 @@ def test_ticks_a_token_are_those_of_the_sweep():
         assert (
             f"{said[0]}, {said[1]} and {said[2]}" in text and f"{measured[0]}, {measured[1]} and {measured[2]}" in text
         )
-        assert f"D is {stay:.1f}" in text
+        assert f"t is {stay:.1f}" in text
 
 
 def test_the_formulas_of_bytes():
