@@ -32,8 +32,8 @@ def prompt_block(
     if seen:
         raise ValueError(
             f"token_type_ids marks a bidirectional prompt, but the cache holds {seen} columns already: such a prompt "
-            "is read in one piece, because its first tokens see its last ones. Pass all of it at once with a new cache, "
-            "and leave token_type_ids out (or 0) afterwards."
+            "is read in one piece, because its first tokens see its last ones. Pass all of it at once with a new cache "
+            "and leave token_type_ids out afterwards."
         )
     if token_type_ids.shape != shape:
         raise ValueError(
