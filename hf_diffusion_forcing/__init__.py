@@ -68,6 +68,8 @@ NAMES: dict[str, tuple[str, ...]] = {
         "unpack_linear_weights",
     ),
     ".registration": (
+        "HrmTextConfig",
+        "HrmTextForCausalLM",
         "OuroConfig",
         "OuroForCausalLM",
         "OuroForSequenceClassification",

@@ -32,6 +32,8 @@ from .hooks.refinement import Refinement
 from .models import RecurrentDepthForCausalLM, RecurrentDepthInterface, RecurrentDepthModelOutput, RecurrentDepthOutput
 from .packing import pack_linear_weights, unpack_linear_weights
 from .registration import (
+    HrmTextConfig,
+    HrmTextForCausalLM,
     OuroConfig,
     OuroForCausalLM,
     OuroForSequenceClassification,
@@ -71,6 +73,8 @@ __all__ = [
     "ExitCriterionList",
     "ExitGateCriterion",
     "FixedCriterion",
+    "HrmTextConfig",
+    "HrmTextForCausalLM",
     "KLCriterion",
     "LatentAccelerationCriterion",
     "LatentDifferenceCriterion",

@@ -66,19 +66,27 @@ class OuroConfig(metaclass=StandIn):
     model_type = "ouro"
 
 
-STAND_INS = (RavenConfig, OuroConfig)
+class HrmTextConfig(metaclass=StandIn):
+    """Stands in for `hf_diffusion_forcing.HrmTextConfig`."""
+
+    model_type = "hrm_text"
+
+
+STAND_INS = (RavenConfig, OuroConfig, HrmTextConfig)
 """One for each family. transformers finds a config class by its name too, so they have the real classes' names."""
 
 
 def register_stand_ins(module: ModuleType) -> None:
-    """Give `AutoConfig` the stand-ins of those families that it does not know yet.
+    """Give `AutoConfig` the stand-ins of the families, unless it has the real classes.
 
     Args:
         module: that of `AutoConfig`, all of it.
     """
+    if f"{__package__}{REGISTRATION}" in sys.modules:
+        return  # the real classes are there, or on their way
     for stand_in in STAND_INS:
-        if stand_in.model_type not in module.CONFIG_MAPPING:
-            module.AutoConfig.register(stand_in.model_type, stand_in)
+        # transformers itself knows some of the families.
+        module.AutoConfig.register(stand_in.model_type, stand_in, exist_ok=True)
 
 
 class AfterImport(MetaPathFinder):

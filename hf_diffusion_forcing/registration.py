@@ -1,5 +1,6 @@
 """Compose `generate()` onto models: onto the families, for the Auto classes, and onto a model already in memory."""
 
+import transformers
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -11,6 +12,8 @@ from transformers import (
 
 from .generation.mixin import RecurrentDepthGenerationMixin
 from .models import (
+    HrmTextAdapter,
+    HrmTextConfig,
     OuroConfig,
     OuroForSequenceClassification,
     OuroForTokenClassification,
@@ -40,6 +43,13 @@ class OuroForCausalLM(RecurrentDepthGenerationMixin, OuroLanguageModel):
     """
 
 
+class HrmTextForCausalLM(RecurrentDepthGenerationMixin, HrmTextAdapter, transformers.HrmTextForCausalLM):
+    """transformers' HRM-Text with this package's samplers: its modules, weights and files are transformers' own.
+
+    One recurrence is one H cycle. A prompt is read in both directions where `token_type_ids` is 1.
+    """
+
+
 FAMILIES = (
     (RavenConfig, RavenModel, RavenForCausalLM, RavenForSequenceClassification, RavenForTokenClassification),
     (OuroConfig, OuroModel, OuroForCausalLM, OuroForSequenceClassification, OuroForTokenClassification),
@@ -58,6 +68,16 @@ for _config, *_models in FAMILIES:
     for _auto, _model in zip(AUTO_CLASSES, _models, strict=True):
         _auto.register(_config, _model)
 
+# transformers knows this family too. Its base model stays transformers' own.
+AutoConfig.register(HrmTextConfig.model_type, HrmTextConfig, exist_ok=True)
+for _config in (HrmTextConfig, transformers.HrmTextConfig):
+    AutoModelForCausalLM.register(_config, HrmTextForCausalLM, exist_ok=True)
+
+ADAPTED: dict[type[PreTrainedModel], type[RecurrentDepthAdapter]] = {
+    transformers.HrmTextForCausalLM: HrmTextForCausalLM,
+}
+"""Classes of transformers, and what `enable_recurrent_depth()` makes of their models without an adapter."""
+
 
 def enable_recurrent_depth(
     model: PreTrainedModel, adapter: type[RecurrentDepthAdapter] | None = None
@@ -71,24 +91,43 @@ def enable_recurrent_depth(
 
     Args:
         model: a looped language model; one of this package's classes is returned as it is.
-        adapter: the verbs of another class.
+        adapter: the verbs of another class. Models of transformers' `HrmTextForCausalLM` need none.
 
     Returns:
         The model itself.
 
     Raises:
         TypeError: not a `PreTrainedModel`, or `adapter` is no such class or lacks a verb (names it).
-        ValueError: no adapter for a class that is not this package's, or a config without `max_position_embeddings`.
+        ValueError: no adapter for a class that needs one, or a config that does not fit, such as one without
+            `max_position_embeddings`. Then nothing has changed.
     """
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"model is a {type(model).__name__}; enable_recurrent_depth() needs a PreTrainedModel.")
+    own, adapted = type(model), None
     if adapter is None:
         if isinstance(model, RecurrentDepthGenerationMixin):
             return model
+        adapter = adapted = ADAPTED.get(own)
+    else:
+        check_adapter(adapter)
+    if adapter is None:
         raise ValueError(
-            f"adapter=None: {type(model).__name__} is no model of this package. Pass a RecurrentDepthAdapter that says "
+            f"adapter=None: {own.__name__} is no model of this package. Pass a RecurrentDepthAdapter that says "
             "how it embeds, recurs and decodes."
         )
+    adapter.take_config(model)
+    # The same name: it is written into config.json, from which the plain class must load.
+    model.__class__ = adapted or type(
+        own.__name__, (RecurrentDepthGenerationMixin, adapter, own), {"__module__": own.__module__}
+    )
+    model.finish_adapting()
+    # The plain one of the model's own class, if it has one.
+    model.generation_config = model.generation_config or RecurrentDepthGenerationConfig.from_model_config(model.config)
+    return model
+
+
+def check_adapter(adapter: type[RecurrentDepthAdapter]) -> None:
+    """TypeError unless it is a subclass of `RecurrentDepthAdapter` with all verbs."""
     if not (isinstance(adapter, type) and issubclass(adapter, RecurrentDepthAdapter)):
         raise TypeError(
             f"adapter={adapter!r} must be a subclass of RecurrentDepthAdapter (the class, not an instance)."
@@ -97,25 +136,3 @@ def enable_recurrent_depth(
     missing += [name for name in ("layers", "mean_recurrence") if not hasattr(adapter, name)]
     if missing:
         raise TypeError(f"adapter={adapter.__name__} lacks {', '.join(missing)}.")
-    config = model.config
-    if getattr(config, "max_position_embeddings", None) is None:
-        raise ValueError(
-            f"{type(config).__name__} has no max_position_embeddings: set it to the longest sequence the model reads."
-        )
-    facts = {
-        "mean_recurrence": adapter.mean_recurrence,
-        "mean_backprop_depth": adapter.mean_recurrence,
-        "padded_vocab_size": model.get_input_embeddings().num_embeddings,
-        "training_depth": None,
-        "state_seed": None,
-        "use_cache": True,
-    }
-    for name, value in facts.items():
-        if getattr(config, name, None) is None:
-            setattr(config, name, value)
-    own = type(model)
-    # The same name: it is written into config.json, from which the plain class must load.
-    model.__class__ = type(own.__name__, (RecurrentDepthGenerationMixin, adapter, own), {"__module__": own.__module__})
-    # The plain one of the model's own class, if it has one.
-    model.generation_config = model.generation_config or RecurrentDepthGenerationConfig.from_model_config(config)
-    return model

@@ -132,6 +132,22 @@ class Placement:
             self._runs[slots] = _runs(slots, self.widths)
         return self._runs[slots]
 
+    def open_block(self, block: torch.Tensor) -> None:
+        """Let positions of a row see each other in both directions; to be called before any of them attends.
+
+        Args:
+            block: bool, shaped as `positions`. Positions of a row where it is True also see the later ones among them.
+        """
+        queries, asking = (x if self.grid is None else self.grid.pad(x) for x in (self.positions, block))
+        mask = self.mask
+        if mask is None:
+            mask = torch.arange(self.extent, device=queries.device) <= queries.clamp_min(0)[:, None, :, None]
+        # Keys are in the order of their positions; one place more, for padding, whose position is -1.
+        keys = torch.zeros(len(self.seats), self.extent + 1, dtype=torch.bool, device=queries.device)
+        keys[self.rows, self.positions] = block
+        self.mask = mask | (asking[:, None, :, None] & keys[:, None, None, :-1])
+        self.is_causal = False
+
     @property
     def widths(self) -> list[int]:
         """Positions of each row, for a pass over rows end to end."""

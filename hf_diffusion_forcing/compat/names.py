@@ -80,6 +80,8 @@ _SERVER_SEED = "overridden: a request's seed is the sampler's"
 _SERVER_MODEL = "overridden: the model that is served is loaded already"
 _INIT = "initial weights are written by it, and loading skips what a checkpoint has"
 _CLASSIFIER = "classifiers are a base model and this head"
+_HRM_TEXT = "transformers.models.hrm_text.modeling_hrm_text:HrmText"
+_HRM_ATTENTION = "overridden: its keys and values are in a RecurrentDepthCache; the stacks hand on its arguments"
 _PACKED = "linear layers in oneDNN's blocked layout"
 
 NAMES: tuple[Name, ...] = (
@@ -117,6 +119,11 @@ NAMES: tuple[Name, ...] = (
         "synced_gpus, streamer, model_kwargs)",
         VERSIONS,
         "overridden: decodes by the sampler",
+    ),
+    Name(
+        "transformers:GenerationMixin._update_model_kwargs_for_generation(outputs, model_kwargs, num_new_tokens)",
+        VERSIONS,
+        "overridden: tokens that are added are no part of a bidirectional prompt",
     ),
     Name(
         "transformers:GenerationMixin._get_candidate_generator(model_kwargs)",
@@ -218,6 +225,10 @@ NAMES: tuple[Name, ...] = (
     Name("transformers.initialization:zeros_", VERSIONS, _INIT),
     Name("transformers.modeling_layers:GenericForSequenceClassification", VERSIONS, _CLASSIFIER),
     Name("transformers.modeling_layers:GenericForTokenClassification", VERSIONS, _CLASSIFIER),
+    Name(f"{_HRM_TEXT}Attention.forward(hidden_states, cycle_offset, kwargs)", VERSIONS, _HRM_ATTENTION),
+    Name(f"{_HRM_TEXT}Stack.forward(hidden_states, cycle_offset, kwargs)", VERSIONS, _HRM_ATTENTION),
+    Name(f"{_HRM_TEXT}Model#L_bp_cycles_padded", VERSIONS, "which passes of HRM-Text's low stack carry gradients"),
+    Name(f"{_HRM_TEXT}Model#z_L_init", VERSIONS, "the stored start of HRM-Text's low state"),
     Name("transformers.modeling_layers:GradientCheckpointingLayer", VERSIONS, "blocks are checkpointed while training"),
     Name("transformers.modeling_rope_utils:ROPE_INIT_FUNCTIONS", VERSIONS, "the angles of llama3 RoPE scaling"),
     Name(

@@ -15,6 +15,7 @@ from transformers.modeling_layers import (
     GradientCheckpointingLayer,
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.hrm_text.modeling_hrm_text import HrmTextAttention
 from transformers.utils import cached_file
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "GenericForSequenceClassification",
     "GenericForTokenClassification",
     "GradientCheckpointingLayer",
+    "HrmTextAttention",
     "attn_implementation",
     "find_file",
     "has_forward_hooks",

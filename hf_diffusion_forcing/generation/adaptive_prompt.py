@@ -14,7 +14,8 @@ from .verdict import verdict
 class AdaptivePromptReader(PromptReader):
     """A `PromptReader` that freezes each row's longest converged prefix after every recurrence.
 
-    A position freezes only after all those on its left have. `prompt_steps` limits the recurrences.
+    A position freezes only after all those on its left have, and positions that see each other in both directions
+    freeze together. `prompt_steps` limits the recurrences.
 
     Args:
         criterion: decides after every recurrence which positions have converged.
@@ -102,11 +103,12 @@ class Unsettled:
         return torch.cat(parts, dim=1)
 
     def prefixes(self, flags: list[bool]) -> list[int]:
-        """How many of each row's flags are set before the first that is not."""
-        counts, begin = [], 0
-        for width in self.widths:
-            row = flags[begin : begin + width]
-            counts.append(row.index(False) if False in row else width)
+        """How many of each row's flags are set before the first that is not, without a part of a block."""
+        counts, begin, prompt = [], 0, self.prompt
+        for row, start, done, width in zip(prompt.rows, prompt.starts, self.settled, self.widths, strict=True):
+            own = flags[begin : begin + width]
+            count = own.index(False) if False in own else width
+            counts.append(row.count_with_whole_block(start + done, count))
             begin += width
         return counts
 

@@ -110,6 +110,9 @@ class Batch:
             Row(call, number, ids, shift, seed, shift + call.stopping.max_length - 2, held)
             for number, (ids, shift, seed, held) in enumerate(facts)
         ]
+        if prompt.block is not None:
+            for row, block in zip(rows, prompt.block.cpu(), strict=True):
+                row.block = (block if mask is None else block[mask[row.number].bool().cpu()]).tolist()
         if prompt.embeds is not None:
             for row, embeds in zip(rows, prompt.embeds, strict=True):
                 row.embeds = embeds if mask is None else embeds[mask[row.number].bool()]

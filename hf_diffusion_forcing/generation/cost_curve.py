@@ -76,8 +76,9 @@ def _measure(model: RecurrentDepthInterface, ids: torch.Tensor) -> CostCurve:
         positions = torch.arange(width, device=ids.device).expand(len(ids), width)
         at = cache.place(positions, start=0)
         e = model.embed(ids[:, :width], at)
-        core.append(_seconds(lambda: model.recur(e, e, at, 0), ids.device))  # noqa: B023
-        decode = _seconds(lambda: model.decode(e, at), ids.device)  # noqa: B023
+        state = model.initialize_state(e, positions, ids[:, 0])
+        core.append(_seconds(lambda: model.recur(state, e, at, 0), ids.device))  # noqa: B023
+        decode = _seconds(lambda: model.decode(state, at), ids.device)  # noqa: B023
         embed = _seconds(lambda: model.embed(ids[:, :width], at), ids.device)  # noqa: B023
         ends.append(embed + decode)
     return CostCurve(tuple(core), tuple(ends))

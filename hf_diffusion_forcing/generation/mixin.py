@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -22,7 +23,7 @@ from ..compat import (
     pad_token_id,
 )
 from ..models.attention_choice import check_attentions
-from ..models.forward_call import check_token_types
+from ..models.token_types import prompt_block
 from ..randomness import row_seeds
 from ..settings.generation_config import SAMPLER_NAMES, TOKEN_IDS, RecurrentDepthGenerationConfig
 from ..settings.sampler_config import SamplerConfig, sampler_keywords
@@ -31,12 +32,14 @@ from .batch import Batch
 from .choice import KeyedGumbelProcessor
 from .prompt_inputs import PromptInputs, check_embeds, check_ids, check_position_ids, columns_of
 from .samplers import SAMPLERS, check_model, with_ticks
+from .token_types import check_token_types
 
 MODEL_KEYWORDS = {
     "input_ids",
     "inputs_embeds",
     "attention_mask",
     "position_ids",
+    "token_type_ids",
     CACHE,
     "use_cache",
     "logits_to_keep",
@@ -131,7 +134,8 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
 
     def _refuse_keywords(self, model_kwargs: dict[str, Any]) -> None:
         """Refuse keywords that are unknown or that the model does not support; drop those that have no effect."""
-        check_token_types(model_kwargs.pop("token_type_ids", None))
+        if not self.has_bidirectional_prompt:
+            prompt_block(model_kwargs.pop("token_type_ids", None), False, (0, 0), 0)
         model_kwargs.pop("cache_position", None)
         if model_kwargs.get("output_attentions"):
             check_attentions(self.config)
@@ -216,6 +220,7 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ) -> None:
         """Make a `RecurrentDepthCache` unless the caller passed one."""
+        check_token_types(self, model_kwargs, generation_config, generation_mode)
         settings = generation_config.sampler_config
         if generation_mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
             # Plain transformers decoding without _sample, such as beam search: a row's beams share its state noise.
@@ -239,6 +244,17 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
                 f"cache has room for num_steps={cache.num_steps}, but the call uses {steps}: "
                 f"use at most {cache.num_steps}, or start a new cache."
             )
+
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, num_new_tokens=1, **kwargs):
+        """transformers' own step, which would make the new tokens a part of a bidirectional prompt."""
+        token_types = model_kwargs.pop("token_type_ids", None)
+        model_kwargs = super()._update_model_kwargs_for_generation(
+            outputs, model_kwargs, *args, num_new_tokens=num_new_tokens, **kwargs
+        )
+        if token_types is not None and model_kwargs.get(CACHE) is None:
+            # Without a cache the prompt is read again.
+            model_kwargs["token_type_ids"] = F.pad(token_types, (0, num_new_tokens))
+        return model_kwargs
 
     def _sample(
         self,

@@ -37,6 +37,7 @@ class Prompt:
         starts: first position of each row.
         first_seat: seat of the first row.
         embeds: [1, n, channels], the prompts' embeddings where ids do not give them.
+        block: bool [1, n], positions that also see the later ones among their row's; None if there are none.
     """
 
     rows: list[Row]
@@ -48,22 +49,24 @@ class Prompt:
     starts: list[int]
     first_seat: int
     embeds: torch.Tensor | None = None
+    block: torch.Tensor | None = None
 
     @classmethod
     def of(cls, rows: list[Row], spans: list[tuple[int, int]], first_seat: int, device: torch.device) -> Prompt:
         """The positions from start to stop (exclusive) of each row; all rows or none have embeddings."""
         cells = [
-            (row.id_at(position), position, row.seed, seat)
+            (row.id_at(position), position, row.seed, seat, row.is_in_block(position))
             for seat, (row, (start, stop)) in enumerate(zip(rows, spans, strict=True))
             for position in range(start, stop)
         ]
-        moved = torch.tensor([[column] for column in zip(*cells, strict=True)], device=device)
+        *moved, block = torch.tensor([[column] for column in zip(*cells, strict=True)], device=device).unbind()
         widths = [stop - start for start, stop in spans]
         given = [
             row.embeds[start:stop] for row, (start, stop) in zip(rows, spans, strict=True) if row.embeds is not None
         ]
         embeds = torch.cat(given)[None].to(device) if given else None
-        return cls(rows, *moved.unbind(), widths, [start for start, _ in spans], first_seat, embeds)
+        blocks = block.bool() if any(row.block for row in rows) else None
+        return cls(rows, *moved, widths, [start for start, _ in spans], first_seat, embeds, blocks)
 
     def place(self, cache: RecurrentDepthCache, skipped: list[int] | None = None) -> Placement:
         """The placement of the chunk without each row's first `skipped` positions."""
@@ -73,7 +76,10 @@ class Prompt:
         extent = max(start + width for start, width in zip(starts, widths, strict=True))
         alike = len(set(widths)) == len(set(starts)) == 1
         positions, seats = self.without(self.positions, skipped), self.without(self.seats, skipped)
-        return cache.place_rows(positions, seats, widths, extent, starts[0] if alike else None, self.first_seat)
+        at = cache.place_rows(positions, seats, widths, extent, starts[0] if alike else None, self.first_seat)
+        if self.block is not None:
+            at.open_block(self.without(self.block, skipped))
+        return at
 
     def without(self, x: torch.Tensor, skipped: list[int]) -> torch.Tensor:
         """[1, n, ...] without each row's first `skipped` positions."""

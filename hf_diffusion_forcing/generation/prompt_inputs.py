@@ -9,8 +9,9 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig
 
 from ..cache import RecurrentDepthCache, absolute_positions
-from ..compat import mask_length
+from ..compat import CACHE, mask_length
 from ..models.positions import agree, check_shape
+from ..models.token_types import prompt_block
 
 
 @dataclass(eq=False)
@@ -23,12 +24,14 @@ class PromptInputs:
         columns: columns of the whole prompt, including those that the cache holds.
         mask: int64 [batch, columns], or None without padding.
         embeds: [batch, columns, channels], the prompts' embeddings where ids do not give them.
+        block: bool [batch, columns], the tokens that see each other in both directions; None if there are none.
     """
 
     ids: torch.LongTensor
     columns: int
     mask: torch.Tensor | None = None
     embeds: torch.Tensor | None = None
+    block: torch.Tensor | None = None
 
     @classmethod
     def of(
@@ -42,7 +45,13 @@ class PromptInputs:
         inputs = model.prepare_inputs_for_generation(ids, is_first_iteration=True, **model_kwargs)
         mask, embeds = inputs.get("attention_mask"), inputs.get("inputs_embeds")
         mask = None if mask is None else mask.long()
-        return cls(ids, columns_of(mask, embeds, generation_config), mask, embeds)
+        columns, cache = columns_of(mask, embeds, generation_config), model_kwargs.get(CACHE)
+        seen = cache.columns if cache is not None else 0
+        token_types = inputs.get("token_type_ids")
+        if seen and token_types is not None and token_types.shape[1] == columns:
+            token_types = token_types[:, seen:]
+        block = prompt_block(token_types, model.has_bidirectional_prompt, (len(ids), columns), seen)
+        return cls(ids, columns, mask, embeds, block)
 
     def check(self, config: PreTrainedConfig, cache: RecurrentDepthCache | None, max_length: int) -> None:
         """Refuse masks, caches and lengths the model cannot handle; `max_length` counts ids."""

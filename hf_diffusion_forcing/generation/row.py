@@ -42,6 +42,7 @@ class Row:
         last_position: the last position that may predict a token.
         prompt_length: ids in the prompt.
         embeds: [positions, channels], embeddings of the prompt where ids do not give them.
+        block: for each position of the prompt, whether it sees the later ones among them too; empty if none does.
         cached: positions whose keys and values the cache already holds.
         wave: the positions being refined. The first, the front, holds the last committed id.
         has_ended: whether the row has met a stop.
@@ -57,6 +58,7 @@ class Row:
     last_position: int
     cached: int = 0
     embeds: torch.Tensor | None = None
+    block: list[bool] = field(default_factory=list)
     prompt_length: int = field(init=False)
     wave: list[Position] = field(default_factory=list)
     has_ended: bool = False
@@ -76,6 +78,17 @@ class Row:
         """The id at an absolute position; 0 where a prompt was given as embeddings alone."""
         place = position - self.shift
         return self.ids[place] if 0 <= place < len(self.ids) else 0
+
+    def is_in_block(self, position: int) -> bool:
+        """Whether an absolute position sees later ones of the prompt."""
+        return position < len(self.block) and self.block[position]
+
+    def count_with_whole_block(self, first: int, count: int) -> int:
+        """How many of `count` positions from `first` on are left without those of a block that is not whole."""
+        if True not in self.block:
+            return count
+        begin, end = self.block.index(True), len(self.block) - self.block[::-1].index(True)
+        return begin - first if begin < first + count < end else count
 
     @property
     def room(self) -> int:

@@ -3,6 +3,7 @@
 from .adapter import RecurrentDepthAdapter
 from .base_model import RecurrentDepthModelOutput
 from .causal_lm import RecurrentDepthForCausalLM, RecurrentDepthOutput
+from .hrm_text import HrmTextAdapter, HrmTextConfig
 from .huginn_raven import (
     RavenConfig,
     RavenForSequenceClassification,
@@ -20,6 +21,8 @@ from .ouro import (
 )
 
 __all__ = [
+    "HrmTextAdapter",
+    "HrmTextConfig",
     "OuroConfig",
     "OuroForSequenceClassification",
     "OuroForTokenClassification",

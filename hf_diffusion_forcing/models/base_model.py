@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from ..cache import Placement, RecordedAttention, RecurrentDepthCache, Slots
+from ..cache import Placement, RecurrentDepthCache, Slots
 from ..compat import CACHE, CacheOutput, takes_cache
-from .attention_choice import attention_kernel
 from .forward_call import ForwardCall
-from .rotary import inverse_frequencies, rotations
+from .rotary_positions import RotaryPositions
 from .unrolled import UnrolledModel
 
 
@@ -29,7 +28,7 @@ class RecurrentDepthModelOutput(CacheOutput, BaseModelOutputWithPast):
     latents: torch.FloatTensor | None = None
 
 
-class RecurrentDepthModel(UnrolledModel):
+class RecurrentDepthModel(RotaryPositions, UnrolledModel):
     """Prelude, core and coda, whose `forward()` is embed, num_steps x recur, read_out.
 
     A family inherits from it and its own `PreTrainedModel`, in this order, and implements the verbs `embed`,
@@ -39,22 +38,7 @@ class RecurrentDepthModel(UnrolledModel):
 
     def __init__(self, config):
         super().__init__(config)
-        self.inverse_frequencies = inverse_frequencies(config)
-        # By device: a list would be copied for every placement, and a buffer would be cast with the weights.
-        self._frequencies: dict[torch.device, torch.Tensor] = {}
-
-    def rotate(self, at: Placement) -> None:
-        """Fill in the rotations of the pass's queries and keys, and the kernel, unless an earlier verb has."""
-        if at.rotary is None:
-            if not isinstance(at.kernel, RecordedAttention):
-                at.kernel = attention_kernel(self.config)
-            device = at.positions.device
-            frequencies = self._frequencies.get(device)
-            if frequencies is None:
-                frequencies = torch.tensor(self.inverse_frequencies, dtype=torch.float32, device=device)
-                if not torch.compiler.is_compiling():  # what a graph makes must not outlive it
-                    self._frequencies[device] = frequencies
-            at.rotary = rotations(at.positions, frequencies)
+        self.take_frequencies(config)
 
     def read_out(
         self,
@@ -91,6 +75,7 @@ class RecurrentDepthModel(UnrolledModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        token_type_ids: torch.LongTensor | None = None,
         **kwargs,
     ) -> RecurrentDepthModelOutput | tuple:
         """Hidden states of every position after `num_steps` recurrences; meaningless at padding.
@@ -106,6 +91,7 @@ class RecurrentDepthModel(UnrolledModel):
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
+                token_type_ids=token_type_ids,
                 cache=cache,
                 use_cache=use_cache,
                 num_steps=num_steps,

@@ -69,6 +69,7 @@ class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        token_type_ids: torch.LongTensor | None = None,
         **kwargs,
     ) -> RecurrentDepthOutput | tuple:
         """Logits of every position after `num_steps` recurrences.
@@ -99,9 +100,12 @@ class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
             output_attentions: return `attentions`, a tensor [batch, heads, width, columns] for each attention layer, in
                 the order in which they run: the prelude's, the core's of every recurrence, the coda's. Needs
                 `attn_implementation="eager"`. By default as `config.output_attentions` says.
+            token_type_ids: int64 [batch, width]. For models with `has_bidirectional_prompt`: 1 for the tokens of a
+                prompt that see each other in both directions, 0 for those that see only earlier ones. Such a prompt is
+                passed in one piece, with an empty cache or none. For other models all are 0.
 
         The keyword `shift_labels`, int64 [batch, width], gives labels that are shifted already and overrides `labels`.
-        Keywords that say nothing new are ignored: `cache_position`, `token_type_ids` of zeros, and a packed batch's
+        Keywords that say nothing new are ignored: `cache_position`, and a packed batch's
         `cu_seq_lens_q`, `max_length_q`, `seq_idx` and the like.
 
         Raises:
@@ -120,6 +124,7 @@ class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
+                token_type_ids=token_type_ids,
                 cache=cache,
                 use_cache=use_cache,
                 num_steps=num_steps,

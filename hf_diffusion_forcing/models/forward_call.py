@@ -28,6 +28,7 @@ class ForwardCall:
     inputs_embeds: torch.Tensor | None
     attention_mask: torch.Tensor | None
     position_ids: torch.LongTensor | None
+    token_type_ids: torch.LongTensor | None
     cache: RecurrentDepthCache | None
     use_cache: bool | None
     num_steps: int | None
@@ -60,18 +61,8 @@ class ForwardCall:
             )
         if self.cache is not None:
             check_cache(self.cache)
-        check_token_types(self.others.get("token_type_ids"))
-        known = (*PASSED_BY_OTHERS, *FLASH_ARGUMENTS, "token_type_ids")
+        known = (*PASSED_BY_OTHERS, *FLASH_ARGUMENTS)
         for name, value in self.others.items():
             if name not in known and value is not None and value is not False:
                 raise ValueError(f"forward() does not take {name}: leave it out.")
         check_flash_arguments(self.others, self.position_ids, self.shape[1])
-
-
-def check_token_types(token_type_ids: torch.Tensor | None) -> None:
-    """ValueError for token types other than 0, which say nothing."""
-    if token_type_ids is not None and bool(token_type_ids.any()):
-        raise ValueError(
-            "token_type_ids has entries other than 0, but the model has no token types: leave it out "
-            "(return_token_type_ids=False in the tokenizer)."
-        )

@@ -22,6 +22,10 @@ class RecurrentDepthInterface(metaclass=ABCMeta):
     starts_from_noise: bool = True
     """Whether `initialize_state` uses only the shape and dtype of e, so that samplers may call it early."""
 
+    has_bidirectional_prompt: bool = False
+    """Whether tokens of a prompt may see each other in both directions (`token_type_ids` of 1). Such a prompt is read
+    in one piece."""
+
     has_exit_gate: bool = False
     """Whether the model has an `exit_gate`, as the criterion of that name requires."""
 

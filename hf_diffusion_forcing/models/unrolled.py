@@ -12,6 +12,7 @@ from ..randomness import fold_in, row_seeds
 from .attention_choice import check_attentions
 from .forward_call import ForwardCall
 from .positions import packed_sequences
+from .token_types import prompt_block
 
 
 @dataclass
@@ -42,6 +43,9 @@ class UnrolledModel:
 
     starts_from_noise = True
     """Whether an initial state needs a seed."""
+
+    has_bidirectional_prompt = False
+    """Whether tokens of a prompt may see each other in both directions, where `token_type_ids` is 1."""
 
     def latents(self, s: torch.Tensor) -> torch.Tensor:
         """States [batch, width, channels] as `forward()` returns them."""
@@ -153,17 +157,22 @@ class UnrolledModel:
         batch, width = shape = call.shape
         self._check_columns(batch, width, seen, call.attention_mask)
         positions, start = absolute_positions(call.attention_mask, seen, shape, call.device)
+        block = prompt_block(call.token_type_ids, self.has_bidirectional_prompt, shape, seen)
         packed = None if call.position_ids is None else packed_sequences(call.position_ids, positions, seen)
         kept = self._cache(call, num_steps, packed is not None)
         seeds = self.start_seeds(batch, call.device) if call.seeds is None else call.seeds
         if packed is None:
-            cache = NoCache() if kept is None else kept
-            return cache.place(positions, start=start, extent=seen + width), kept, seeds
+            if kept is None:
+                return NoCache().place(positions, start=start, block=block), None, seeds
+            at = kept.place(positions, start=start, extent=seen + width)
+            if block is not None:
+                at.open_block(block)
+            return at, kept, seeds
         positions, sequences = packed
         if call.seeds is None and self.config.state_seed is None:
             # Sequences of a row have the same positions; they start from noise of their own all the same.
             seeds = fold_in(seeds, sequences)
-        return NoCache().place(positions, sequences=sequences), None, seeds
+        return NoCache().place(positions, sequences=sequences, block=block), None, seeds
 
     def _cache(self, call: ForwardCall, num_steps: int, is_packed: bool) -> RecurrentDepthCache | None:
         """The cache of the caller, or a new one.

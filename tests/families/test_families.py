@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from hf_diffusion_forcing import bundled_checkpoint
 from hf_diffusion_forcing.hub import export_checkpoint
-from support import FAMILIES, left_pad, new_tokens
+from support import FAMILIES, WITHOUT_INJECTED_EMBEDDING, left_pad, new_tokens
 from support.matrix import cases, crossed
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
@@ -30,8 +30,8 @@ SAMPLERS = {
     "speculative_wavefront": {"sampler": "speculative_wavefront"},
     "speculative_wavefront twice": {"sampler": "speculative_wavefront", "draft_depth": 1, "second_draft_depth": 2},
 }
-INJECTED = tuple(name for name in FAMILIES if name != "ouro")
-"""Families with an injected embedding; `test_diffusion_forcing_is_refused` sees to the other."""
+INJECTED = tuple(name for name in FAMILIES if name not in WITHOUT_INJECTED_EMBEDDING)
+"""Families with an injected embedding; `test_diffusion_forcing_is_refused` sees to the others."""
 CASES = [(each, name) for each in FAMILIES for name in SAMPLERS if each in INJECTED or "diffusion" not in name]
 KEPT = [
     ("huginn", "plain"),
@@ -45,6 +45,8 @@ KEPT = [
     ("olmo", "adaptive"),
     ("ouro", "adaptive unshared"),
     ("ouro", "speculative_wavefront"),
+    ("hrm_text", "adaptive unshared"),
+    ("hrm_text", "speculative_wavefront"),
 ]
 """Every family with several samplers, and every sampler with some family."""
 every_case = pytest.mark.parametrize(("family", "name"), cases(CASES, KEPT), indirect=["family"])
@@ -238,6 +240,7 @@ STORED = ("diffusion_forcing", "adaptive", "speculative_wavefront", "autoregress
             ("llama", "diffusion_forcing"),
             ("olmo", "adaptive"),
             ("ouro", "speculative_wavefront"),
+            ("hrm_text", "speculative_wavefront"),
         ],
     ),
     indirect=["family"],

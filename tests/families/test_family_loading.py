@@ -21,7 +21,7 @@ from hf_diffusion_forcing import (
     bundled_checkpoint,
 )
 from hf_diffusion_forcing.models.huginn_raven.configuration_huginn_raven import layout_of
-from support import FAMILIES, FIXTURES
+from support import FAMILIES, FIXTURES, NATIVE
 
 BASES = {"huginn": RavenModel, "llama": RavenModel, "olmo": RavenModel, "ouro": OuroModel}
 CLASSES = {"huginn": RavenForCausalLM, "llama": RavenForCausalLM, "olmo": RavenForCausalLM, "ouro": OuroForCausalLM}
@@ -35,7 +35,7 @@ LLAMA3 = {
 SMALL = {"vocab_size": 61, "n_embd": 32, "n_heads": 4, "intermediate_size": 48}
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=NATIVE)
 def folder(request, tmp_path):
     """A copy of each family's checkpoint, to damage."""
     return copied(request.param, tmp_path)
@@ -72,7 +72,7 @@ def warnings(caplog):
 # --- classes and code ---
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NATIVE)
 def test_native_classes_load_without_a_warning(name, warnings):
     model = AutoModelForCausalLM.from_pretrained(FAMILIES[name])
     assert type(model) is CLASSES[name]
@@ -98,7 +98,7 @@ IDS = torch.tensor([[0, 0, 55, 2, 103, 95, 53], [61, 88, 37, 19, 7, 120, 69]])
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NATIVE)
 @torch.no_grad()
 def test_automodel_gives_what_the_head_reads(name, warnings):
     whole, base = CLASSES[name].from_pretrained(FAMILIES[name]), AutoModel.from_pretrained(FAMILIES[name])
@@ -117,7 +117,7 @@ def test_automodel_gives_what_the_head_reads(name, warnings):
         torch.testing.assert_close(tensor, output.last_hidden_state[:, 4:], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NATIVE)
 @torch.no_grad()
 def test_a_saved_base_model_loads_again(name, tmp_path):
     base = AutoModel.from_pretrained(FAMILIES[name])
@@ -133,7 +133,7 @@ def test_a_saved_base_model_loads_again(name, tmp_path):
             AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NATIVE)
 def test_base_models_train(name):
     """Gradients reach every part but the exit gate, through the last `mean_backprop_depth` recurrences."""
     base = AutoModel.from_pretrained(FAMILIES[name]).train()

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from hf_diffusion_forcing.cache import NoCache
-from support import FAMILIES
+from support import FAMILIES, NATIVE
 from support.matrix import cases
 
 IDS = torch.randint(0, 128, (2, 16), generator=torch.manual_seed(0))
@@ -16,7 +16,7 @@ LINEAR = {"ouro": ["q_proj", "v_proj", "down_proj"]}
 PACKED = ["Wqkv", "fc", "proj", "adapter"]
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=NATIVE)
 def name(request):
     return request.param
 

@@ -15,8 +15,13 @@ FAMILIES = {
     "llama": FIXTURES / "raven-llama-tiny",
     "olmo": FIXTURES / "raven-olmo-tiny",
     "ouro": FIXTURES / "ouro-tiny",
+    "hrm_text": FIXTURES / "hrm-text-tiny",
 }
 """A checkpoint of every family and layout; all but the first have random weights."""
+WITHOUT_INJECTED_EMBEDDING = ("ouro", "hrm_text")
+"""Families for which diffusion forcing is not defined."""
+NATIVE = [name for name in FAMILIES if name != "hrm_text"]
+"""Families with a base model and classifiers of this package; those of the others are transformers' own."""
 SAMPLERS = {
     "plain": {},
     "autoregressive": {"sampler": "autoregressive"},
