@@ -68,6 +68,11 @@ NAMES: dict[str, tuple[str, ...]] = {
         "unpack_linear_weights",
     ),
     ".registration": (
+        "NanbeigeConfig",
+        "NanbeigeForCausalLM",
+        "NanbeigeForSequenceClassification",
+        "NanbeigeForTokenClassification",
+        "NanbeigeModel",
         "OuroConfig",
         "OuroForCausalLM",
         "OuroForSequenceClassification",

@@ -32,6 +32,11 @@ from .hooks.refinement import Refinement
 from .models import RecurrentDepthForCausalLM, RecurrentDepthInterface, RecurrentDepthModelOutput, RecurrentDepthOutput
 from .packing import pack_linear_weights, unpack_linear_weights
 from .registration import (
+    NanbeigeConfig,
+    NanbeigeForCausalLM,
+    NanbeigeForSequenceClassification,
+    NanbeigeForTokenClassification,
+    NanbeigeModel,
     OuroConfig,
     OuroForCausalLM,
     OuroForSequenceClassification,
@@ -78,6 +83,11 @@ __all__ = [
     "LatentProcessor",
     "LatentProcessorList",
     "MinPKLCriterion",
+    "NanbeigeConfig",
+    "NanbeigeForCausalLM",
+    "NanbeigeForSequenceClassification",
+    "NanbeigeForTokenClassification",
+    "NanbeigeModel",
     "OuroConfig",
     "OuroForCausalLM",
     "OuroForSequenceClassification",

@@ -66,7 +66,13 @@ class OuroConfig(metaclass=StandIn):
     model_type = "ouro"
 
 
-STAND_INS = (RavenConfig, OuroConfig)
+class NanbeigeConfig(metaclass=StandIn):
+    """Stands in for `hf_diffusion_forcing.NanbeigeConfig`."""
+
+    model_type = "nanbeige"
+
+
+STAND_INS = (RavenConfig, OuroConfig, NanbeigeConfig)
 """One for each family. transformers finds a config class by its name too, so they have the real classes' names."""
 
 

@@ -11,6 +11,13 @@ from .huginn_raven import (
     RavenModel,
 )
 from .interface import RecurrentDepthInterface
+from .nanbeige import (
+    NanbeigeConfig,
+    NanbeigeForSequenceClassification,
+    NanbeigeForTokenClassification,
+    NanbeigeLanguageModel,
+    NanbeigeModel,
+)
 from .ouro import (
     OuroConfig,
     OuroForSequenceClassification,
@@ -20,6 +27,11 @@ from .ouro import (
 )
 
 __all__ = [
+    "NanbeigeConfig",
+    "NanbeigeForSequenceClassification",
+    "NanbeigeForTokenClassification",
+    "NanbeigeLanguageModel",
+    "NanbeigeModel",
     "OuroConfig",
     "OuroForSequenceClassification",
     "OuroForTokenClassification",

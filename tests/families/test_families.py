@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from hf_diffusion_forcing import bundled_checkpoint
 from hf_diffusion_forcing.hub import export_checkpoint
-from support import FAMILIES, left_pad, new_tokens
+from support import FAMILIES, INJECTED, left_pad, new_tokens
 from support.matrix import cases, crossed
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
@@ -30,8 +30,6 @@ SAMPLERS = {
     "speculative_wavefront": {"sampler": "speculative_wavefront"},
     "speculative_wavefront twice": {"sampler": "speculative_wavefront", "draft_depth": 1, "second_draft_depth": 2},
 }
-INJECTED = tuple(name for name in FAMILIES if name != "ouro")
-"""Families with an injected embedding; `test_diffusion_forcing_is_refused` sees to the other."""
 CASES = [(each, name) for each in FAMILIES for name in SAMPLERS if each in INJECTED or "diffusion" not in name]
 KEPT = [
     ("huginn", "plain"),
@@ -45,6 +43,9 @@ KEPT = [
     ("olmo", "adaptive"),
     ("ouro", "adaptive unshared"),
     ("ouro", "speculative_wavefront"),
+    ("nanbeige", "adaptive"),
+    ("nanbeige", "autoregressive 3 slots"),
+    ("nanbeige", "speculative_wavefront twice"),
 ]
 """Every family with several samplers, and every sampler with some family."""
 every_case = pytest.mark.parametrize(("family", "name"), cases(CASES, KEPT), indirect=["family"])
@@ -203,9 +204,10 @@ def test_presets_fit_every_depth(family, preset):
 
 
 @pytest.mark.parametrize("settings", [{"sampler": "diffusion_forcing"}, {"sampler_preset": "fast"}])
-def test_diffusion_forcing_is_refused_without_an_injected_embedding(ouro, settings):
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in INJECTED], indirect=True)
+def test_diffusion_forcing_is_refused_without_an_injected_embedding(family, settings):
     with pytest.raises(ValueError, match=r"sampler='diffusion_forcing'.*Use sampler='speculative_wavefront'"):
-        ouro.generate(torch.tensor(ROWS[:1]), max_new_tokens=3, **settings)
+        family.generate(torch.tensor(ROWS[:1]), max_new_tokens=3, **settings)
 
 
 @every_case
@@ -238,6 +240,7 @@ STORED = ("diffusion_forcing", "adaptive", "speculative_wavefront", "autoregress
             ("llama", "diffusion_forcing"),
             ("olmo", "adaptive"),
             ("ouro", "speculative_wavefront"),
+            ("nanbeige", "speculative_wavefront"),
         ],
     ),
     indirect=["family"],
@@ -310,7 +313,7 @@ def test_two_families_generate_in_one_process():
 def test_every_family_is_exported_with_the_lossless_preset(family, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(bundled_checkpoint())
     if not family.has_injected_embedding:
-        with pytest.raises(ValueError, match=r"preset='balanced' is of diffusion forcing.*use preset='lossless'"):
+        with pytest.raises(ValueError, match=r"preset='balanced' uses diffusion_forcing.*use preset='lossless'"):
             export_checkpoint(family, tokenizer, tmp_path / "refused")
         assert not (tmp_path / "refused").exists()
     out = export_checkpoint(family, tokenizer, tmp_path / "out", "lossless")
