@@ -70,6 +70,11 @@ NAMES: dict[str, tuple[str, ...]] = {
     ".registration": (
         "HrmTextConfig",
         "HrmTextForCausalLM",
+        "NanbeigeConfig",
+        "NanbeigeForCausalLM",
+        "NanbeigeForSequenceClassification",
+        "NanbeigeForTokenClassification",
+        "NanbeigeModel",
         "OuroConfig",
         "OuroForCausalLM",
         "OuroForSequenceClassification",

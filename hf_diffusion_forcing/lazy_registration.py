@@ -72,7 +72,13 @@ class HrmTextConfig(metaclass=StandIn):
     model_type = "hrm_text"
 
 
-STAND_INS = (RavenConfig, OuroConfig, HrmTextConfig)
+class NanbeigeConfig(metaclass=StandIn):
+    """Stands in for `hf_diffusion_forcing.NanbeigeConfig`."""
+
+    model_type = "nanbeige"
+
+
+STAND_INS = (RavenConfig, OuroConfig, NanbeigeConfig, HrmTextConfig)
 """One for each family. transformers finds a config class by its name too, so they have the real classes' names."""
 
 

@@ -14,6 +14,11 @@ from .generation.mixin import RecurrentDepthGenerationMixin
 from .models import (
     HrmTextAdapter,
     HrmTextConfig,
+    NanbeigeConfig,
+    NanbeigeForSequenceClassification,
+    NanbeigeForTokenClassification,
+    NanbeigeLanguageModel,
+    NanbeigeModel,
     OuroConfig,
     OuroForSequenceClassification,
     OuroForTokenClassification,
@@ -50,9 +55,25 @@ class HrmTextForCausalLM(RecurrentDepthGenerationMixin, HrmTextAdapter, transfor
     """
 
 
+class NanbeigeForCausalLM(RecurrentDepthGenerationMixin, NanbeigeLanguageModel):
+    """A Nanbeige language model that decodes by this package's samplers.
+
+    There is no prelude: e is the token embedding, and the state starts from it. The head reads the normed state, so the
+    state can be read out after every loop. Diffusion forcing is not defined, since nothing but the start sees a changed
+    draft. The loss is that of the last loop.
+    """
+
+
 FAMILIES = (
     (RavenConfig, RavenModel, RavenForCausalLM, RavenForSequenceClassification, RavenForTokenClassification),
     (OuroConfig, OuroModel, OuroForCausalLM, OuroForSequenceClassification, OuroForTokenClassification),
+    (
+        NanbeigeConfig,
+        NanbeigeModel,
+        NanbeigeForCausalLM,
+        NanbeigeForSequenceClassification,
+        NanbeigeForTokenClassification,
+    ),
 )
 """Of each family its config, and its model without a head and with each, in the order of `AUTO_CLASSES`."""
 

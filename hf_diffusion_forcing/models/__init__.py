@@ -12,6 +12,13 @@ from .huginn_raven import (
     RavenModel,
 )
 from .interface import RecurrentDepthInterface
+from .nanbeige import (
+    NanbeigeConfig,
+    NanbeigeForSequenceClassification,
+    NanbeigeForTokenClassification,
+    NanbeigeLanguageModel,
+    NanbeigeModel,
+)
 from .ouro import (
     OuroConfig,
     OuroForSequenceClassification,
@@ -23,6 +30,11 @@ from .ouro import (
 __all__ = [
     "HrmTextAdapter",
     "HrmTextConfig",
+    "NanbeigeConfig",
+    "NanbeigeForSequenceClassification",
+    "NanbeigeForTokenClassification",
+    "NanbeigeLanguageModel",
+    "NanbeigeModel",
     "OuroConfig",
     "OuroForSequenceClassification",
     "OuroForTokenClassification",

@@ -9,6 +9,7 @@ import torch
 
 from ..cache import NoCache, Placement, RecordedAttention, RecurrentDepthCache, absolute_positions
 from ..randomness import fold_in, row_seeds
+from ..settings.trained_depth import warn_beyond_training
 from .attention_choice import check_attentions
 from .forward_call import ForwardCall
 from .positions import packed_sequences
@@ -71,8 +72,9 @@ class UnrolledModel:
         num_steps: int,
         on_recurrence: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
     ) -> torch.Tensor:
-        """`num_steps` recurrences. In training only the last `mean_backprop_depth` carry gradients."""
-        truncated = max(num_steps - self.config.mean_backprop_depth, 0) if self.training else 0
+        """`num_steps` recurrences. In training only the last `mean_backprop_depth` carry gradients (all if None)."""
+        carrying = self.config.mean_backprop_depth
+        truncated = max(num_steps - carrying, 0) if self.training and carrying is not None else 0
         # Two loops: torch.compile cannot trace one whose grad mode changes on the way.
         for depth in range(truncated):
             with torch.no_grad():
@@ -100,6 +102,8 @@ class UnrolledModel:
                 num_steps = self.config.training_depth or self.sample_depth()
         if num_steps < 1:
             raise ValueError(f"num_steps={num_steps} must be at least 1.")
+        if not (self.training or torch.compiler.is_compiling()):
+            warn_beyond_training(self.config, num_steps)
         seen = 0 if call.cache is None else call.cache.columns
         at, kept, seeds = self._place(call, seen, num_steps)
         states: list[torch.Tensor] = []

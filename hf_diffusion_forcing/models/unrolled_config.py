@@ -23,6 +23,11 @@ class UnrolledConfig(PreTrainedConfig):
     training_depth: int | None = None
     state_seed: int | None = None
 
+    @property
+    def trained_recurrences(self) -> int | None:
+        """The depth of every training example, beyond which a model gets worse; None if depths were random."""
+        return None
+
     def __post_init__(self, **kwargs):
         # Trainers read it on every config. An instance's own, because transformers writes into it.
         self.auto_map = kwargs.pop("auto_map", None) or {}

@@ -8,6 +8,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 from .autoregressive import PlainDecodingConfig
 from .presets import preset, preset_sampler
 from .sampler_config import SAMPLER_CONFIGS, SamplerConfig, merged, plain, sampler_config_class, sampler_keywords
+from .trained_depth import warn_beyond_training
 
 SAMPLER_NAMES = ("sampler", "sampler_preset", "sampler_config")
 """The sampler attributes of a generation config; each is also a keyword of `generate()`."""
@@ -122,7 +123,9 @@ class RecurrentDepthGenerationConfig(GenerationConfig):
         if sampler_preset is not None:
             depth = settings.get("num_steps") or model_config.mean_recurrence
             settings = merged(preset(sampler_preset, sampler, model_config.model_type, depth), settings)
-        return config_class.from_dict(settings).resolve(model_config.mean_recurrence)
+        resolved = config_class.from_dict(settings).resolve(model_config.mean_recurrence)
+        warn_beyond_training(model_config, resolved.deepest)
+        return resolved
 
     def stored(self) -> tuple[str | Literal[False] | None, str | None, dict[str, Any]]:
         """The stored sampler, preset and settings; a preset alone implies its sampler."""

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from support import FAMILIES, SAMPLERS, WITHOUT_INJECTED_EMBEDDING, left_pad
+from support import FAMILIES, INJECTED, SAMPLERS, left_pad
 from support.matrix import cases
 
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3]]
@@ -23,7 +23,8 @@ def tiny_family(request):
 
 
 def supported(pairs):
-    return [pair for pair in pairs if pair[0] not in WITHOUT_INJECTED_EMBEDDING or pair[1] != "diffusion_forcing"]
+    """No diffusion forcing without an injected embedding."""
+    return [pair for pair in pairs if pair[0] in INJECTED or pair[1] != "diffusion_forcing"]
 
 
 EVERY = pytest.mark.parametrize(

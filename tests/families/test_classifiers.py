@@ -18,15 +18,14 @@ from transformers import (
     pipeline,
 )
 
-import hf_diffusion_forcing
 from hf_diffusion_forcing import bundled_checkpoint
-from support import FAMILIES, NATIVE, left_pad
+from support import CLASSES, FAMILIES, NATIVE, left_pad
 from support.matrix import crossed
 
 SEQUENCE, TOKEN = AutoModelForSequenceClassification, AutoModelForTokenClassification
 every_head = pytest.mark.parametrize(
     ("name", "auto"),
-    crossed(NATIVE, [SEQUENCE, TOKEN], keep=[("olmo", SEQUENCE), ("ouro", TOKEN)]),
+    crossed(NATIVE, [SEQUENCE, TOKEN], keep=[("olmo", SEQUENCE), ("ouro", TOKEN), ("nanbeige", SEQUENCE)]),
 )
 ROWS = [[55, 2, 103, 95, 53], [61, 88], [37, 19, 7, 120, 69, 125, 106, 81], [14]]
 IDS = torch.tensor([[55, 2, 103, 95, 53], [37, 19, 7, 120, 69]])
@@ -54,9 +53,8 @@ def warnings(caplog):
 @torch.no_grad()
 def test_a_causal_checkpoint_loads(name, auto, warnings):
     """transformers says that the new head is random, and nothing of the old one; the rest is the checkpoint's."""
-    model, head = load(auto, name).eval(), auto.__name__.removeprefix("AutoModel")
-    family = "Ouro" if name == "ouro" else "Raven"
-    assert type(model) is getattr(hf_diffusion_forcing, f"{family}{head}")
+    model = load(auto, name).eval()
+    assert type(model) is (CLASSES[name].sequence if auto is SEQUENCE else CLASSES[name].token)
     assert "score.weight" in warnings.text and "lm_head" not in warnings.text
     base = AutoModel.from_pretrained(FAMILIES[name]).eval()
     scores = model.score(base(IDS, **SEEDED).last_hidden_state)

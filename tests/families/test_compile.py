@@ -6,7 +6,7 @@ from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import Trainer, TrainingArguments
 
-from hf_diffusion_forcing import OuroConfig, OuroForCausalLM, RavenForCausalLM
+from hf_diffusion_forcing import NanbeigeConfig, NanbeigeForCausalLM, OuroConfig, OuroForCausalLM, RavenForCausalLM
 from support import left_pad, tiny_config
 from support.matrix import cases
 
@@ -26,6 +26,7 @@ SHAPES = {
     "llama": lambda: RavenForCausalLM(tiny_config(**RAVEN, layout="llama", n_heads=4, num_key_value_heads=2)),
     "olmo": lambda: RavenForCausalLM(tiny_config(**RAVEN, layout="olmo")),
     "ouro": lambda: OuroForCausalLM(OuroConfig(**OURO)),
+    "nanbeige": lambda: NanbeigeForCausalLM(NanbeigeConfig(**OURO, num_key_value_heads=1, head_dim=8)),
     "ouro's exits": lambda: OuroForCausalLM(OuroConfig(**OURO, exit_entropy_weight=0.1)),
 }
 # Tracing costs seconds a graph.

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from hf_diffusion_forcing import bundled_checkpoint
 from hf_diffusion_forcing.hub import export_checkpoint
-from support import FAMILIES, WITHOUT_INJECTED_EMBEDDING, left_pad, new_tokens
+from support import FAMILIES, INJECTED, left_pad, new_tokens
 from support.matrix import cases, crossed
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
@@ -30,8 +30,6 @@ SAMPLERS = {
     "speculative_wavefront": {"sampler": "speculative_wavefront"},
     "speculative_wavefront twice": {"sampler": "speculative_wavefront", "draft_depth": 1, "second_draft_depth": 2},
 }
-INJECTED = tuple(name for name in FAMILIES if name not in WITHOUT_INJECTED_EMBEDDING)
-"""Families with an injected embedding; `test_diffusion_forcing_is_refused` sees to the others."""
 CASES = [(each, name) for each in FAMILIES for name in SAMPLERS if each in INJECTED or "diffusion" not in name]
 KEPT = [
     ("huginn", "plain"),
@@ -47,6 +45,9 @@ KEPT = [
     ("ouro", "speculative_wavefront"),
     ("hrm_text", "adaptive unshared"),
     ("hrm_text", "speculative_wavefront"),
+    ("nanbeige", "adaptive"),
+    ("nanbeige", "autoregressive 3 slots"),
+    ("nanbeige", "speculative_wavefront twice"),
 ]
 """Every family with several samplers, and every sampler with some family."""
 every_case = pytest.mark.parametrize(("family", "name"), cases(CASES, KEPT), indirect=["family"])
@@ -205,9 +206,10 @@ def test_presets_fit_every_depth(family, preset):
 
 
 @pytest.mark.parametrize("settings", [{"sampler": "diffusion_forcing"}, {"sampler_preset": "fast"}])
-def test_diffusion_forcing_is_refused_without_an_injected_embedding(ouro, settings):
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in INJECTED], indirect=True)
+def test_diffusion_forcing_is_refused_without_an_injected_embedding(family, settings):
     with pytest.raises(ValueError, match=r"sampler='diffusion_forcing'.*Use sampler='speculative_wavefront'"):
-        ouro.generate(torch.tensor(ROWS[:1]), max_new_tokens=3, **settings)
+        family.generate(torch.tensor(ROWS[:1]), max_new_tokens=3, **settings)
 
 
 @every_case
@@ -241,6 +243,7 @@ STORED = ("diffusion_forcing", "adaptive", "speculative_wavefront", "autoregress
             ("olmo", "adaptive"),
             ("ouro", "speculative_wavefront"),
             ("hrm_text", "speculative_wavefront"),
+            ("nanbeige", "speculative_wavefront"),
         ],
     ),
     indirect=["family"],

@@ -11,20 +11,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast, pipeline
 
-from hf_diffusion_forcing import (
-    OuroConfig,
-    OuroForCausalLM,
-    OuroModel,
-    RavenConfig,
-    RavenForCausalLM,
-    RavenModel,
-    bundled_checkpoint,
-)
+from hf_diffusion_forcing import OuroConfig, RavenConfig, RavenForCausalLM, RavenModel, bundled_checkpoint
 from hf_diffusion_forcing.models.huginn_raven.configuration_huginn_raven import layout_of
-from support import FAMILIES, FIXTURES, NATIVE
+from support import CLASSES, FAMILIES, NATIVE
 
-BASES = {"huginn": RavenModel, "llama": RavenModel, "olmo": RavenModel, "ouro": OuroModel}
-CLASSES = {"huginn": RavenForCausalLM, "llama": RavenForCausalLM, "olmo": RavenForCausalLM, "ouro": OuroForCausalLM}
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 32.0,
@@ -75,20 +65,20 @@ def warnings(caplog):
 @pytest.mark.parametrize("name", NATIVE)
 def test_native_classes_load_without_a_warning(name, warnings):
     model = AutoModelForCausalLM.from_pretrained(FAMILIES[name])
-    assert type(model) is CLASSES[name]
+    assert type(model) is CLASSES[name].causal
     assert warnings.records == []
 
 
-@pytest.mark.parametrize(("auto", "classes"), [(AutoModelForCausalLM, CLASSES), (AutoModel, BASES)])
+@pytest.mark.parametrize(("auto", "kind"), [(AutoModelForCausalLM, "causal"), (AutoModel, "base")])
 @pytest.mark.parametrize("trust_remote_code", [None, False, True])
-def test_auto_map_never_runs_code_from_the_folder(folder, tmp_path, trust_remote_code, auto, classes):
+def test_auto_map_never_runs_code_from_the_folder(folder, tmp_path, trust_remote_code, auto, kind):
     proof = tmp_path / "executed"
     stored = json.loads((folder / "config.json").read_text())["auto_map"]
     change_config(folder, auto_map=stored | {auto.__name__: stored["AutoModelForCausalLM"]})
     for module in {reference.split(".")[0] for reference in stored.values()}:
         (folder / f"{module}.py").write_text(f"open({str(proof)!r}, 'w').write('executed')\n")
     model = auto.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    assert type(model) is classes[folder.name]
+    assert type(model) is getattr(CLASSES[folder.name], kind)
     assert not proof.exists()
 
 
@@ -101,8 +91,8 @@ MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7])
 @pytest.mark.parametrize("name", NATIVE)
 @torch.no_grad()
 def test_automodel_gives_what_the_head_reads(name, warnings):
-    whole, base = CLASSES[name].from_pretrained(FAMILIES[name]), AutoModel.from_pretrained(FAMILIES[name])
-    assert type(base) is BASES[name] and not base.can_generate() and warnings.records == []
+    whole, base = CLASSES[name].causal.from_pretrained(FAMILIES[name]), AutoModel.from_pretrained(FAMILIES[name])
+    assert type(base) is CLASSES[name].base and not base.can_generate() and warnings.records == []
     for key, tensor in whole.base_model.state_dict().items():
         assert torch.equal(base.state_dict()[key], tensor), key
     common = {"attention_mask": MASK, "num_steps": 3, "seeds": torch.tensor([1, 2])}
@@ -157,6 +147,22 @@ def test_base_models_refuse_what_they_do_not_take():
     base = AutoModel.from_pretrained(FAMILIES["llama"])
     with pytest.raises(ValueError, match="does not take labels"):
         base(IDS, labels=IDS)
+
+
+# --- devices ---
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_weights_on_a_disk_decode_the_same(name, tmp_path):
+    """`device_map="auto"` with room for a part of the layers."""
+    common = {"max_new_tokens": 4, "num_steps": 2, "seed": 0, "sampler": "speculative_wavefront"}
+    whole = AutoModelForCausalLM.from_pretrained(FAMILIES[name])
+    size = sum(p.numel() for p in whole.parameters()) * 4
+    split = AutoModelForCausalLM.from_pretrained(
+        FAMILIES[name], device_map="auto", max_memory={"cpu": int(0.7 * size)}, offload_folder=tmp_path
+    )
+    assert "disk" in split.hf_device_map.values()
+    assert split.generate(IDS[1:], **common).tolist() == whole.generate(IDS[1:], **common).tolist()
 
 
 # --- layouts ---
@@ -386,56 +392,3 @@ def test_ouro_stops_at_the_end_of_a_turn(tmp_path, warnings):
     model.save_pretrained(folder)
     assert AutoModelForCausalLM.from_pretrained(folder).generation_config.eos_token_id == 7
     assert warnings.records == []
-
-
-# --- published shapes ---
-
-
-def raven_parameters(c):
-    heads, channels = c.n_heads + 2 * c.num_key_value_heads, c.n_embd
-    norms = {"huginn": 4 * channels + 2 * c.n_heads * c.head_dim, "llama": 2 * channels}
-    norms["olmo"] = 2 * channels + (c.n_heads + c.num_key_value_heads) * c.head_dim
-    attention = heads * c.head_dim * channels + c.n_heads * c.head_dim * channels
-    block = attention + 3 * channels * c.intermediate_size + norms[c.layout]
-    blocks = c.n_layers_in_prelude + c.n_layers_in_recurrent_block + c.n_layers_in_coda
-    ends = (1 if c.tie_word_embeddings else 2) * c.padded_vocab_size * channels
-    return blocks * block + 2 * channels**2 + channels + ends
-
-
-def ouro_parameters(c):
-    attention = 2 * (c.num_attention_heads + c.num_key_value_heads) * c.head_dim * c.hidden_size
-    layer = attention + 3 * c.hidden_size * c.intermediate_size + 4 * c.hidden_size
-    return c.num_hidden_layers * layer + 2 * c.vocab_size * c.hidden_size + c.hidden_size + c.hidden_size + 1
-
-
-@pytest.mark.parametrize(
-    ("name", "layout", "billions"),
-    [
-        ("huginn-0125", "huginn", (3.5, 4.0)),
-        ("recurrent-llama-3.2", "llama", (1.1, 1.25)),
-        ("recurrent-tinyllama-3t", "llama", (0.8, 0.9)),
-        ("recurrent-olmo-2-0425", "olmo", (1.3, 1.45)),
-        ("ouro-1.4b", None, (1.4, 1.45)),
-        ("ouro-2.6b", None, (2.6, 2.7)),
-    ],
-)
-def test_published_shapes(name, layout, billions):
-    """On the meta device, from a config.json with the published sizes."""
-    more = {} if layout is None else {"layout": layout}
-    config = AutoConfig.from_pretrained(FIXTURES / "published" / name, **more)
-    stored = json.loads((FIXTURES / "published" / name / "config.json").read_text())
-    assert config.rope_parameters["rope_theta"] == stored.get("rope_theta", stored.get("rope_base"))
-    assert config.mean_recurrence == stored.get("mean_recurrence", stored.get("total_ut_steps"))
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    model.tie_weights()
-    count = sum(parameter.numel() for parameter in model.parameters())
-    assert count == (ouro_parameters if layout is None else raven_parameters)(config)
-    assert billions[0] <= count / 1e9 <= billions[1]
-    assert len(model.base_model.inverse_frequencies) == config.head_dim // 2
-
-
-@pytest.mark.parametrize("name", ["recurrent-llama-3.2", "huginn-0125"])
-def test_published_configs_that_tell_their_layout(name):
-    expected = {"recurrent-llama-3.2": "llama", "huginn-0125": "huginn"}
-    assert AutoConfig.from_pretrained(FIXTURES / "published" / name).layout == expected[name]

@@ -8,8 +8,8 @@ import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer
 
-from hf_diffusion_forcing import OuroConfig, RavenConfig, RavenForCausalLM, bundled_checkpoint
-from support import FAMILIES, tiny_config
+from hf_diffusion_forcing import NanbeigeConfig, OuroConfig, RavenForCausalLM, bundled_checkpoint
+from support import CLASSES, FAMILIES, tiny_config
 
 IDS = torch.randint(0, 61, (2, 11), generator=torch.manual_seed(0))
 FIXED = {"training_depth": 6, "state_seed": 3}
@@ -94,7 +94,9 @@ def test_the_settings_are_stored(tmp_path):
     assert (config.training_depth, config.state_seed) == (6, 3)
 
 
-@pytest.mark.parametrize("config_class", [RavenConfig, OuroConfig])
+@pytest.mark.parametrize(
+    "config_class", sorted({each.config for each in CLASSES.values()}, key=lambda each: each.__name__)
+)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"training_depth": 0}, "training_depth=0 must be at least 1"), ({"state_seed": 2**63}, "state_seed=.* 64 bits")],
@@ -107,7 +109,7 @@ def test_impossible_settings(config_class, settings, message):
 # --- auto_map ---
 
 
-@pytest.mark.parametrize("config", [tiny_config(), OuroConfig()])
+@pytest.mark.parametrize("config", [tiny_config(), OuroConfig(), NanbeigeConfig()])
 def test_every_config_has_an_auto_map(config, tmp_path):
     """Trainers read it; a file does not need one that is empty."""
     assert config.auto_map == {} and config.auto_map is not type(config)().auto_map

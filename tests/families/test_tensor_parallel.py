@@ -40,8 +40,8 @@ sys.stdout.flush()
 
 @pytest.mark.full
 def test_logits_and_texts_are_those_of_one_process(tmp_path):
-    """With the head tied (huginn, tied) and not (llama, ouro), an odd vocabulary, and grouped heads."""
-    paths = {name: str(FAMILIES[name]) for name in ("huginn", "llama", "ouro")}
+    """With the head tied (huginn, tied) and not (llama, ouro, nanbeige), an odd vocabulary, and grouped heads."""
+    paths = {name: str(FAMILIES[name]) for name in ("huginn", "llama", "ouro", "nanbeige")}
     made = {"tied": {"num_key_value_heads": 2, "tie_word_embeddings": True}, "one": {"num_key_value_heads": 1}}
     for name, more in made.items():
         paths[name] = str(tmp_path / name)
@@ -54,8 +54,8 @@ def test_logits_and_texts_are_those_of_one_process(tmp_path):
         for name, each in found.items():
             assert each["off"] < 1e-4 and each["same"], name
             split = {key.split(".")[-2] for key, share in each["shares"].items() if share < 0.6}
-            embedding = "embed_tokens" if name in ("ouro", "tied") else "wte"
+            embedding = "embed_tokens" if name in ("ouro", "nanbeige", "tied") else "wte"
             inside = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
             assert split >= {embedding} | (inside if embedding == "embed_tokens" else {"fc", "proj"})
             # A tied head is listed as the embedding alone.
-            assert ("lm_head" in split) == (name in ("llama", "ouro"))
+            assert ("lm_head" in split) == (name in ("llama", "ouro", "nanbeige"))

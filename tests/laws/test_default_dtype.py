@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 from hf_diffusion_forcing import EXIT_CRITERIA, LATENT_PROCESSORS, RavenForCausalLM
-from support import FAMILIES, WITHOUT_INJECTED_EMBEDDING, left_pad, tiny_config
+from support import FAMILIES, GATED, INJECTED, left_pad, tiny_config
 from support.matrix import cases, crossed
 
 DEFAULTS = [torch.bfloat16, torch.float64]
@@ -32,9 +32,9 @@ SETTINGS = {
 
 
 def fits(family, name):
-    """Ouro alone has an exit gate."""
-    forces = SETTINGS[name].get("sampler") == "diffusion_forcing"
-    return not (forces and family in WITHOUT_INJECTED_EMBEDDING) and (name != "exit_gate" or family == "ouro")
+    """The exit gate needs a model with one, diffusion forcing one with an injected embedding."""
+    needs_gate, forces = name == "exit_gate", SETTINGS[name].get("sampler") == "diffusion_forcing"
+    return (family in GATED or not needs_gate) and (family in INJECTED or not forces)
 
 
 CASES = [(family, name) for family in FAMILIES for name in SETTINGS if fits(family, name)]

@@ -1,11 +1,13 @@
 """What tests share: checkpoints, small models, and inputs for generate()."""
 
+import json
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from hf_diffusion_forcing import RavenConfig, RavenForCausalLM
+from hf_diffusion_forcing import RavenConfig, RavenForCausalLM, registration
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -15,13 +17,31 @@ FAMILIES = {
     "llama": FIXTURES / "raven-llama-tiny",
     "olmo": FIXTURES / "raven-olmo-tiny",
     "ouro": FIXTURES / "ouro-tiny",
+    "nanbeige": FIXTURES / "nanbeige-tiny",
     "hrm_text": FIXTURES / "hrm-text-tiny",
 }
 """A checkpoint of every family and layout; all but the first have random weights."""
-WITHOUT_INJECTED_EMBEDDING = ("ouro", "hrm_text")
-"""Families for which diffusion forcing is not defined."""
-NATIVE = [name for name in FAMILIES if name != "hrm_text"]
+
+
+class Classes(NamedTuple):
+    """A family's registered classes: its config, its model without a head, and its models with each."""
+
+    config: type
+    base: type
+    causal: type
+    sequence: type
+    token: type
+
+
+_REGISTERED = {each[0].model_type: Classes(*each) for each in registration.FAMILIES}
+_TYPES = {name: json.loads((path / "config.json").read_text())["model_type"] for name, path in FAMILIES.items()}
+CLASSES = {name: _REGISTERED[kind] for name, kind in _TYPES.items() if kind in _REGISTERED}
+NATIVE = list(CLASSES)
 """Families with a base model and classifiers of this package; those of the others are transformers' own."""
+INJECTED = tuple(name for name, classes in CLASSES.items() if classes.causal.has_injected_embedding)
+"""Families that diffusion forcing is defined for."""
+GATED = tuple(name for name, classes in CLASSES.items() if classes.causal.has_exit_gate)
+"""Families with an exit gate of their own."""
 SAMPLERS = {
     "plain": {},
     "autoregressive": {"sampler": "autoregressive"},
