@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TypeVar
 
+import torch  # noqa: F401  # torch.compile of 2.6 looks it up in this module when it goes on after a graph break
 from transformers import GenerationMixin
 from transformers.utils import ModelOutput
 from transformers.utils.deprecation import deprecate_kwarg
@@ -43,6 +44,8 @@ def takes_cache(forward: Function) -> Function:
         return forward(*args, **kwargs)
 
     signature = inspect.signature(forward)
+    # accelerate's unwrap_model() would go on unwrapping to a forward that does not know the name.
+    del renaming.__wrapped__
     renaming.__signature__ = signature.replace(
         parameters=[
             parameter.replace(name=OLD_NAME) if name == NEW_NAME else parameter

@@ -144,7 +144,9 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
                 continue
             candidates = sampler_keywords() | {*SAMPLER_NAMES, "return_trace", *MODEL_KEYWORDS, OLD_NAME, NEW_NAME}
             candidates |= set(GenerationConfig().to_dict())
-            raise ValueError(f"generate() has no keyword {name!r}{_nearest_only(name, candidates)}.")
+            raise ValueError(
+                f"generate() has no keyword {name!r}{_nearest_only(name, candidates) or ': leave it out.'}"
+            )
 
     def init_continuous_batching(self, *args, **kwargs):
         """Refuse continuous batching, which uses its own positions and caches; `generate_batch()` calls this first."""

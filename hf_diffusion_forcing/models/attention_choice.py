@@ -22,8 +22,9 @@ def check_implementation(name: str | None) -> None:
     """ValueError for an `attn_implementation` other than "sdpa", "eager" and None, which is "sdpa"."""
     if name not in KERNELS:
         raise ValueError(
-            f"attn_implementation={name!r} is not supported by recurrent-depth models, whose caches hold several "
-            "entries per position: use 'sdpa' (the default), or 'eager' for output_attentions=True."
+            # It begins as transformers' own error does.
+            f'Specified `attn_implementation="{name}"` is not supported by recurrent-depth models, whose caches hold '
+            "several entries per position: use 'sdpa' (the default), or 'eager' for output_attentions=True."
         )
 
 

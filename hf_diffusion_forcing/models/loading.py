@@ -86,7 +86,8 @@ def check_loaded(info: dict[str, Any], mismatched_allowed: bool) -> None:
         lines.append(f"{len(names)} {what}: {', '.join(names[:SHOWN])}{more}")
     raise ValueError(
         "The checkpoint's tensors do not fit its config.json. " + ". ".join(lines) + ". "
-        "(With output_loading_info=True they are returned instead, and missing ones are initialized at random.)"
+        "(With output_loading_info=True they are returned instead, and missing ones are initialized at random; with "
+        "ignore_mismatched_sizes=True those of another shape are.)"
     )
 
 

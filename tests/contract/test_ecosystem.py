@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from peft import LoraConfig, PeftModel, get_peft_model
-from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from transformers import AutoModelForCausalLM, TorchAoConfig
 
 from hf_diffusion_forcing import RavenForCausalLM
@@ -21,6 +20,12 @@ PROMPT = torch.tensor([[81, 58, 32, 68, 97, 110]])
 SHORT = {"num_steps": 8, "seed": 0, "max_new_tokens": 12}
 FORCING = {"sampler": "diffusion_forcing", "wavefront": 8, "inner_recurrence": 2} | SHORT
 AUTOREGRESSIVE = {"sampler": "autoregressive"} | SHORT
+
+
+@pytest.fixture
+def torchao():
+    """torchao's quantization. It is not required, and its newest version needs a newer torch than this package."""
+    return pytest.importorskip("torchao.quantization")
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +123,8 @@ def test_offload_by_memory(huginn_mini, tmp_path):
     assert text(model, AUTOREGRESSIVE) == text(huginn_mini, AUTOREGRESSIVE)
 
 
-def test_int8_weights_through_from_pretrained(huginn_mini, tmp_path):
-    config = TorchAoConfig(Int8WeightOnlyConfig())
+def test_int8_weights_through_from_pretrained(torchao, huginn_mini, tmp_path):
+    config = TorchAoConfig(torchao.Int8WeightOnlyConfig())
     model = AutoModelForCausalLM.from_pretrained(HUGINN_MINI, quantization_config=config, device_map="cpu")
     assert type(model.transformer.core_block[0].mlp.fc.weight).__name__ == "Int8Tensor"
     forward = {"input_ids": PROMPT, "num_steps": 8, "seeds": torch.tensor([0])}
@@ -131,9 +136,9 @@ def test_int8_weights_through_from_pretrained(huginn_mini, tmp_path):
     assert text(loaded) == text(model)
 
 
-def test_int8_weights_through_quantize(huginn_mini):
+def test_int8_weights_through_quantize(torchao, huginn_mini):
     model = copy.deepcopy(huginn_mini)
-    quantize_(model, Int8WeightOnlyConfig())
+    torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
     one_by_one = FORCING | {"wavefront": 1, "inner_recurrence": 8}
     assert text(model, one_by_one) == text(model, AUTOREGRESSIVE | {"kv_sharing": "last"})
 

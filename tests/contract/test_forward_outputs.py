@@ -169,7 +169,7 @@ def test_attention_is_set_on_a_model_in_memory(tiny):
 
 @pytest.mark.parametrize("name", ["flash_attention_2", "flex_attention", "paged|eager", "sdqa"])
 def test_other_kernels_are_refused_by_name(tiny, name):
-    with pytest.raises(ValueError, match=rf"attn_implementation='{name}'.*use 'sdpa'".replace("|", r"\|")):
+    with pytest.raises(ValueError, match=rf"attn_implementation=\"{name}\".*use 'sdpa'".replace("|", r"\|")):
         tiny.set_attn_implementation(name)
     for auto in (AutoModelForCausalLM, AutoModel):
         with pytest.raises(ValueError, match=r"attn_implementation=.*use 'sdpa'"):

@@ -102,7 +102,7 @@ def test_returned_sequences_differ(tiny):
         {"do_sample": True, "top_h": 0.5},
         {"do_sample": True, "renormalize_logits": True, "remove_invalid_values": True},
         {"forced_eos_token_id": 7},
-        {"begin_suppress_tokens": [14]},
+        {"begin_suppress_tokens": list(range(60))},
         {"sequence_bias": [[[5], 4.0], [[5, 6], 6.0]]},
         {"exponential_decay_length_penalty": (3, 1.5), "eos_token_id": 7},
         {"min_length": 18, "eos_token_id": 7},

@@ -1,5 +1,6 @@
 """docs/compatibility.md says what is measured, and no argument is overlooked."""
 
+import re
 import subprocess
 import sys
 
@@ -23,6 +24,13 @@ def test_the_page_is_what_is_measured(tmp_path):
     measured = page()
     assert tables(PAGE.read_text()) == tables(measured), "run python scripts/write_compatibility.py"
     assert is_current(PAGE, measured)
+
+
+def test_a_refusal_says_what_to_do():
+    refused = [row for row in tables(PAGE.read_text()) if "| refused |" in row]
+    assert refused
+    silent = [row for row in refused if not re.search(r"\b(leave|pass|use|call|load|set)\b", row.split("|")[-2], re.I)]
+    assert not silent
 
 
 def test_a_page_is_current_whatever_the_versions(tmp_path):

@@ -13,7 +13,7 @@ from .probes import Probe, ProbeError
 
 @dataclass(frozen=True)
 class Refusal:
-    """A refused call, with the first sentence of the error."""
+    """A refused call, with the error's message."""
 
     reason: str
 
@@ -58,10 +58,9 @@ def is_deliberate(error: Exception) -> bool:
     return (traceback.extract_tb(error.__traceback__)[-1].line or "").startswith("raise ")
 
 
-def first_sentence(message: str) -> str:
-    """Return the first sentence of an error on one line, without its full stop and without object addresses."""
-    sentence = re.split(r"(?<=[.!?])\s", " ".join(message.split()), maxsplit=1)[0].rstrip(".")
-    return re.sub(r" at 0x[0-9a-f]+", "", sentence)
+def on_one_line(message: str) -> str:
+    """Return an error's message on one line, without its full stop and without object addresses."""
+    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(message.split())).rstrip(".")
 
 
 def attempt(model: RavenForCausalLM, settings: dict, probe: Probe) -> Outcome | Refusal:
@@ -77,14 +76,14 @@ def attempt(model: RavenForCausalLM, settings: dict, probe: Probe) -> Outcome | 
     try:
         return call(settings)
     except (ValueError, TypeError, NotImplementedError) as error:
-        reason = first_sentence(str(error))
+        reason = on_one_line(str(error))
         if is_deliberate(error):
             return Refusal(reason)
         try:
             call({"seed": settings["seed"]})
         except Exception as without_sampler:
             if (type(without_sampler), str(without_sampler)) == (type(error), str(error)):
-                return Refusal(f"fails without a sampler, too ({type(error).__name__}: {reason})")
+                return Refusal(f"fails without a sampler, too ({type(error).__name__}: {reason}): leave it out")
         raise ProbeError(f"crashes with {type(error).__name__}: {reason}") from error
     except Exception as error:
-        raise ProbeError(f"crashes with {type(error).__name__}: {first_sentence(str(error))}") from error
+        raise ProbeError(f"crashes with {type(error).__name__}: {on_one_line(str(error))}") from error

@@ -10,6 +10,7 @@ from ...settings.sampler_config import SAMPLER_CONFIGS
 from .findings import Finding, findings, quiet
 from .probes import check_probes
 from .subjects import tiny_model
+from .suites import NOT_APPLICABLE
 
 INTRODUCTION = """\
 # Compatibility with `generate()`
@@ -25,7 +26,7 @@ tokens passed to a streamer, and the number of positions in each pass of the mod
 - **works**: the argument changes the outcome, and a reference confirms the result. With one position at a time and
   all recurrences in one tick, a sampler must produce the text of `sampler="autoregressive"` with the same argument.
   Greedy `sampler="autoregressive"` must produce the text of transformers' own decoding.
-- **refused**: the call raises a `ValueError`, `TypeError` or `NotImplementedError`. The note is its first sentence.
+- **refused**: the call raises a `ValueError`, `TypeError` or `NotImplementedError`. The note is its message.
 - **no effect**: the outcome is the same. The note gives the reason.
 
 {versions}
@@ -42,6 +43,21 @@ Details on arguments that work:
   run when all unfinished rows have reached that length. A row that was ahead is cut back to where it ended. Stop
   strings and `max_time` are checked row by row. Criteria receive scores if `output_scores` is set.
 """
+SUITES = """\
+## transformers' own tests
+
+`tests/transformers_suite` runs the tests that transformers has for its own models (`ModelTesterMixin`, `ConfigTester`,
+`TrainingTesterMixin`) on Huginn's, Llama's and OLMo's layout of Raven and on Ouro: base models, language models and
+classifiers. `python scripts/fetch_transformers_tests.py` fetches them from transformers' source distribution, as CI
+does. They pass, except for tests that skip themselves (for other architectures, or without a GPU) and these:
+
+{table}
+
+The source distribution has no `GenerationTesterMixin`, no exporter tests and no pipeline tests. `tests/contract` covers
+`generate()` and pipelines, and `tests/families/test_compile.py` covers `torch.export`. Of what `GenerationTesterMixin`
+asks for, beams, assisted decoding and contrastive search need `sampler=False` (the tables above), and static caches are
+refused.
+"""
 VERSIONS = re.compile(r"^Measured with .*$", re.MULTILINE)
 
 
@@ -56,6 +72,12 @@ def note(row: dict[str, Finding]) -> str:
         for text, names in samplers.items()
     ]
     return "; ".join(notes).replace("|", "\\|")
+
+
+def skipped_tests() -> str:
+    """Return the table of transformers' tests that do not apply."""
+    rows = [f"| `{row.test}` | {', '.join(row.families) or 'all'} | {row.reason} |" for row in NOT_APPLICABLE]
+    return "\n".join(("| test | models | reason |", "| --- | --- | --- |", *rows))
 
 
 def page() -> str:
@@ -74,6 +96,7 @@ def page() -> str:
             statuses = " | ".join(finding.status for finding in row.values())
             parts.append(f"| {name} | {statuses} | {note(row)} |")
         parts.append("")
+    parts.append(SUITES.format(table=skipped_tests()))
     return "\n".join(parts)
 
 

@@ -102,7 +102,11 @@ PROBES: dict[str, list[Probe]] = {
         Probe("inputs", {"inputs": IDS}, NO_PROMPT),
         Probe("input_ids", {"input_ids": IDS}, NO_PROMPT),
         Probe("attention_mask", {"attention_mask": torch.tensor([[0, 1, 1, 1, 1]])}),
-        Probe("position_ids", {"position_ids": torch.arange(5)[None]}),
+        Probe(
+            "position_ids",
+            {"position_ids": torch.arange(5)[None]},
+            no_effect="positions are counted from `attention_mask`; others are refused",
+        ),
         Probe("inputs_embeds", {"inputs_embeds": torch.zeros(1, 5, 32)}),
         Probe(
             "token_healing",
@@ -192,7 +196,13 @@ PROBES: dict[str, list[Probe]] = {
         Probe("output_scores", {"output_scores": True}, DICT),
         Probe("output_logits", {"output_logits": True}, DICT),
         Probe("output_attentions", {"output_attentions": True}, DICT),
-        Probe("output_hidden_states", {"output_hidden_states": True}, DICT),
+        Probe(
+            "output_hidden_states",
+            {"output_hidden_states": True},
+            DICT,
+            no_effect="`hidden_states` is None, since refined positions have no last pass; "
+            '`return_trace="latents"` records their states',
+        ),
         Probe(
             "streamer",
             lambda model, settings: {"streamer": Recorder()},

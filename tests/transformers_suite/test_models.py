@@ -1,0 +1,113 @@
+"""transformers' own tests of models, run on ours: the classes that its source distribution has."""
+
+import fnmatch
+import unittest
+import unittest.mock
+
+import pytest
+from transformers_suite.shipped import shipped
+from transformers_suite.testers import ModelTester
+
+from hf_diffusion_forcing import OuroForCausalLM, RavenForCausalLM
+from hf_diffusion_forcing.evaluation.compatibility.suites import NOT_APPLICABLE
+from hf_diffusion_forcing.models import (
+    OuroForSequenceClassification,
+    OuroForTokenClassification,
+    OuroModel,
+    RavenForSequenceClassification,
+    RavenForTokenClassification,
+    RavenModel,
+)
+
+common = shipped("test_modeling_common")
+configuration = shipped("test_configuration_common")
+training = shipped("test_training_mixin")
+
+RAVEN = (RavenModel, RavenForCausalLM, RavenForSequenceClassification, RavenForTokenClassification)
+OURO = (OuroModel, OuroForCausalLM, OuroForSequenceClassification, OuroForTokenClassification)
+
+SIZES = {
+    "huginn": {
+        "n_layers": 3,
+        "n_layers_in_prelude": 1,
+        "n_layers_in_recurrent_block": 1,
+        "n_layers_in_coda": 1,
+    }
+}
+"""Fewer layers where a fixture has more weights than transformers allows in its tests."""
+
+KINDS = (
+    "MODEL_MAPPING_NAMES",
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+)
+"""The lists in which transformers' tests look up what kind a class is, in the order of the classes above."""
+
+
+def reason_to_skip(test: str, family: str) -> str | None:
+    """Why a test of transformers is not for a family; None if it is."""
+    for row in NOT_APPLICABLE:
+        if fnmatch.fnmatch(test, row.test) and family in (row.families or (family,)):
+            return row.reason
+    return None
+
+
+class Suite(common.ModelTesterMixin, training.TrainingTesterMixin):
+    """transformers' tests of a family; those that do not apply are skipped by name, with the table's reason."""
+
+    family = ""
+
+    def setUp(self):
+        if reason := reason_to_skip(self._testMethodName, self.family):
+            self.skipTest(reason)
+        changes = dict(SIZES.get(self.family, {}))
+        if self.family != "ouro":
+            changes |= {"layout": self.family, "mean_recurrence": 3, "mean_backprop_depth": 2}
+        # Depth and noise of a pass are drawn otherwise.
+        self.model_tester = ModelTester(self.family, self.all_model_classes, training_depth=3, state_seed=0, **changes)
+
+        for kind, model_class in zip(KINDS, self.all_model_classes, strict=True):
+            self.enterContext(unittest.mock.patch.dict(getattr(common, kind), {self.family: model_class.__name__}))
+
+    def assertRaises(self, expected, *args, **kwargs):
+        """unittest's own; a tensor of another shape is a ValueError here, as is every other misfit of a checkpoint."""
+        expected = (RuntimeError, ValueError) if expected is RuntimeError else expected
+        return super().assertRaises(expected, *args, **kwargs)
+
+    def test_model_outputs_equivalence(self):
+        # It passes output_attentions=True.
+        self.model_tester.config._attn_implementation = "eager"
+        super().test_model_outputs_equivalence()
+
+    # 28 loads of each class, and 300 steps of training.
+    test_bc_torch_dtype = pytest.mark.full(common.ModelTesterMixin.test_bc_torch_dtype)
+    test_training_overfit = pytest.mark.full(training.TrainingTesterMixin.test_training_overfit)
+
+    def test_config(self):
+        """transformers' `ConfigTester`."""
+        tester = configuration.ConfigTester(self, config_class=type(self.model_tester.config), vocab_size=99)
+        tester.run_common_tests()
+
+
+@pytest.mark.full
+class TestHuginn(Suite, unittest.TestCase):
+    family, all_model_classes = "huginn", RAVEN
+
+
+class TestLlama(Suite, unittest.TestCase):
+    family, all_model_classes = "llama", RAVEN
+
+
+@pytest.mark.full
+class TestOlmo(Suite, unittest.TestCase):
+    family, all_model_classes = "olmo", RAVEN
+
+
+class TestOuro(Suite, unittest.TestCase):
+    family, all_model_classes = "ouro", OURO
+
+
+@pytest.mark.parametrize("row", NOT_APPLICABLE, ids=lambda row: row.test)
+def test_the_table_has_no_row_too_many(row):
+    assert fnmatch.filter(dir(Suite), row.test)
