@@ -17,7 +17,9 @@ def looped(config_class, **more):
     """A looped family's config, whose heads need not make up the channels."""
     sizes = {"vocab_size": 61, "hidden_size": 24, "intermediate_size": 20, "max_position_embeddings": 64}
     return st.builds(
-        lambda heads, **drawn: config_class(**sizes, num_attention_heads=heads[0], num_key_value_heads=heads[1], **drawn),
+        lambda heads, **drawn: config_class(
+            **sizes, num_attention_heads=heads[0], num_key_value_heads=heads[1], **drawn
+        ),
         heads=HEADS,
         head_dim=HEAD_DIMS,
         num_hidden_layers=st.integers(1, 3),
