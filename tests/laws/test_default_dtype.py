@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
-from hf_diffusion_forcing import EXIT_CRITERIA, LATENT_PROCESSORS, RavenConfig, RavenForCausalLM
+from hf_diffusion_forcing import EXIT_CRITERIA, LATENT_PROCESSORS, RavenForCausalLM
 from support import FAMILIES, GATED, INJECTED, left_pad, tiny_config
 from support.matrix import cases, crossed
 
@@ -128,7 +128,7 @@ def test_logits_are_the_same(default, name):
 def test_far_positions_are_rotated_the_same(default, scaling):
     """Rounded frequencies would show most where positions are large."""
     config = {"block_size": 1024, "layout": "llama", "rope_theta": 5e5, "rope_scaling": scaling}
-    model = RavenForCausalLM(RavenConfig(**tiny_config().to_dict() | {"qk_bias": False, "init_values": None} | config))
+    model = RavenForCausalLM(tiny_config(**config))
     ids = torch.arange(1000)[None] % 61
     common = {"num_steps": 1, "seeds": torch.tensor([1]), "logits_to_keep": 200}
     with default_dtype(default):
