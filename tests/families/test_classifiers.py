@@ -129,7 +129,8 @@ def test_trainer(name, auto, tmp_path):
 def test_lora(name, auto, tmp_path):
     """The adapter and the new head learn in a step, and are saved together."""
     model = load(auto, name)
-    target = ["q_proj", "down_proj"] if name == "ouro" else ["Wqkv", "adapter"]
+    linear = {"Wqkv", "adapter", "q_proj", "down_proj"}
+    target = sorted({key.split(".")[-1] for key, _ in model.named_modules()} & linear)
     task = "SEQ_CLS" if auto is SEQUENCE else "TOKEN_CLS"
     adapted = get_peft_model(model, LoraConfig(task_type=task, target_modules=target, init_lora_weights=False))
     before = {key: p.clone() for key, p in adapted.named_parameters()}

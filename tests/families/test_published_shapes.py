@@ -74,6 +74,8 @@ def test_the_training_length_is_not_the_limit(tmp_path):
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["block_size"] == 131072 and "max_position_embeddings" not in saved
     assert AutoConfig.from_pretrained(tmp_path).max_position_embeddings == 131072
+    with pytest.raises(ValueError, match="block_size=1024 and max_position_embeddings=512 are two names"):
+        RavenConfig(**stored | {"max_position_embeddings": 512})
 
 
 def test_huginns_shorter_config_is_the_same_model():

@@ -72,7 +72,7 @@ class RavenConfig(UnrolledConfig):
         mean_recurrence: recurrences when `num_steps` is not given, and the mean of the random depth in training.
         mean_backprop_depth: how many of the last recurrences carry gradients in training.
         training_depth, state_seed: fix depth and initial states of training steps; see `UnrolledConfig`.
-        block_size: longest sequence. In the files of retrofitted checkpoints it is the training length, beside a
+        block_size: longest sequence. In files of retrofitted checkpoints it may be the training length, beside a larger
             `max_position_embeddings`, which then is the limit, and becomes the value of both names.
         rope_base: base of the rotary embedding, if neither `rope_parameters` nor `rope_theta` is given.
         rope_parameters: `rope_theta`, `rope_type` ("default" or "llama3") and the type's parameters.
@@ -133,7 +133,8 @@ class RavenConfig(UnrolledConfig):
         for alias, name in self.attribute_map.items():
             if (value := kwargs.pop(alias, None)) is not None:
                 default = type(self).__dataclass_fields__[name].default
-                if getattr(self, name) not in (default, value) and alias != "max_position_embeddings":
+                is_training_length = name == "block_size" and self.block_size < value
+                if getattr(self, name) not in (default, value) and not is_training_length:
                     raise ValueError(
                         f"{name}={getattr(self, name)} and {alias}={value} are two names of one size: leave out one."
                     )
