@@ -47,6 +47,7 @@ def test_the_problems_of_the_fixture_are_held_out():
     assert all(row["answer"] in row["choices"] for row in ROWS)
 
 
+@pytest.mark.full
 def test_one_position_at_full_depth_scores_as_autoregression(monkeypatch, tmp_path):
     """The harness's stopping criteria, batches and left padding change nothing in the second law."""
     common = ("--batch_size", 4, "--gen_kwargs")

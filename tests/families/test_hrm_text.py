@@ -443,7 +443,7 @@ def test_a_model_trained_without_a_prefix_takes_no_block():
     [
         ({"attention_dropout": 0.1}, "attention_dropout=0.1 is not supported"),
         ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "rope_type='linear'"),
-        ({"attn_implementation": "flex_attention"}, "attn_implementation='flex_attention' is not supported"),
+        ({"attn_implementation": "flex_attention"}, 'flex_attention"` is not supported'),
     ],
 )
 def test_settings_the_samplers_do_not_have_are_refused(changes, message):

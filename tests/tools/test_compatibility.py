@@ -20,6 +20,7 @@ def tables(text):
     return [line for line in text.splitlines() if line.startswith(("|", "#"))]
 
 
+@pytest.mark.full
 def test_the_page_is_what_is_measured(tmp_path):
     measured = page()
     assert tables(PAGE.read_text()) == tables(measured), "run python scripts/write_compatibility.py"
@@ -82,7 +83,7 @@ def test_what_is_not_in_order_is_not_written_down(argument, value, message):
         find(tiny_model(), "diffusion_forcing", probe, {})
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_check(tmp_path):
     """The script itself, against a page that says something else."""
     stale = tmp_path / "page.md"
