@@ -22,8 +22,7 @@ class HrmTextConfig(transformers.HrmTextConfig, UnrolledConfig):
 
     Args:
         training_depth, state_seed: see `UnrolledConfig`; nothing is drawn for an initial state, so the seed has no
-            effect.
-        others: those of transformers.
+            effect. The other arguments are those of transformers.
 
     Raises:
         ValueError: a size below 1. (What else the samplers do not have is refused when a model is made.)
