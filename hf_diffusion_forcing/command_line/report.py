@@ -33,13 +33,14 @@ def report(
     named = sampler is not None or settings.preset is not None
     kwargs = chosen_sampler(sampler, settings)
     from ..evaluation.problems import problems
+    from ..files import check_writable_file
     from ..generation.samplers import SAMPLERS
-    from ..visualization.report import Report, check_writable
+    from ..visualization.report import Report
 
     with exit_on_error():
         from ..visualization import matplotlib_names  # noqa: F401  (reports missing packages before the model runs)
 
-        html = check_writable(html)
+        html = check_writable_file(html)
     console = Console()
     network, tokenizer = load(model)
     if not named and SAMPLERS[DEFAULT_SAMPLER].needs_injected_embedding and not network.has_injected_embedding:

@@ -58,7 +58,7 @@ def plot_convergence(trace: Trace, row: int = 0) -> Figure:
     axes.autoscale_view(scalex=False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("recurrences since the input token last changed")
-    axes.set_ylabel(value_name(trace))
+    axes.set_ylabel(value_name(trace.criterion))
     axes.set_title("How positions converge", fontsize=10)
     axes.grid(alpha=0.25)
     axes.legend(loc="upper right", fontsize=8)

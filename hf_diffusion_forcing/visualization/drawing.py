@@ -27,8 +27,8 @@ def waves_of(trace: Trace, row: int) -> list[WaveTick]:
     return waves
 
 
-def value_name(trace: Trace) -> str:
-    """The axis label for a criterion's values."""
+def value_name(criterion: str | None) -> str:
+    """The axis label for the values of the exit criterion of that name."""
     units = {
         "latent_difference": "change of the latent state, share of its norm",
         "latent_acceleration": "second difference of the latent state, share of its norm",
@@ -38,7 +38,7 @@ def value_name(trace: Trace) -> str:
         "min_p_kl": "KL divergence of the likely tokens (nats)",
         "exit_gate": "probability of having left",
     }
-    return units.get(trace.criterion, f"value of {trace.criterion}")
+    return units.get(criterion, f"value of {criterion}")
 
 
 def no_values(trace: Trace) -> str:
