@@ -30,7 +30,7 @@ class RecurrentDepthInterface(metaclass=ABCMeta):
     """Whether the model has an `exit_gate`, as the criterion of that name requires."""
 
     has_readable_shallow_states: bool = True
-    """Whether training read out states after fewer recurrences than the last, so that shallow readouts mean something."""
+    """Whether training also read out states before the last recurrence, so that shallow readouts mean something."""
 
     @abstractmethod
     def embed(

@@ -1,6 +1,11 @@
 """What the figures of a trace share."""
 
+from collections.abc import Sequence
+
+import torch
+
 from ..generation.trace import Trace, WaveTick
+from .matplotlib_names import Axes, LineCollection, MaxNLocator, Normalize
 
 SETTLED_IS_DARK = "cividis"
 """Readable with colour blindness and in grey print: its lightness rises evenly."""
@@ -25,6 +30,25 @@ def waves_of(trace: Trace, row: int) -> list[WaveTick]:
     if not waves:
         raise ValueError(f"Row {row} ended at its first token, so there is no wave to draw: choose another prompt.")
     return waves
+
+
+def draw_lines(
+    axes: Axes, lines: Sequence[list[tuple[int, float]]], positions: Sequence[int], norm: Normalize
+) -> LineCollection:
+    """Draw one line for each position, coloured by position, over whole recurrences and a logarithmic axis."""
+    collection = LineCollection(lines, cmap="viridis", norm=norm, linewidth=0.9, alpha=0.7)
+    collection.set_array(torch.tensor(positions).numpy())
+    axes.add_collection(collection)
+    axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+    return collection
+
+
+def draw_threshold(axes: Axes, threshold: float | None) -> None:
+    """Draw a criterion's threshold, if it has one above 0."""
+    if threshold:
+        axes.axhline(threshold, color="black", linestyle="--", linewidth=1, label=f"threshold {threshold:g}")
 
 
 def value_name(criterion: str | None) -> str:
