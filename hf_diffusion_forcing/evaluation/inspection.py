@@ -249,6 +249,8 @@ def _read_out(texts: _Texts, states: list[torch.Tensor], chunk: torch.Tensor, cr
             predictions=logits.argmax(-1)[None],
         )
         found.fill("exits", depth, chunk, verdict(criterion, refinement)[0])
+        values = refinement.exit_values
+        found.fill("exit_values", depth, chunk, torch.full_like(first, math.nan) if values is None else values[0])
         memory = refinement.remembered
 
 

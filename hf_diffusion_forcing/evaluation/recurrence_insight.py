@@ -37,6 +37,7 @@ class RecurrenceInsight:
         divergences: float32 [num_steps, n], KL(p_last, p_k) in nats, with p_last the distribution at the last depth.
         sways: float32 [num_steps, n], share of the margin that a recurrence moved; see `evaluation.settling`.
         exits: bool [num_steps, n], where the exit criterion says that the position has converged.
+        exit_values: float32 [num_steps, n], what the criterion compared with its threshold; NaN if it has no values.
     """
 
     model_name: str
@@ -55,6 +56,7 @@ class RecurrenceInsight:
     divergences: torch.Tensor
     sways: torch.Tensor
     exits: torch.Tensor
+    exit_values: torch.Tensor
     contractions: torch.Tensor = field(init=False)
     """float32 [num_steps, n], the measured contraction factor; see `evaluation.settling`."""
 
