@@ -10,6 +10,7 @@ import torch
 
 from .provenance import describe_machine, describe_model, versions
 from .recurrence_insight import VERDICTS, RecurrenceInsight
+from .settling import AT_REST, HORIZON
 
 SHOWN = 10
 """Tokens of text that are shown with a position, up to its own."""
@@ -129,7 +130,7 @@ def drift_sentences(insight: RecurrenceInsight) -> list[str]:
     if moving:
         said.append(
             f"At {share(moving, count)} of the positions the state still moves after {insight.num_steps} recurrences, "
-            "but less and less: more recurrences would change it."
+            "but less and less: more recurrences would bring it to rest."
         )
     if drifting:
         places = [place for place, verdict in enumerate(verdicts) if verdict == "drifting"]
@@ -140,7 +141,8 @@ def drift_sentences(insight: RecurrenceInsight) -> list[str]:
         more = f" and {len(places) - NAMED} more" if len(places) > NAMED else ""
         said.append(
             f"Drift: at {share(drifting, count)} of the positions the state does not settle. It still changes by "
-            f"{100 * last:.2g} % a recurrence, and the change does not fall with depth (position {named}{more})."
+            f"{100 * last:.2g} % a recurrence, and this does not fall with depth, or so slowly that {HORIZON} more "
+            f"recurrences would not bring it below {100 * AT_REST:g} % (position {named}{more})."
         )
         if 2 * drifting > count:
             said.append(

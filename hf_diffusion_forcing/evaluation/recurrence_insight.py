@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .settling import contraction, does_not_fall, is_settled, rounding_floor
+from .settling import contraction, drifts, is_settled, rounding_floor
 
 VERDICTS = ("settled", "converged", "moving", "drifting")
 
@@ -100,14 +100,14 @@ class RecurrenceInsight:
         """What can be said of each position after the last recurrence, one of `VERDICTS`.
 
         "settled": the margin is larger than what further recurrences are estimated to move it. "converged": only the
-        exit criterion is met. "drifting": neither, and the change of the state did not fall over the second half of
-        the recurrences. "moving": the others.
+        exit criterion is met. "drifting": neither, and the state would not come to rest in many more recurrences (see
+        `evaluation.settling.drifts`). "moving": the others.
         """
-        drifting = does_not_fall(self.changes, self.floor)
+        drifting = drifts(self.changes, self.floor)
         said = zip(self.settled[-1].tolist(), self.exits[-1].tolist(), drifting.tolist(), strict=True)
         return [
-            "settled" if settled else "converged" if converged else "drifting" if drifts else "moving"
-            for settled, converged, drifts in said
+            "settled" if settled else "converged" if converged else "drifting" if drifting else "moving"
+            for settled, converged, drifting in said
         ]
 
     def count(self, verdict: str) -> int:

@@ -17,11 +17,16 @@ import math
 
 import torch
 
+from ..hooks.latent_criteria import LatentDifferenceCriterion
+
 WINDOW = 4
 """Recurrences over which a contraction factor is measured."""
 
-STILL = 0.99
-"""A change that falls by less than 1 % a recurrence does not fall."""
+AT_REST = LatentDifferenceCriterion.threshold
+"""A state that changes by less than this share of its norm hardly moves."""
+
+HORIZON = 32
+"""Further recurrences that a state has to come to rest."""
 
 
 def rounding_floor(dtype: torch.dtype) -> float:
@@ -75,8 +80,11 @@ def is_settled(sways: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     return (factors < 1) & (sways * factors / (1 - factors) < 1)
 
 
-def does_not_fall(changes: torch.Tensor, floor: float) -> torch.Tensor:
-    """bool [n], True where the change did not fall over the second half of the recurrences.
+def drifts(changes: torch.Tensor, floor: float) -> torch.Tensor:
+    """bool [n], True where the state would not come to rest in `HORIZON` more recurrences, and where it is not finite.
+
+    The change is taken to fall on at its mean rate over the second half of the recurrences. (Over a few recurrences,
+    the change of a state that wanders rises and falls by chance.) After one recurrence no rate is known.
 
     Args:
         changes: float32 [num_steps, n].
@@ -85,6 +93,7 @@ def does_not_fall(changes: torch.Tensor, floor: float) -> torch.Tensor:
     last = len(changes) - 1
     middle = last // 2
     if last == middle:
-        return torch.zeros_like(changes[0], dtype=torch.bool)
-    falls = changes[last] < changes[middle] * STILL ** (last - middle)
-    return ~falls & ~(changes[last] <= floor)
+        return ~changes[last].isfinite()
+    rate = (changes[last] / changes[middle]) ** (1 / (last - middle))
+    comes_to_rest = (changes[last] <= floor) | (changes[last] * rate**HORIZON < AT_REST)
+    return ~comes_to_rest

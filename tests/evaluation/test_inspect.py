@@ -14,7 +14,7 @@ from hf_diffusion_forcing.evaluation.insight_summary import by_depth, by_token, 
 from hf_diffusion_forcing.evaluation.inspection import inspect_prompts, inspect_recurrences
 from hf_diffusion_forcing.evaluation.measure import recurrences_to_converge
 from hf_diffusion_forcing.evaluation.recurrence_insight import VERDICTS, RecurrenceInsight
-from hf_diffusion_forcing.evaluation.settling import contraction, does_not_fall, is_settled, sway
+from hf_diffusion_forcing.evaluation.settling import contraction, drifts, is_settled, sway
 from support import FAMILIES, left_pad, tiny_config
 
 ROWS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3]]
@@ -136,15 +136,16 @@ def test_the_contraction_factor_of_a_geometric_series():
     factors = contraction(changes, 1e-9)
     assert factors[0].isnan().all()
     torch.testing.assert_close(factors[1:], torch.tensor([[0.5, 0.9, 1.0, 1.1]]).expand(11, -1), rtol=1e-4, atol=0)
-    assert does_not_fall(changes, 1e-9).tolist() == [False, False, True, True]
+    assert drifts(changes, 1e-9).tolist() == [False, False, True, True]
 
 
 def test_rounding_is_neither_motion_nor_contraction():
     changes = torch.tensor([1.0, 0.1, 0.01, 1e-3, 1e-7, 3e-7, 1e-7, 4e-7])[:, None]
     factors = contraction(changes, 1e-6)
     torch.testing.assert_close(factors[1:], torch.full((7, 1), 0.1))
-    assert not does_not_fall(changes, 1e-6).any()
-    assert contraction(torch.zeros(3, 1), 1e-6).eq(0).all()
+    assert not drifts(changes, 1e-6).any()
+    assert contraction(torch.zeros(3, 1), 1e-6).eq(0).all() and not drifts(torch.zeros(3, 1), 1e-6).any()
+    assert drifts(torch.tensor([[math.nan, 1.0]]), 1e-6).tolist() == [True, False]
     broken = contraction(torch.full((3, 1), math.nan), 1e-6)
     assert broken.isnan().all() and not is_settled(torch.zeros(3, 1), broken).any()
 
@@ -184,15 +185,20 @@ def test_the_estimate_holds_on_the_bundled_checkpoint(bundled):
     assert early > 40 * len(long) * 0.8 and changed < 0.02 * early
 
 
-def unsettled():
-    """A model whose states go on moving: its core is far from a contraction."""
+def rescaled(core, state):
+    """A random model with other weights in its core: large ones are far from a contraction.
+
+    Args:
+        core: factor on what attention and MLP add.
+        state: factor on what the core reads of the state.
+    """
     torch.manual_seed(0)
     model = RavenForCausalLM(tiny_config()).eval()
     with torch.no_grad():
         for block in model.transformer.core_block:
-            block.attn.proj.weight.mul_(20)
-            block.mlp.proj.weight.mul_(20)
-        model.transformer.adapter.weight.mul_(20)
+            block.attn.proj.weight.mul_(core)
+            block.mlp.proj.weight.mul_(core)
+        model.transformer.adapter.weight[:, : model.config.n_embd].mul_(state)
     return model
 
 
@@ -209,24 +215,23 @@ class Letters:
 
 
 def test_drift_is_named():
-    model, ids = unsettled(), torch.tensor([ROWS[1]])
+    model, ids = rescaled(20, 20), torch.tensor([ROWS[1]])
     insight = inspect_recurrences(model, ids, num_steps=24)
     drifting = [place for place, verdict in enumerate(insight.verdicts) if verdict == "drifting"]
     assert len(drifting) > 4
     for place in drifting:
         assert insight.changes[-1, place] > 0.03
-        assert insight.changes[-1, place] > 0.8 * insight.changes[11, place]
+        assert insight.changes[-1, place] > 0.5 * insight.changes[11, place]
     said = " ".join(findings(insight))
-    assert f"Drift: at {len(drifting)} of 7" in said and "does not fall with depth" in said
+    assert f"Drift: at {len(drifting)} of 7" in said and "this does not fall with depth" in said
     assert "This model drifts on these texts" in said
     assert f"(position {drifting[0]} of text 1" in said
-    torch.manual_seed(0)
-    calm = inspect_recurrences(RavenForCausalLM(tiny_config()).eval(), ids, num_steps=24)
+    calm = inspect_recurrences(rescaled(1, 0.2), ids, num_steps=24)
     assert "drifting" not in calm.verdicts and "Drift" not in " ".join(findings(calm))
 
 
 def test_states_that_are_not_finite_are_drifting_not_an_error():
-    model = unsettled()
+    model = rescaled(20, 20)
     with torch.no_grad():
         model.transformer.core_block[0].norm_1.weight.fill_(math.nan)
     insight = inspect_recurrences(model, torch.tensor([ROWS[0]]), num_steps=4)
