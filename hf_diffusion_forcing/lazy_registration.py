@@ -155,8 +155,8 @@ def register_lazily() -> None:
     """Register the stand-ins, now or when `AutoConfig` is imported."""
     finder = AfterImport(AUTO_CONFIG, register_stand_ins)
     sys.meta_path.insert(0, finder)
-    # Another thread may be looking for the module at this moment, without the finder: after its package is there, it can
-    # be found at any time. `import_module` waits for such a thread, or imports it before anyone else does.
+    # Once its package is there, another thread may be looking for the module at this moment, without the finder.
+    # `import_module` waits for that thread, or imports the module first.
     if AUTO_CONFIG.rpartition(".")[0] in sys.modules:
         module = import_module(AUTO_CONFIG)
         if finder in sys.meta_path:
