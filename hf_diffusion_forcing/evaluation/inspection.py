@@ -81,18 +81,13 @@ def inspect_recurrences(
     columns = max(logits_at_once // (len(input_ids) * model.config.padded_vocab_size), 1)
     for chunk in torch.arange(input_ids.shape[1], device=input_ids.device).split(columns):
         _read_out(texts, states, chunk, criterion, found)
-    is_new = torch.zeros_like(texts.real)
-    if prompt_lengths is not None:
-        is_new = texts.positions >= torch.tensor(prompt_lengths, device=texts.positions.device)[:, None]
-    rows = torch.arange(len(input_ids), device=input_ids.device)[:, None].expand_as(input_ids)
-    by_position = {"input_ids": input_ids, "rows": rows, "positions": texts.positions, "is_new": is_new}
     return RecurrenceInsight(
         model_name=type(model).__name__,
         has_readable_shallow_states=model.has_readable_shallow_states,
         criterion=getattr(criterion, "name", type(criterion).__name__),
         threshold=getattr(criterion, "threshold", None),
         dtype=states[-1].dtype,
-        **{name: values[texts.real].cpu() for name, values in by_position.items()},
+        **texts.described(prompt_lengths),
         **found.joined(),
     )
 
@@ -182,6 +177,19 @@ class _Texts:
         """float32 [n, vocabulary], of the real positions in some columns."""
         return self.model.decode(state, self.at, logits_to_keep=chunk)[self.real[:, chunk]].float()
 
+    @property
+    def rows(self) -> torch.Tensor:
+        """int64 [batch, width], index of each position's row."""
+        return torch.arange(len(self.seeds), device=self.positions.device)[:, None].expand_as(self.positions)
+
+    def described(self, prompt_lengths: Sequence[int] | None) -> dict[str, torch.Tensor]:
+        """What is known of the real positions beforehand, [n] each, on the CPU."""
+        is_new = torch.zeros_like(self.real)
+        if prompt_lengths is not None:
+            is_new = self.positions >= torch.tensor(prompt_lengths, device=self.positions.device)[:, None]
+        values = {"input_ids": self.input_ids, "rows": self.rows, "positions": self.positions, "is_new": is_new}
+        return {name: each[self.real].cpu() for name, each in values.items()}
+
     def of(self, x: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
         """[1, n, ...], the real positions in some columns of x [batch, width, ...]."""
         chunk = chunk.to(x.device)
@@ -218,8 +226,7 @@ def _read_out(texts: _Texts, states: list[torch.Tensor], chunk: torch.Tensor, cr
     ids, positions = texts.of(texts.input_ids, chunk), texts.of(texts.positions, chunk)
     if not ids.numel():
         return
-    rows = torch.arange(len(states[0]), device=ids.device)[:, None].expand_as(texts.input_ids)
-    rows = texts.of(rows, chunk)
+    rows = texts.of(texts.rows, chunk)
     last = texts.logits(states[-1], chunk).log_softmax(-1)
     before, memory = None, {}
     for depth in range(found.num_steps):
