@@ -99,8 +99,8 @@ def findings(insight: RecurrenceInsight) -> list[str]:
     said += settled_sentences(insight) + drift_sentences(insight)
     if not insight.has_readable_shallow_states:
         said.append(
-            f"{insight.model_name} was trained to be read out after its last recurrence only: shallow readouts may be "
-            "untrained, so a low agreement at small depths is no sign of slow settling."
+            f"As far as is known, {insight.model_name} was trained to be read out after its last recurrence only: "
+            "shallow readouts may be untrained, so a low agreement at small depths is no sign of slow settling."
         )
     return said
 
@@ -130,7 +130,7 @@ def drift_sentences(insight: RecurrenceInsight) -> list[str]:
     if moving:
         said.append(
             f"At {share(moving, count)} of the positions the state still moves after {insight.num_steps} recurrences, "
-            "but less and less: more recurrences would bring it to rest."
+            "but less and less."
         )
     if drifting:
         places = [place for place, verdict in enumerate(verdicts) if verdict == "drifting"]
