@@ -24,22 +24,8 @@ from .widen import widen
 
 app = typer.Typer(add_completion=False, help="Decode recurrent-depth language models by diffusion forcing.")
 
-for command in (
-    demo,
-    generate,
-    compare,
-    serve,
-    evaluate,
-    diff,
-    inspect,
-    verify,
-    tune,
-    report,
-    export,
-    push,
-    convert,
-    widen,
-):
+COMMANDS = (demo, generate, compare, serve, evaluate, diff, inspect, tune, report, verify, export, push, convert, widen)
+for command in COMMANDS:
     app.command()(grouped(command))
 app.command(
     "lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False

@@ -109,6 +109,7 @@ def test_the_commands():
         "inspect",
         "tune",
         "report",
+        "verify",
         "export",
         "push",
         "convert",
