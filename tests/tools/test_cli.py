@@ -143,10 +143,10 @@ def test_every_setting_of_every_sampler_is_an_option():
     settings = {name for config_class in SAMPLER_CONFIGS.values() for name in config_class.fields()}
     assert set(setting_names()) == settings - {"seed"}
     own = {
-        "generate": {"model", "prompt", "sampler", "max_new_tokens", "seed", "as_json"},
-        "compare": {"model", "prompt", "sampler", "max_new_tokens", "as_json"},
+        "generate": {"model", "dtype", "prompt", "sampler", "max_new_tokens", "seed", "as_json"},
+        "compare": {"model", "dtype", "prompt", "sampler", "max_new_tokens", "as_json"},
         "serve": {"model", "host", "port", "sampler", "seed", "device", "dtype", "enable_cors", "log_level"},
-        "report": {"model", "prompt", "html", "sampler", "max_new_tokens", "seed"},
+        "report": {"model", "dtype", "prompt", "html", "sampler", "max_new_tokens", "seed"},
     }
     assert options("inspect") >= {"num_steps", "exit_criterion", "exit_threshold", "state_scale"}
     for name, others in own.items():
