@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .call import Call
+from .guesses import Guesses
 
 NEW = -1
 """The cell of a position that has no state yet."""
@@ -21,12 +22,14 @@ class Position:
         steps: recurrences since its token last changed.
         cell: index of its state in the last tick's tensors; `NEW` while it has none.
         proposals: its drafts of the next token, by readout depth (lossless decoding).
+        guess: a guess of the next token, made before any readout, and the name of its source (lossless decoding).
     """
 
     token: int
     steps: int = 0
     cell: int = NEW
     proposals: dict[int, int] = field(default_factory=dict)
+    guess: tuple[str, int] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -48,6 +51,7 @@ class Row:
         has_ended: whether the row has met a stop.
         logits, scores: those of each committed token, before and after the processors, if kept.
         starts: initial states drawn ahead for later positions; see `StateStarts`.
+        guesses: guesses tokens after the newest draft (lossless decoding).
     """
 
     call: Call
@@ -65,6 +69,7 @@ class Row:
     logits: list[torch.Tensor] = field(default_factory=list)
     scores: list[torch.Tensor] = field(default_factory=list)
     starts: tuple[int, torch.Tensor] | None = None
+    guesses: Guesses | None = None
 
     def __post_init__(self):
         self.prompt_length = len(self.ids)
