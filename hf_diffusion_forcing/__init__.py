@@ -23,6 +23,12 @@ NAMES: dict[str, tuple[str, ...]] = {
         "Trace",
         "WaveTick",
     ),
+    ".hooks.draft_source": (
+        "DraftSource",
+        "PromptLookup",
+        "draft_source",
+        "register_draft_source",
+    ),
     ".hooks.exit_criterion": (
         "ExitCriterion",
         "ExitCriterionList",
@@ -93,6 +99,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     ".settings.diffusion_forcing": ("DiffusionForcingConfig",),
     ".settings.generation_config": ("RecurrentDepthGenerationConfig",),
     ".settings.registry": (
+        "DRAFT_SOURCES",
         "EXIT_CRITERIA",
         "LATENT_PROCESSORS",
     ),

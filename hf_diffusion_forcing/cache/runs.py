@@ -10,8 +10,8 @@ from itertools import groupby
 import torch
 
 PADDING = {"cpu": 2}
-"""Places that a cohort may leave empty to share a call with its neighbours, by the type of device. On a CPU a place costs
-about as much as half a call."""
+"""Places that a cohort may leave empty to share a call with its neighbours, by the type of device. On a CPU a place
+costs about as much as half a call."""
 MORE_PADDING = 64
 """The same on any other device."""
 

@@ -58,7 +58,8 @@ def choose_draft_depth(curve: CostCurve, shares: dict[int, float], steps: int) -
 def choose_guesses(curve: CostCurve, chances: list[float], steps: int, depth: int) -> int:
     """How many guesses should enter behind a draft, for the least estimated time per token.
 
-    A tick adds one token and each guess with the chance that it and all before it are right; each stays for r / k ticks.
+    A tick adds one token, and each guess with the chance that it and all before it are right. A token stays for r / k
+    ticks, a wrong guess for one.
 
     Args:
         chances: of each guess, that it is right if those before it are.

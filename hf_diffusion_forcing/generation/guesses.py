@@ -9,15 +9,15 @@ from itertools import takewhile
 from ..hooks.draft_source import DraftSource
 
 DROPPED = "dropped_drafts"
-"""The name, in statistics, of guesses that were drafts before: a wrong draft drops all later ones, though most of them may
-be right."""
+"""The name, in statistics, of guesses that were drafts before: a wrong draft drops all later ones, though some of them
+may be right."""
 
 MEMORY = 16
 """How many of the latest guesses of a source its rate of right ones looks back to, roughly."""
 
 
 class Guesses:
-    """Guesses of one row: first the drafts it has dropped or those of its source, whichever were right more often lately.
+    """Guesses of one row: the drafts it has dropped and those of its source, first whichever were right more often.
 
     Args:
         source: the draft source; None for dropped drafts alone.
@@ -34,7 +34,7 @@ class Guesses:
         """The dropped drafts, by their place in the row's ids."""
         self.rates: dict[str, float] = {DROPPED: 1.0}
         if source is not None:
-            self.rates[source.name] = 0.5
+            self.rates[getattr(source, "name", type(source).__name__)] = 0.5
 
     def keep(self, start: int, tokens: list[int]) -> None:
         """Keep drafts that were dropped; they stood at `start`, `start + 1`, ... of the row's ids."""

@@ -83,8 +83,8 @@ class SamplerStats:
 
     def to_dict(self) -> dict:
         """Counts and ratios as plain JSON values."""
-        names = ("core_passes_per_token", "recurrences_per_token", "tokens_per_forward", "acceptance", "mean_accepted_length")
-        ratios = {name: getattr(self, name) for name in names}
+        names = ("recurrences_per_token", "tokens_per_forward", "acceptance", "mean_accepted_length")
+        ratios = {name: getattr(self, name) for name in ("core_passes_per_token", *names)}
         return asdict(self) | ratios
 
 

@@ -104,14 +104,15 @@ class Row:
         """Make the token after the front final, and set `has_ended`. Moves the front, but not the wave.
 
         Args:
-            predicted: the token, unless a processor that keeps a state chooses another one for the final prefix.
+            predicted: the token, unless a processor that keeps a state, or one that raised while the prefix was a
+                draft, chooses another one for the final prefix.
             logits, scores: [vocabulary], those of the token; copied if they are kept.
 
         Returns:
             The token.
         """
         call, token = self.call, predicted
-        if call.choice.waits:
+        if call.choice.must_choose_again(self.number, len(self.ids)):
             token, scores = call.choice.choose_final(self.number, self.ids, self.front, self.seed, logits)
         self.ids.append(token)
         if call.keeps_logits:

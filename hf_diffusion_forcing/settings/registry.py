@@ -9,7 +9,7 @@ from .validation import nearest
 
 
 class Hook(Protocol):
-    """All that settings need of an exit criterion, a latent processor or a draft source: its description in plain values."""
+    """All that settings need of a criterion, a processor or a draft source: its description in plain values."""
 
     def to_dict(self) -> dict[str, Any]: ...
 

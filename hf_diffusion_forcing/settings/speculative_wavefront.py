@@ -25,8 +25,8 @@ class SpeculativeWavefrontConfig(SamplerConfig):
             the positions after it start over. A multiple of `draft_depth` below `num_steps`, or 0 for no second
             draft. None is four times `draft_depth` if that is below `num_steps`, otherwise 0.
         draft_tokens: the most positions that may enter in a tick (m): the newest draft and guesses of the tokens
-            after it. "auto" takes as many, up to 8, as are worth their time on this machine by how often a row's guesses
-            were right.
+            after it. 1 is no guesses. "auto" takes as many, up to 8, as are worth their time on this machine by how
+            often a row's guesses were right.
         draft_source: guesses those tokens, after the drafts that a row has dropped: "prompt_lookup" (from the row's own
             text), a dict {"name": ..., **parameters}, a `DraftSource`, or None for the dropped drafts alone.
     """
