@@ -21,6 +21,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from .families import ADAPTED, FAMILIES
+
 AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 """The module of `AutoConfig`; those of the other Auto classes import it first."""
 
@@ -54,31 +56,18 @@ class StandIn(type):
         return cls.real_class()(*args, **kwargs)
 
 
-class RavenConfig(metaclass=StandIn):
-    """Stands in for `hf_diffusion_forcing.RavenConfig`."""
-
-    model_type = "huginn_raven"
-
-
-class OuroConfig(metaclass=StandIn):
-    """Stands in for `hf_diffusion_forcing.OuroConfig`."""
-
-    model_type = "ouro"
-
-
-class HrmTextConfig(metaclass=StandIn):
-    """Stands in for `hf_diffusion_forcing.HrmTextConfig`."""
-
-    model_type = "hrm_text"
-
-
-class NanbeigeConfig(metaclass=StandIn):
-    """Stands in for `hf_diffusion_forcing.NanbeigeConfig`."""
-
-    model_type = "nanbeige"
-
-
-STAND_INS = (RavenConfig, OuroConfig, NanbeigeConfig, HrmTextConfig)
+STAND_INS = tuple(
+    StandIn(
+        f"{name}Config",
+        (),
+        {
+            "__doc__": f"Stands in for `{__package__}.{name}Config`.",
+            "__module__": __name__,
+            "model_type": model_type,
+        },
+    )
+    for model_type, name in (FAMILIES | ADAPTED).items()
+)
 """One for each family. transformers finds a config class by its name too, so they have the real classes' names."""
 
 

@@ -10,26 +10,37 @@ from transformers import (
     PreTrainedModel,
 )
 
+from .families import FAMILIES, PARTS
 from .generation.mixin import RecurrentDepthGenerationMixin
-from .models import (
-    HrmTextAdapter,
-    HrmTextConfig,
-    NanbeigeConfig,
-    NanbeigeForSequenceClassification,
-    NanbeigeForTokenClassification,
-    NanbeigeLanguageModel,
-    NanbeigeModel,
-    OuroConfig,
-    OuroForSequenceClassification,
-    OuroForTokenClassification,
-    OuroLanguageModel,
-    OuroModel,
+from .models import RecurrentDepthAdapter
+from .models.hrm_text import HrmTextAdapter, HrmTextConfig
+from .models.huginn_raven import (
     RavenConfig,
     RavenForSequenceClassification,
     RavenForTokenClassification,
     RavenLanguageModel,
     RavenModel,
-    RecurrentDepthAdapter,
+)
+from .models.nanbeige import (
+    NanbeigeConfig,
+    NanbeigeForSequenceClassification,
+    NanbeigeForTokenClassification,
+    NanbeigeLanguageModel,
+    NanbeigeModel,
+)
+from .models.ouro import (
+    OuroConfig,
+    OuroForSequenceClassification,
+    OuroForTokenClassification,
+    OuroLanguageModel,
+    OuroModel,
+)
+from .models.parcae import (
+    ParcaeConfig,
+    ParcaeForSequenceClassification,
+    ParcaeForTokenClassification,
+    ParcaeLanguageModel,
+    ParcaeModel,
 )
 from .settings.generation_config import RecurrentDepthGenerationConfig
 
@@ -64,18 +75,13 @@ class NanbeigeForCausalLM(RecurrentDepthGenerationMixin, NanbeigeLanguageModel):
     """
 
 
-FAMILIES = (
-    (RavenConfig, RavenModel, RavenForCausalLM, RavenForSequenceClassification, RavenForTokenClassification),
-    (OuroConfig, OuroModel, OuroForCausalLM, OuroForSequenceClassification, OuroForTokenClassification),
-    (
-        NanbeigeConfig,
-        NanbeigeModel,
-        NanbeigeForCausalLM,
-        NanbeigeForSequenceClassification,
-        NanbeigeForTokenClassification,
-    ),
-)
-"""Of each family its config, and its model without a head and with each, in the order of `AUTO_CLASSES`."""
+class ParcaeForCausalLM(RecurrentDepthGenerationMixin, ParcaeLanguageModel):
+    """A Parcae language model that decodes by any of this package's samplers.
+
+    A token reaches the state twice at every recurrence: by the injected embedding e, and by the value embeddings of the
+    core's attention. The latter are always those of the current draft; momentum mixes old embeddings into e alone.
+    """
+
 
 AUTO_CLASSES = (
     AutoModel,
@@ -83,9 +89,11 @@ AUTO_CLASSES = (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
+"""Those of `families.PARTS` after the config, in this order."""
 
-for _config, *_models in FAMILIES:
-    AutoConfig.register(_config.model_type, _config)
+for _model_type, _name in FAMILIES.items():
+    _config, *_models = (globals()[f"{_name}{part}"] for part in PARTS)
+    AutoConfig.register(_model_type, _config)
     for _auto, _model in zip(AUTO_CLASSES, _models, strict=True):
         _auto.register(_config, _model)
 
