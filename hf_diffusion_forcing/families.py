@@ -11,6 +11,9 @@ FAMILIES = {
 ADAPTED = {"hrm_text": "HrmText"}
 """The same of families whose models are transformers' own; here they have a config and a language model."""
 
+CLASS_NAMES = {"ParcaeConfig": "parcae"}
+"""Of families whose published config.json has no `model_type`: the `_class_name` it has, and the `model_type`."""
+
 PARTS = ("Config", "Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification")
 """What the names of a family's public classes end with: the config, and the model without a head and with each."""
 

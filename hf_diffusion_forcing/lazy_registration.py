@@ -139,11 +139,16 @@ class LoadedThen(Loader):
         self.then(module)
 
 
-def register_lazily() -> None:
-    """Register the stand-ins, now or when `AutoConfig` is imported."""
-    finder = AfterImport(AUTO_CONFIG, register_stand_ins)
+def when_imported(name: str, then: Callable[[ModuleType], None]) -> None:
+    """Call a function with a module, now or when it is imported; see `AfterImport`."""
+    finder = AfterImport(name, then)
     # The finder comes first: another thread may import the module at this moment.
     sys.meta_path.insert(0, finder)
-    if AUTO_CONFIG in sys.modules:
+    if name in sys.modules:
         # Where another thread is in the middle of importing it, `import_module` waits for the end.
-        finder.done(import_module(AUTO_CONFIG))
+        finder.done(import_module(name))
+
+
+def register_lazily() -> None:
+    """Register the stand-ins, now or when `AutoConfig` is imported."""
+    when_imported(AUTO_CONFIG, register_stand_ins)

@@ -17,6 +17,7 @@ from .private import (
     GenericForTokenClassification,
     GradientCheckpointingLayer,
     HrmTextAttention,
+    WeightRenaming,
     attn_implementation,
     find_file,
     has_forward_hooks,
@@ -29,6 +30,7 @@ from .private import (
     packed_linear,
     pad_token_id,
     prefix_constraint,
+    register_checkpoint_conversion_mapping,
     times_written,
 )
 
@@ -47,6 +49,7 @@ __all__ = [
     "GradientCheckpointingLayer",
     "HrmTextAttention",
     "Name",
+    "WeightRenaming",
     "attn_implementation",
     "find_file",
     "has_forward_hooks",
@@ -61,6 +64,7 @@ __all__ = [
     "packed_linear",
     "pad_token_id",
     "prefix_constraint",
+    "register_checkpoint_conversion_mapping",
     "takes_cache",
     "times_written",
 ]

@@ -68,9 +68,9 @@ class ForwardCall:
         check_flash_arguments(self.others, self.position_ids, self.shape[1])
 
 
-def refuse_embeds(model: object, inputs_embeds: torch.Tensor | None) -> None:
-    """ValueError for embeddings, which a model with `reads_token_ids` cannot take in place of ids."""
-    if inputs_embeds is not None:
+def check_embeds_allowed(model: Any, inputs_embeds: torch.Tensor | None) -> None:
+    """ValueError for embeddings where a model has `reads_token_ids`, so that they cannot take the place of ids."""
+    if inputs_embeds is not None and model.reads_token_ids:
         raise ValueError(
             f"inputs_embeds cannot take the place of input_ids here: {type(model).__name__} also reads the ids "
             "themselves, in every recurrence. Pass input_ids. (Soft prompts, as of prompt tuning, have none; use LoRA.)"

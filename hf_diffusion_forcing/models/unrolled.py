@@ -11,7 +11,7 @@ from ..cache import NoCache, Placement, RecordedAttention, RecurrentDepthCache, 
 from ..randomness import fold_in, row_seeds
 from ..settings.trained_depth import warn_beyond_training
 from .attention_choice import check_attentions
-from .forward_call import ForwardCall, refuse_embeds
+from .forward_call import ForwardCall, check_embeds_allowed
 from .positions import packed_sequences
 from .token_types import prompt_block
 
@@ -97,8 +97,7 @@ class UnrolledModel:
             ValueError, TypeError: see `RecurrentDepthForCausalLM.forward`.
         """
         call.check()
-        if self.reads_token_ids:
-            refuse_embeds(self, call.inputs_embeds)
+        check_embeds_allowed(self, call.inputs_embeds)
         keeps_states, keeps_attentions = self._outputs(call)
         num_steps = call.num_steps
         if num_steps is None:

@@ -1,13 +1,14 @@
 """What tests share: checkpoints, small models, and inputs for generate()."""
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from transformers import AutoConfig
 
 from hf_diffusion_forcing import RavenConfig, RavenForCausalLM, registration
+from hf_diffusion_forcing.families import PARTS
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -18,6 +19,7 @@ FAMILIES = {
     "olmo": FIXTURES / "raven-olmo-tiny",
     "ouro": FIXTURES / "ouro-tiny",
     "nanbeige": FIXTURES / "nanbeige-tiny",
+    "parcae": FIXTURES / "parcae-tiny",
     "hrm_text": FIXTURES / "hrm-text-tiny",
 }
 """A checkpoint of every family and layout; all but the first have random weights."""
@@ -33,8 +35,11 @@ class Classes(NamedTuple):
     token: type
 
 
-_REGISTERED = {each[0].model_type: Classes(*each) for each in registration.FAMILIES}
-_TYPES = {name: json.loads((path / "config.json").read_text())["model_type"] for name, path in FAMILIES.items()}
+_REGISTERED = {
+    model_type: Classes(*(getattr(registration, f"{name}{part}") for part in PARTS))
+    for model_type, name in registration.FAMILIES.items()
+}
+_TYPES = {name: AutoConfig.from_pretrained(path).model_type for name, path in FAMILIES.items()}
 CLASSES = {name: _REGISTERED[kind] for name, kind in _TYPES.items() if kind in _REGISTERED}
 NATIVE = list(CLASSES)
 """Families with a base model and classifiers of this package; those of the others are transformers' own."""

@@ -1,6 +1,7 @@
 """Parcae: prelude, core and coda, with diagonal injection and value embeddings (arXiv 2604.12946)."""
 
 import math
+import re
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...cache import Placement, RecurrentDepthCache, Slots
-from ...compat import GenericForSequenceClassification, GenericForTokenClassification, GradientCheckpointingLayer
+from ...compat import (
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+    WeightRenaming,
+    register_checkpoint_conversion_mapping,
+)
 from ...compat import initialization as init
 from ...randomness import STATE, keyed_truncated_normal
 from ..attention import rotary_attention
@@ -17,6 +24,7 @@ from ..base_model import RecurrentDepthModel
 from ..causal_lm import HeadedForCausalLM
 from ..loading import HEADS, CheckedLoading, ClassifierLoading
 from ..norm import RMSNorm
+from ..pickled import PickledLoading
 from ..rotary import rotate_pairs
 from .configuration_parcae import GATE_CHANNELS, ParcaeConfig
 
@@ -102,11 +110,16 @@ class DiagonalInjection(nn.Module):
         return decay.type_as(s) * s + dt.type_as(s) * F.linear(e.to(s.device), self.B)
 
 
+VALUE_EMBEDS = re.compile(r"value_embeds\.(\d+)\.weight$")
 TABLE = r"freqs_cis"
 """The published checkpoints store the rotation table as a buffer; here it is computed from the positions."""
 
+register_checkpoint_conversion_mapping(
+    ParcaeConfig.model_type, [WeightRenaming(r"^value_embeds\.", "transformer.value_embeds.")]
+)
 
-class ParcaePreTrainedModel(CheckedLoading, ChosenAttention, PreTrainedModel):
+
+class ParcaePreTrainedModel(PickledLoading, CheckedLoading, ChosenAttention, PreTrainedModel):
     config: ParcaeConfig
     config_class = ParcaeConfig
     base_model_prefix = "transformer"
@@ -116,6 +129,19 @@ class ParcaePreTrainedModel(CheckedLoading, ChosenAttention, PreTrainedModel):
     _supports_sdpa = True
     _can_compile_fullgraph = False
     _keys_to_ignore_on_load_unexpected = [TABLE]
+
+    @classmethod
+    def check_names(cls, names, config):
+        """ValueError unless a checkpoint has value embeddings for the config's layers."""
+        found = sorted(int(match[1]) for match in map(VALUE_EMBEDS.search, names) if match)
+        if found != sorted(config.value_embed_layers):
+            raise ValueError(
+                f"The checkpoint has value embeddings for layers {found}, and its config.json, of "
+                f"{config.n_layers_in_prelude} + {config.n_layers_in_recurrent_block} + {config.n_layers_in_coda} layers, "
+                f"needs them for {sorted(config.value_embed_layers)}. Check n_layers_in_prelude, "
+                "n_layers_in_recurrent_block and n_layers_in_coda: the config.json is of another checkpoint. (Embeddings "
+                "that follow another rule are loaded with value_embed_layers in config.json.)"
+            )
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
         """transformers' own, which also resizes the value embeddings and updates `padded_vocab_size`."""
