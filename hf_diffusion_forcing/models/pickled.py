@@ -59,8 +59,7 @@ def read_pickled(file: str | os.PathLike) -> dict[str, torch.Tensor]:
         # A file that is mapped into memory is read when its tensors are.
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
-        reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0] or "it is no pickle of tensors"
-        raise ValueError(f"{file} cannot be loaded safely: {reason.rstrip('.')}. {remedy}") from error
+        raise ValueError(f"{file} cannot be loaded safely: {reason_of(error)}. {remedy}") from error
     except (RuntimeError, EOFError, ValueError) as error:
         raise ValueError(f"{file} is damaged or no file of torch.save(): {error}. Get it again.") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
@@ -71,6 +70,14 @@ def read_pickled(file: str | os.PathLike) -> dict[str, torch.Tensor]:
         "scripts/convert_checkpoint.py in this package's repository, or `hf-diffusion-forcing convert`."
     )
     return tensors
+
+
+def reason_of(error: pickle.UnpicklingError) -> str:
+    """What torch's loader refuses, of a message that also recommends to execute it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    says = [line for line in lines if not line.startswith(("Weights only load failed", "Check the documentation", "("))]
+    reason = says[0] if says else "it is no pickle of tensors"
+    return reason.removeprefix("WeightsUnpickler error: ").partition(" Please use")[0].rstrip(".")
 
 
 class PickledLoading:
@@ -115,6 +122,7 @@ class PickledLoading:
         cls.check_names(set(tensors), config)
         loaded = super().from_pretrained(None, config=config, state_dict=tensors, **keywords)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.name_or_path = model.config.name_or_path = str(path)
         if model.can_generate() and checkpoint_file(path, GENERATION_CONFIG_NAME, where) is not None:
             model.generation_config = model.generation_config_class.from_pretrained(path, **where)
         return loaded

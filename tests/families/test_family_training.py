@@ -12,7 +12,7 @@ from support import FAMILIES, NATIVE
 from support.matrix import cases
 
 IDS = torch.randint(0, 128, (2, 16), generator=torch.manual_seed(0))
-LINEAR = ("Wqkv", "fc", "proj", "adapter", "q_proj", "v_proj", "down_proj")
+LINEAR = ("Wqkv", "fc", "proj", "adapter", "c_q", "c_v", "q_proj", "v_proj", "down_proj")
 
 
 @pytest.fixture(params=NATIVE)

@@ -45,6 +45,8 @@ NATIVE = list(CLASSES)
 """Families with a base model and classifiers of this package; those of the others are transformers' own."""
 INJECTED = tuple(name for name, classes in CLASSES.items() if classes.causal.has_injected_embedding)
 """Families that diffusion forcing is defined for."""
+EMBEDDABLE = tuple(name for name in FAMILIES if not (name in CLASSES and CLASSES[name].causal.reads_token_ids))
+"""Families that read embeddings in place of ids."""
 GATED = tuple(name for name, classes in CLASSES.items() if classes.causal.has_exit_gate)
 """Families with an exit gate of their own."""
 SAMPLERS = {

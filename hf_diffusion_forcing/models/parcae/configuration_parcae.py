@@ -133,6 +133,10 @@ class ParcaeConfig(UnrolledConfig):
         self._fill_sizes()
         self.validate_architecture()  # here it raises a plain ValueError; `@strict` would wrap it
         self._check_widths(kwargs)
+        rope = kwargs.get("rope_scaling") or self.rope_parameters or {}
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default":
+            raise ValueError(f"rope_type={kind!r} of rope_parameters is not supported for parcae: leave it out.")
         base = (self.rope_settings or {}).get("rope_base", 50000)
         # The base class turns it into `rope_parameters`.
         kwargs.setdefault("rope_theta", base)

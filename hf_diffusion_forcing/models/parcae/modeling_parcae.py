@@ -144,9 +144,17 @@ class ParcaePreTrainedModel(PickledLoading, CheckedLoading, ChosenAttention, Pre
             )
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
-        """transformers' own, which also resizes the value embeddings and updates `padded_vocab_size`."""
+        """transformers' own, which also resizes the value embeddings and updates `padded_vocab_size`.
+
+        A new token's value embeddings are the mean of those there are.
+        """
         embeddings = super().resize_token_embeddings(*args, **kwargs)
-        self.config.padded_vocab_size = embeddings.weight.shape[0]
+        tokens = self.config.padded_vocab_size = embeddings.num_embeddings
+        for each in self.base_model.value_embeds.values():
+            weight = each.weight.data
+            new = weight.mean(dim=0, keepdim=True).expand(max(tokens - len(weight), 0), -1)
+            each.weight = nn.Parameter(torch.cat((weight[:tokens], new)))
+            each.num_embeddings = tokens
         return embeddings
 
     @torch.no_grad()
