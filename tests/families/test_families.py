@@ -48,6 +48,7 @@ KEPT = [
     ("nanbeige", "adaptive"),
     ("nanbeige", "autoregressive 3 slots"),
     ("nanbeige", "speculative_wavefront twice"),
+    ("parcae", "adaptive"),
     ("parcae", "adaptive prefill"),
     ("parcae", "diffusion_forcing stabilised"),
     ("parcae", "speculative_wavefront"),
