@@ -8,7 +8,6 @@ from importlib import import_module
 from typing import Any
 
 from .checkpoints import bundled_checkpoint
-from .class_names import recognise_class_names
 from .families import NAMES as FAMILY_NAMES
 from .lazy_registration import register_lazily
 from .version import __version__
@@ -105,4 +104,3 @@ def __dir__() -> list[str]:
 
 
 register_lazily()
-recognise_class_names()

@@ -15,32 +15,16 @@ from .generation.mixin import RecurrentDepthGenerationMixin
 from .models import RecurrentDepthAdapter
 from .models.hrm_text import HrmTextAdapter, HrmTextConfig
 from .models.huginn_raven import (
-    RavenConfig,
-    RavenForSequenceClassification,
-    RavenForTokenClassification,
     RavenLanguageModel,
-    RavenModel,
 )
 from .models.nanbeige import (
-    NanbeigeConfig,
-    NanbeigeForSequenceClassification,
-    NanbeigeForTokenClassification,
     NanbeigeLanguageModel,
-    NanbeigeModel,
 )
 from .models.ouro import (
-    OuroConfig,
-    OuroForSequenceClassification,
-    OuroForTokenClassification,
     OuroLanguageModel,
-    OuroModel,
 )
 from .models.parcae import (
-    ParcaeConfig,
-    ParcaeForSequenceClassification,
-    ParcaeForTokenClassification,
     ParcaeLanguageModel,
-    ParcaeModel,
 )
 from .settings.generation_config import RecurrentDepthGenerationConfig
 

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 import typer
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from muon import Float32Muon
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import (
     AutoConfig,

@@ -24,7 +24,7 @@ from ..compat import (
 )
 from ..models.attention_choice import check_attentions
 from ..models.forward_call import check_embeds_allowed
-from ..models.token_types import prompt_block
+from ..models.token_types import refuse_token_types
 from ..randomness import row_seeds
 from ..settings.generation_config import SAMPLER_NAMES, TOKEN_IDS, RecurrentDepthGenerationConfig
 from ..settings.sampler_config import SamplerConfig, sampler_keywords
@@ -136,7 +136,7 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
     def _refuse_keywords(self, model_kwargs: dict[str, Any]) -> None:
         """Refuse keywords that are unknown or that the model does not support; drop those that have no effect."""
         if not self.has_bidirectional_prompt:
-            prompt_block(model_kwargs.pop("token_type_ids", None), False, (0, 0), 0)
+            refuse_token_types(model_kwargs.pop("token_type_ids", None))
         model_kwargs.pop("cache_position", None)
         if model_kwargs.get("output_attentions"):
             check_attentions(self.config)

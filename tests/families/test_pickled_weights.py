@@ -1,7 +1,6 @@
 """Checkpoints that were published as a pickle: read without executing anything, and converted by a script."""
 
 import json
-import logging
 import os
 import pickle
 import runpy
@@ -19,12 +18,9 @@ SCRIPT = ROOT / "scripts" / "convert_checkpoint.py"
 
 
 @pytest.fixture
-def warnings(caplog):
-    logger = logging.getLogger("transformers")
-    logger.propagate = True
-    with caplog.at_level(logging.WARNING):
-        yield lambda: [record.getMessage() for record in caplog.records if "pickle" in record.getMessage()]
-    logger.propagate = False
+def said(warnings):
+    """The warnings about pickles so far."""
+    return lambda: [text for text in warnings.messages if "pickle" in text]
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +47,11 @@ class Malicious:
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
-def test_a_pickle_of_tensors_loads_with_a_warning(tensors, tmp_path, warnings, name):
+def test_a_pickle_of_tensors_loads_with_a_warning(tensors, tmp_path, said, name):
     path = folder(tmp_path, tensors, name)
     (path / "generation_config.json").write_text(json.dumps({"max_new_tokens": 3, "eos_token_id": 7}))
     model = AutoModelForCausalLM.from_pretrained(path, training_depth=5).eval()
-    (text,) = warnings()
+    (text,) = said()
     assert "scripts/convert_checkpoint.py" in text and name in text
     plain = AutoModelForCausalLM.from_pretrained(PATH).eval()
     for key, tensor in plain.state_dict().items():
@@ -76,11 +72,11 @@ def test_base_models_and_classifiers_load_it_too(tensors, tmp_path):
     assert torch.equal(classifier.transformer.value_embeds["3"].weight, tensors["value_embeds.3.weight"])
 
 
-def test_safetensors_come_first(tensors, tmp_path, warnings):
+def test_safetensors_come_first(tensors, tmp_path, said):
     path = folder(tmp_path, {"transformer.wte.weight": torch.zeros(2)})
     shutil.copy(PATH / "model.safetensors", path)
     AutoModelForCausalLM.from_pretrained(path)
-    assert warnings() == []
+    assert said() == []
 
 
 @pytest.mark.parametrize("load", [AutoModelForCausalLM.from_pretrained, AutoModel.from_pretrained])
@@ -90,7 +86,9 @@ def test_nothing_is_executed(tensors, tmp_path, load, where):
     bad = tensors | {"extra": Malicious(trap)} if where == "an entry" else Malicious(trap)
     path = folder(tmp_path / "checkpoint", bad)
     for keywords in ({}, {"config": AutoConfig.from_pretrained(path)}):
-        with pytest.raises(ValueError, match=r"pytorch_model.bin cannot be loaded safely: .*mknod.*Nothing was executed"):
+        with pytest.raises(
+            ValueError, match=r"pytorch_model.bin cannot be loaded safely: .*mknod.*Nothing was executed"
+        ):
             load(path, **keywords)
     with pytest.raises(ValueError, match=r"weights_only=False would execute"):
         load(path, weights_only=False)
@@ -127,18 +125,18 @@ def convert():
     return runpy.run_path(str(SCRIPT))["main"]
 
 
-def test_the_script_writes_safetensors(convert, tensors, tmp_path, warnings, capsys):
+def test_the_script_writes_safetensors(convert, tensors, tmp_path, said, capsys):
     tied = tensors | {"lm_head.weight": tensors["transformer.wte.weight"]}
     path = folder(tmp_path / "published", tied)
     convert(str(path), tmp_path / "out")
-    warned = len(warnings())
+    warned = len(said())
     assert "Wrote" in capsys.readouterr().out and not list(tmp_path.rglob("*.partial"))
     assert not (tmp_path / "out" / "pytorch_model.bin").exists() and not (path / "model.safetensors").exists()
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert len(written) == len(tensors) - 1
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in written.items())
     model, plain = (AutoModelForCausalLM.from_pretrained(each) for each in (tmp_path / "out", PATH))
-    assert len(warnings()) == warned == 1
+    assert len(said()) == warned == 1
     for name, tensor in plain.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
 

@@ -18,7 +18,7 @@ from ...compat import (
 )
 from ...compat import initialization as init
 from ...randomness import STATE, keyed_truncated_normal
-from ..attention import rotary_attention
+from ..attention import project, rotary_attention
 from ..attention_choice import ChosenAttention
 from ..base_model import RecurrentDepthModel
 from ..causal_lm import HeadedForCausalLM
@@ -47,22 +47,20 @@ class ParcaeAttention(nn.Module):
 
     def __init__(self, config: ParcaeConfig, layer: int):
         super().__init__()
-        self.layer, self.heads, self.head_dim = layer, config.num_attention_heads, config.head_dim
+        self.layer, self.head_dim = layer, config.head_dim
         self.c_q = nn.Linear(config.n_embd, config.n_embd, bias=False)
         self.c_k = nn.Linear(config.n_embd, config.n_embd, bias=False)
         self.c_v = nn.Linear(config.n_embd, config.n_embd, bias=False)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
         if layer in config.ve_gate_layers:
-            self.ve_gate = nn.Linear(GATE_CHANNELS, self.heads, bias=False)
+            self.ve_gate = nn.Linear(GATE_CHANNELS, config.num_attention_heads, bias=False)
 
     def forward(self, x: torch.Tensor, extra: torch.Tensor | None, at: Placement, slot: int | torch.Tensor | Slots):
-        shape = (*x.shape[:2], self.heads, self.head_dim)
-        query, key, value = self.c_q(x).view(shape), self.c_k(x).view(shape), self.c_v(x).view(shape)
+        qk, value, heads = project(x, self.c_q, self.c_k, self.c_v, self.head_dim)
         if extra is not None:
             gate = 2 * torch.sigmoid(self.ve_gate(x[..., :GATE_CHANNELS]))
-            value = value + gate[..., None] * extra.to(value.device).view(shape)
-        qk = torch.cat((query, key), dim=2)
-        y = rotary_attention(qk, value, self.heads, rotate_and_norm, at, self.layer, slot)
+            value = value + gate[..., None] * extra.to(value.device).view(value.shape)
+        y = rotary_attention(qk, value, heads, rotate_and_norm, at, self.layer, slot)
         return self.c_proj(y.type_as(x))
 
 
@@ -88,9 +86,7 @@ class ParcaeBlock(GradientCheckpointingLayer):
         self.norm_2 = RMSNorm(config.n_embd, config.norm_eps)
         self.mlp = ParcaeMLP(config)
 
-    def forward(
-        self, x: torch.Tensor, extra: torch.Tensor | None, at: Placement, slot: int | torch.Tensor | Slots = 0
-    ):
+    def forward(self, x: torch.Tensor, extra: torch.Tensor | None, at: Placement, slot: int | torch.Tensor | Slots = 0):
         x = x + self.attn(self.norm_1(x), extra, at, slot)
         return x + self.mlp(self.norm_2(x))
 
