@@ -79,7 +79,7 @@ def register_stand_ins(module: ModuleType) -> None:
         module: that of `AutoConfig`, all of it.
     """
     # A registration that has only begun does not count: another thread may ask for a family before it ends.
-    if RavenConfig.model_type in module.CONFIG_MAPPING:
+    if STAND_INS[0].model_type in module.CONFIG_MAPPING:
         return
     for stand_in in STAND_INS:
         # transformers itself knows some of the families.

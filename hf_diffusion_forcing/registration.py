@@ -10,21 +10,36 @@ from transformers import (
     PreTrainedModel,
 )
 
-from .families import FAMILIES, PARTS
 from .generation.mixin import RecurrentDepthGenerationMixin
 from .models import RecurrentDepthAdapter
 from .models.hrm_text import HrmTextAdapter, HrmTextConfig
 from .models.huginn_raven import (
+    RavenConfig,
+    RavenForSequenceClassification,
+    RavenForTokenClassification,
     RavenLanguageModel,
+    RavenModel,
 )
 from .models.nanbeige import (
+    NanbeigeConfig,
+    NanbeigeForSequenceClassification,
+    NanbeigeForTokenClassification,
     NanbeigeLanguageModel,
+    NanbeigeModel,
 )
 from .models.ouro import (
+    OuroConfig,
+    OuroForSequenceClassification,
+    OuroForTokenClassification,
     OuroLanguageModel,
+    OuroModel,
 )
 from .models.parcae import (
+    ParcaeConfig,
+    ParcaeForSequenceClassification,
+    ParcaeForTokenClassification,
     ParcaeLanguageModel,
+    ParcaeModel,
 )
 from .settings.generation_config import RecurrentDepthGenerationConfig
 
@@ -67,17 +82,30 @@ class ParcaeForCausalLM(RecurrentDepthGenerationMixin, ParcaeLanguageModel):
     """
 
 
+CLASSES = (
+    (RavenConfig, RavenModel, RavenForCausalLM, RavenForSequenceClassification, RavenForTokenClassification),
+    (OuroConfig, OuroModel, OuroForCausalLM, OuroForSequenceClassification, OuroForTokenClassification),
+    (
+        NanbeigeConfig,
+        NanbeigeModel,
+        NanbeigeForCausalLM,
+        NanbeigeForSequenceClassification,
+        NanbeigeForTokenClassification,
+    ),
+    (ParcaeConfig, ParcaeModel, ParcaeForCausalLM, ParcaeForSequenceClassification, ParcaeForTokenClassification),
+)
+"""Of each of `families.FAMILIES` its classes: the config, and the model without a head and with each, in the order of
+`AUTO_CLASSES`."""
+
 AUTO_CLASSES = (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
-"""Those of `families.PARTS` after the config, in this order."""
 
-for _model_type, _name in FAMILIES.items():
-    _config, *_models = (globals()[f"{_name}{part}"] for part in PARTS)
-    AutoConfig.register(_model_type, _config)
+for _config, *_models in CLASSES:
+    AutoConfig.register(_config.model_type, _config)
     for _auto, _model in zip(AUTO_CLASSES, _models, strict=True):
         _auto.register(_config, _model)
 

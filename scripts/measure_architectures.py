@@ -44,7 +44,7 @@ HELD_OUT_SEED = 2026
 
 
 def settings(name: str) -> list[tuple[int, str, dict]]:
-    """Return the depth, the name and the keywords of every way to decode: all samplers at depths 8 and, for Huginn, 32."""
+    """Return the depth, the name and the keywords of every way to decode: all samplers at 8 and, for Huginn, at 32."""
     shallow = [(depth, "autoregressive", SAMPLERS["autoregressive"]) for depth in DEPTHS[:-1]]
     deep = [32] if name == "Huginn" else []
     return shallow + [(depth, *each) for depth in (DEPTHS[-1], *deep) for each in SAMPLERS.items()]
@@ -121,9 +121,9 @@ Both checkpoints were trained from scratch by `scripts/train_bundled.py` on the 
 Huginn is the bundled one; Parcae is `tests/fixtures/parcae-problems`, in bfloat16 on disk and float32
 here. {trained}
 
-{problems} held-out problems of each kind, greedy. Equal tokens, passes and speed are relative to autoregression at the same
-depth, on {count} worked problems at batch 1, end to end, median and range of {repeats} repeats. On so small a model, speed
-reflects overhead as much as the sampler.
+{problems} held-out problems of each kind, greedy. Equal tokens, passes and speed are relative to autoregression at the
+same depth, on {count} worked problems at batch 1, end to end, median and range of {repeats} repeats. On so small a
+model, speed reflects overhead as much as the sampler.
 
 {table}
 

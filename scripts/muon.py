@@ -10,10 +10,10 @@ COEFFICIENTS = (3.4445, -4.775, 2.0315)
 
 
 class Float32Muon(torch.optim.Optimizer):
-    """`torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, with matrices of one shape orthogonalised together in float32.
+    """`torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, orthogonalising matrices of one shape together in float32.
 
-    torch's own computes in bfloat16. Where the processor emulates that, it takes twice as long as the rest of a training
-    step of the small models here.
+    torch's own computes in bfloat16. Where the processor emulates that, it takes twice as long as the rest of a
+    training step of the small models here.
 
     Args:
         params: matrices.

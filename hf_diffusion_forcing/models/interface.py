@@ -31,7 +31,7 @@ class RecurrentDepthInterface(metaclass=ABCMeta):
 
     reads_token_ids: bool = False
     """Whether a token reaches the states by more than e: the core or the coda read the ids of a pass, `at.ids`, too.
-    A changed draft then reaches every recurrence both ways. Embeddings in place of ids (`inputs_embeds`) are refused."""
+    A changed draft then reaches every recurrence both ways. Embeddings in place of ids are refused."""
 
     @abstractmethod
     def embed(

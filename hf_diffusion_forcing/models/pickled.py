@@ -52,7 +52,7 @@ def read_pickled(file: str | os.PathLike) -> dict[str, torch.Tensor]:
     """The tensors of a pickle, on the CPU. Warns how to convert it.
 
     Raises:
-        ValueError: it holds anything but tensors under their names, or is no such file. Nothing of it has been executed.
+        ValueError: it holds anything but tensors under their names, or is no such file. Nothing has been executed.
     """
     remedy = "Nothing was executed. Ask the publisher for safetensors, or for a file of tensors alone."
     try:
@@ -66,8 +66,8 @@ def read_pickled(file: str | os.PathLike) -> dict[str, torch.Tensor]:
         found = sorted(map(str, tensors))[:6] if isinstance(tensors, dict) else type(tensors).__name__
         raise ValueError(f"{file} holds {found} instead of tensors under their names. {remedy}")
     logger.warning(
-        f"{file} is a pickle, read by torch's weights_only loader. Convert it once, and it loads faster and everywhere: "
-        "scripts/convert_checkpoint.py in this package's repository, or `hf-diffusion-forcing convert`."
+        f"{file} is a pickle, read by torch's weights_only loader. Convert it to safetensors once: by "
+        "scripts/convert_checkpoint.py in this package's repository, or by `hf-diffusion-forcing convert`."
     )
     return tensors
 

@@ -269,8 +269,9 @@ def test_gates_are_where_the_published_code_counts_them(core, recurrences, backp
     ids = [*range(2 + core), *(2 + core * recurrences + layer for layer in range(2))]
     assert config.ve_gate_layers == [layer for layer, n in enumerate(ids) if n % 2 == (core * backprop - 1) % 2]
     model = ParcaeForCausalLM(config).eval()
-    gated = [block.attn.layer for part in (model.transformer.prelude, model.transformer.core_block, model.transformer.coda)
-             for block in part if hasattr(block.attn, "ve_gate")]  # fmt: skip
+    base = model.transformer
+    blocks = [*base.prelude, *base.core_block, *base.coda]
+    gated = [block.attn.layer for block in blocks if hasattr(block.attn, "ve_gate")]
     assert gated == config.ve_gate_layers
     model.config.mean_recurrence += 1
     model.save_pretrained(tmp_path)

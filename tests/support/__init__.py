@@ -8,7 +8,6 @@ import torch
 from transformers import AutoConfig
 
 from hf_diffusion_forcing import RavenConfig, RavenForCausalLM, registration
-from hf_diffusion_forcing.families import PARTS
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -35,10 +34,7 @@ class Classes(NamedTuple):
     token: type
 
 
-_REGISTERED = {
-    model_type: Classes(*(getattr(registration, f"{name}{part}") for part in PARTS))
-    for model_type, name in registration.FAMILIES.items()
-}
+_REGISTERED = {each[0].model_type: Classes(*each) for each in registration.CLASSES}
 _TYPES = {name: AutoConfig.from_pretrained(path).model_type for name, path in FAMILIES.items()}
 CLASSES = {name: _REGISTERED[kind] for name, kind in _TYPES.items() if kind in _REGISTERED}
 NATIVE = list(CLASSES)

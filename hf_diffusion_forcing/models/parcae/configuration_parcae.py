@@ -56,8 +56,8 @@ class ParcaeConfig(UnrolledConfig):
     r"""Sizes and settings of a Parcae: prelude, core and coda, with diagonal injection and value embeddings.
 
     The field names are those of the Hub's config.json; `hidden_size`, `num_hidden_layers` and `max_position_embeddings`
-    are aliases. The Hub's files have no `model_type`; they are recognised by their `_class_name`. The defaults are those
-    of parcae-140m.
+    are aliases. The Hub's files have no `model_type`; they are recognised by their `_class_name`. The defaults are
+    those of parcae-140m.
 
     Args:
         vocab_size: tokens; `padded_vocab_size` is the size of the embeddings.
@@ -71,10 +71,11 @@ class ParcaeConfig(UnrolledConfig):
         training_depth, state_seed: fix depth and initial states of training steps; see `UnrolledConfig`.
         block_size: longest sequence.
         rope_settings: the Hub's: `rope_base`, beside `use_rope` and `rope_condense_ratio`, which change nothing.
-        rope_parameters: transformers': `rope_theta` and `rope_type`, which must be "default". It overrides `rope_settings`.
+        rope_parameters: transformers': `rope_theta` and `rope_type`, which must be "default"; overrides
+            `rope_settings`.
         norm_eps: added to the mean square in norms with a weight. The norm of queries and keys adds the dtype's own.
-        value_embed_layers: the layers (0-based over prelude, core and coda) with value embeddings; every second, so that
-            the last has them, when None.
+        value_embed_layers: the layers (0-based over prelude, core and coda) with value embeddings; every second, so
+            that the last has them, when None.
         ve_gate_layers: the layers with a gate for them; when None, as the published code counts them. A value embedding
             acts only where there is a gate.
         tie_embeddings: whether the head is the token embedding.
@@ -215,7 +216,8 @@ class ParcaeConfig(UnrolledConfig):
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 or more.")
         if self.n_embd < GATE_CHANNELS:
             raise ValueError(
-                f"n_embd={self.n_embd} must be at least {GATE_CHANNELS}: the gates of value embeddings read so many channels."
+                f"n_embd={self.n_embd} must be at least {GATE_CHANNELS}: the gates of value embeddings read "
+                "so many channels."
             )
         if self.state_channels < 1 or self.n_embd % self.state_channels:
             raise ValueError(f"state_channels={self.state_channels} must divide n_embd={self.n_embd}.")

@@ -131,12 +131,12 @@ class ParcaePreTrainedModel(PickledLoading, CheckedLoading, ChosenAttention, Pre
         """ValueError unless a checkpoint has value embeddings for the config's layers."""
         found = sorted(int(match[1]) for match in map(VALUE_EMBEDS.search, names) if match)
         if found != sorted(config.value_embed_layers):
+            layers = (config.n_layers_in_prelude, config.n_layers_in_recurrent_block, config.n_layers_in_coda)
             raise ValueError(
                 f"The checkpoint has value embeddings for layers {found}, and its config.json, of "
-                f"{config.n_layers_in_prelude} + {config.n_layers_in_recurrent_block} + {config.n_layers_in_coda} layers, "
-                f"needs them for {sorted(config.value_embed_layers)}. Check n_layers_in_prelude, "
-                "n_layers_in_recurrent_block and n_layers_in_coda: the config.json is of another checkpoint. (Embeddings "
-                "that follow another rule are loaded with value_embed_layers in config.json.)"
+                f"{' + '.join(map(str, layers))} layers, needs them for {sorted(config.value_embed_layers)}. Check "
+                "n_layers_in_prelude, n_layers_in_recurrent_block and n_layers_in_coda: the config.json is of another "
+                "checkpoint. (Embeddings that follow another rule load with value_embed_layers in config.json.)"
             )
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
