@@ -26,6 +26,7 @@ from ..loading import HEADS, CheckedLoading, ClassifierLoading
 from ..norm import RMSNorm
 from ..pickled import PickledLoading
 from ..rotary import rotate_pairs
+from ..widening import Widening
 from .configuration_parcae import GATE_CHANNELS, ParcaeConfig
 
 
@@ -272,6 +273,10 @@ class ParcaeLanguageModel(HeadedForCausalLM, ParcaePreTrainedModel):
     """
 
     reads_token_ids = True
+    widening = Widening(
+        sizes=("n_embd", "num_attention_heads", "num_key_value_heads", "intermediate_size"),
+        fixed_inputs=("ve_gate.weight",),
+    )
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
 
     def __init__(self, config: ParcaeConfig):
