@@ -133,7 +133,7 @@ class ParcaeConfig(UnrolledConfig):
         self._take_aliases(kwargs)
         self._fill_sizes()
         self.validate_architecture()  # here it raises a plain ValueError; `@strict` would wrap it
-        self._check_widths(kwargs)
+        self._take_core_sizes(kwargs)
         rope = kwargs.get("rope_scaling") or self.rope_parameters or {}
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default":
@@ -242,16 +242,21 @@ class ParcaeConfig(UnrolledConfig):
             if wrong:
                 raise ValueError(f"{name}={getattr(self, name)} names layers that are none of the {layers}: {wrong}.")
 
-    def _check_widths(self, kwargs: dict[str, Any]) -> None:
-        """ValueError for a core of other widths than the rest, which no released checkpoint has."""
+    def _take_core_sizes(self, kwargs: dict[str, Any]) -> None:
+        """Take the core's own sizes out of `kwargs`.
+
+        Raises:
+            ValueError: they differ from the rest, as in no released checkpoint.
+        """
         for name, own in (
             ("recurrent_embedding_dimension", "n_embd"),
             ("recurrent_intermediation_embedding_dimension", "intermediate_size"),
             ("recurrent_num_attention_heads", "num_attention_heads"),
         ):
-            if kwargs.get(name) not in (None, getattr(self, own)):
+            # Not kept: a size has one name.
+            if (value := kwargs.pop(name, None)) not in (None, getattr(self, own)):
                 raise ValueError(
-                    f"{name}={kwargs[name]} differs from {own}={getattr(self, own)}: a core of another shape than the "
+                    f"{name}={value} differs from {own}={getattr(self, own)}: a core of another shape than the "
                     "prelude and coda is not supported. Use the code published with the checkpoint."
                 )
 
