@@ -2,11 +2,12 @@
 
     python scripts/train_bundled.py --output runs/bundled --steps 3500
     python scripts/train_bundled.py --corpus python-source --output runs/source --steps 3000
-    python scripts/train_bundled.py --family parcae --output runs/parcae --steps STEPS_HERE --decoding-depth 8
+    python scripts/train_bundled.py --family parcae --output runs/parcae --steps 1900 --mean-recurrence 8 \
+        --backprop-depth 4 --decoding-depth 8 --mixed-precision no --dtype bfloat16
 
 The second command trains a checkpoint of the same shape on the standard library of the running interpreter, whose text
-has natural entropy. It is used for measurements. The third trains a Parcae on the problems by the same recipe; it is a
-test's second architecture.
+has natural entropy. It is used for measurements. The third trains a Parcae on the problems by the same recipe, at the
+family's own depths, on a CPU without bfloat16 (`tests/fixtures/parcae-problems`).
 
 Training is resumable: run the same command again after an interruption. It is also seeded: the data of a step depend on
 the seed, the step and the longest mental chain so far. The learning rate warms up, stays constant, and decays linearly

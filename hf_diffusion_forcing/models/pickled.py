@@ -105,7 +105,7 @@ class PickledLoading:
         file, where = pickled_file(path, kwargs), {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs}
         if file is not None:
             return cls._from_pickle(path, file, config, where, kwargs)
-        names = tensor_names(path, kwargs)
+        names = None if kwargs.get("output_loading_info") else tensor_names(path, kwargs)
         if names is not None and path is not None:
             made = isinstance(config, PreTrainedConfig)
             cls.check_names(names, config if made else cls.config_class.from_pretrained(config or path, **where))
@@ -119,7 +119,8 @@ class PickledLoading:
             config, keywords = cls.config_class.from_pretrained(
                 config or path, return_unused_kwargs=True, **where, **keywords
             )
-        cls.check_names(set(tensors), config)
+        if not keywords.get("output_loading_info"):
+            cls.check_names(set(tensors), config)
         loaded = super().from_pretrained(None, config=config, state_dict=tensors, **keywords)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.name_or_path = model.config.name_or_path = str(path)

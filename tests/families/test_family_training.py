@@ -98,7 +98,8 @@ def test_lora(model, name, tmp_path):
     """Adapters learn, the rest stays; what is merged generates as the adapted model does, by every sampler."""
     frozen = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     torch.manual_seed(0)
-    targets = {key.split(".")[-1] for key, _ in model.named_modules()} & set(LINEAR)
+    linear = (key for key, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    targets = {key.split(".")[-1] for key in linear} & set(LINEAR)
     config = LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=sorted(targets), lora_alpha=32)
     adapted = get_peft_model(model, config).train()
     losses = train(adapted, lr=1e-2)

@@ -131,7 +131,8 @@ class ParcaePreTrainedModel(PickledLoading, CheckedLoading, ChosenAttention, Pre
     def check_names(cls, names, config):
         """ValueError unless a checkpoint has value embeddings for the config's layers."""
         found = sorted(int(match[1]) for match in map(VALUE_EMBEDS.search, names) if match)
-        if found != sorted(config.value_embed_layers):
+        # (Where there are none, the list of all missing tensors says more.)
+        if found and found != sorted(config.value_embed_layers):
             layers = (config.n_layers_in_prelude, config.n_layers_in_recurrent_block, config.n_layers_in_coda)
             raise ValueError(
                 f"The checkpoint has value embeddings for layers {found}, and its config.json, of "
