@@ -30,21 +30,21 @@ def test_files():
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(files)
 
 
-@pytest.mark.parametrize("kind", ROOM)
-def test_diffusion_forcing_keeps_the_answers(trained, kind):
+@pytest.mark.parametrize(("kind", "count"), [("worked", 10), ("mental", 24)])
+def test_diffusion_forcing_keeps_the_answers(trained, kind, count):
     model, tokenizer = trained
-    chosen, room = held_out(kind, 24), {"max_new_tokens": ROOM[kind]}
+    chosen, room = held_out(kind, count), {"max_new_tokens": ROOM[kind]}
     full = solve(model, tokenizer, chosen, sampler="autoregressive", **room)
     assert accuracy(chosen, full) >= 0.75
     forced = solve(model, tokenizer, chosen, sampler_preset="balanced", **room)
-    assert accuracy(chosen, forced) >= accuracy(chosen, full) - 2 / 24
-    assert sum(a == b for a, b in zip(full, forced, strict=True)) >= 20
+    assert accuracy(chosen, forced) >= accuracy(chosen, full) - 1 / count
+    assert sum(a == b for a, b in zip(full, forced, strict=True)) >= 0.8 * count
 
 
 def test_it_takes_fewer_core_passes_than_autoregression(trained):
     model, tokenizer = trained
     inputs = tokenizer(held_out("worked", 1)[0].prompt, return_tensors="pt")
-    call = {"seed": 0, "max_new_tokens": 64, "return_dict_in_generate": True}
+    call = {"seed": 0, "max_new_tokens": 48, "return_dict_in_generate": True}
     expected = model.generate(**inputs, sampler="autoregressive", **call).sequences
     for settings, share in (({"sampler_preset": "fast"}, 3), ({"sampler_preset": "lossless"}, 2)):
         output = model.generate(**inputs, **settings, **call)
