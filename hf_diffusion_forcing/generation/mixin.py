@@ -25,6 +25,7 @@ from ..compat import (
 from ..models.attention_choice import check_attentions
 from ..models.forward_call import check_embeds_allowed
 from ..models.token_types import refuse_token_types
+from ..precision import warn_if_slow
 from ..randomness import row_seeds
 from ..settings.generation_config import SAMPLER_NAMES, TOKEN_IDS, RecurrentDepthGenerationConfig
 from ..settings.sampler_config import SamplerConfig, sampler_keywords
@@ -271,6 +272,7 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         **model_kwargs,
     ):
         """Decode, greedily or by sampling, with the sampler of the generation config."""
+        warn_if_slow(self)
         check_ids(input_ids, self.config.padded_vocab_size)
         attention_mask = model_kwargs.get("attention_mask")
         if attention_mask is not None:

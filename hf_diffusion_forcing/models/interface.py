@@ -33,6 +33,9 @@ class RecurrentDepthInterface(metaclass=ABCMeta):
     """Whether a token reaches the states by more than e: the core or the coda read the ids of a pass, `at.ids`, too.
     A changed draft then reaches every recurrence both ways. Embeddings in place of ids are refused."""
 
+    has_readable_shallow_states: bool = True
+    """Whether training also read out states before the last recurrence, so that shallow readouts mean something."""
+
     @abstractmethod
     def embed(
         self, input_ids: torch.Tensor | None, at: Placement, inputs_embeds: torch.Tensor | None = None
