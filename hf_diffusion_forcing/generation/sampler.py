@@ -26,12 +26,14 @@ class Sampler(ABC):
         needs_injected_embedding: whether the core must read the injected embedding at every recurrence.
         has_ticks: whether it decodes in ticks of its own; otherwise transformers' loop decodes.
         is_lossless: whether its text equals autoregression's.
+        ticks_read_out: whether prelude and coda run in every tick, and not once per token.
     """
 
     config_class: ClassVar[type[SamplerConfig]]
     needs_injected_embedding: ClassVar[bool] = False
     has_ticks: ClassVar[bool] = True
     is_lossless: ClassVar[bool] = False
+    ticks_read_out: ClassVar[bool] = True
 
 
 class TickingSampler(Sampler):
