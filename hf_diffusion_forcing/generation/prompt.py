@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -121,13 +121,19 @@ class PromptReader:
         self.model, self.cache, self.config, self.stats = model, cache, config, stats
         self.device, self.chunk = device, chunk
 
-    def read(self, rows: list[Row], first_seat: int, watcher: PromptWatcher | None = None) -> torch.Tensor:
-        """Run the model over the prompts; logits of each row's last position, [1, rows, vocabulary]."""
+    def read(
+        self, rows: list[Row], first_seat: int, watcher: PromptWatcher | None = None
+    ) -> Generator[None, None, torch.Tensor]:
+        """Run the model over the prompts, one recurrence a step; other rows may tick between the steps.
+
+        Returns:
+            Logits of each row's last position, [1, rows, vocabulary].
+        """
         chunks = list(self._spans(rows))
         for index, spans in enumerate(chunks):
             prompt = Prompt.of(rows, spans, first_seat, self.device)
             is_last = index == len(chunks) - 1
-            states, at = self.refine(prompt, watcher if is_last else None)
+            states, at = yield from self.refine(prompt, watcher if is_last else None)
             logits = self.model.decode(states, at, logits_to_keep=prompt.lasts)
         for row in rows:
             row.cached = row.front + 1
@@ -148,16 +154,24 @@ class PromptReader:
                 for row, stop in zip(rows, stops, strict=True)
             ]
 
-    def refine(self, prompt: Prompt, watcher: PromptWatcher | None) -> tuple[torch.Tensor, Placement]:
-        """The states of a chunk after its recurrences, [1, n, channels], and its placement."""
+    def refine(
+        self, prompt: Prompt, watcher: PromptWatcher | None
+    ) -> Generator[None, None, tuple[torch.Tensor, Placement]]:
+        """One recurrence of a chunk a step.
+
+        Returns:
+            Its states after the last one, [1, n, channels], and its placement.
+        """
         model, steps = self.model, self.config.prompt_steps
         at = prompt.place(self.cache)
         e = model.embed(prompt.ids, at, prompt.embeds)
         states = model.initialize_state(e, prompt.positions, prompt.seeds, self.config.state_scale)
         for depth in range(steps):
             before, states = states, model.recur(states, e, at, depth)
+            self.stats.prefill_core_passes += 1
             if watcher is not None:
                 watcher(states, before, at, prompt)
+            if depth < steps - 1:
+                yield
         self.cache.settle(at, steps)
-        self.stats.prefill_core_passes += steps
         return states, at

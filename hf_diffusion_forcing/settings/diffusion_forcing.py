@@ -104,3 +104,12 @@ class DiffusionForcingConfig(EarlyExitConfig):
     @property
     def deepest(self) -> int:
         return max(super().deepest, self.max_steps)
+
+    @property
+    def widest(self) -> int:
+        # "auto" seldom chooses more than the default.
+        return self.wavefront if isinstance(self.wavefront, int) else type(self).wavefront
+
+    @property
+    def follows_prompt(self) -> bool:
+        return self.wavefront == "auto"
