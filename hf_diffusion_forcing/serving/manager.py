@@ -223,10 +223,13 @@ class ContinuousBatchingManager:
         if keywords.get("streamer") is not None and len(inputs) > 1:
             raise ValueError(f"streamer takes one request; there are {len(inputs)}: add them one by one.")
         processors = copied(keywords.pop("logits_processor", None) or [], len(inputs))
+        masks = keywords.pop("attention_mask", None)
         ids = []
         for number, prompt in enumerate(inputs):
             own = seeds[number * copies : (number + 1) * copies]
             mine = keywords | {"seed": own if copies > 1 else own[0]}
+            if masks is not None:
+                mine["attention_mask"] = masks[number : number + 1]
             if processors[number]:
                 mine["logits_processor"] = LogitsProcessorList(processors[number])
             ids.append(self.add_request(prompt, None, max_new_tokens, streaming, record_timestamps, **mine))
@@ -304,7 +307,7 @@ class ContinuousBatchingManager:
                 while self._may_go_on():
                     self._report(self._engine.turn())
         except Exception as error:
-            logger.error(f"Continuous batching ended by an error: {error}")
+            logger.error(f"Continuous batching ended by an error: {error!r}", exc_info=True)
             self._fail_all(error)
         finally:
             with self._changed:

@@ -175,8 +175,8 @@ class ContinuousGenerationMixin(RecurrentDepthGenerationMixin):
             return {}
         limits = {name: keywords.pop(name) for name in LIMITS if name in keywords}
         if keywords.get("cache_implementation") == "paged":
-            # generate() comes here with it.
-            del keywords["cache_implementation"]
+            # generate() comes here with it and with all that it was called with.
+            keywords = {name: keywords[name] for name in keywords.keys() - {"cache_implementation", "input_ids"}}
         if getattr(generation_config, "cache_implementation", None) == "paged":
             generation_config = copy.copy(generation_config)
             generation_config.cache_implementation = None
@@ -215,7 +215,7 @@ def taken_from(config: ContinuousBatchingConfig | None) -> dict[str, Any]:
             continue
         if name not in TAKEN or (name == "scheduler_type" and value != "fifo"):
             raise ValueError(
-                f"continuous_batching_config has {name}={value!r}, which means nothing without transformers' own pages: "
+                f"continuous_batching_config has {name}={value!r}, which means nothing without transformers' pages: "
                 f"leave it out. Of its fields, these do: {', '.join(TAKEN)}."
             )
         taken[{"max_requests_per_batch": "max_batch_size"}.get(name, name)] = value

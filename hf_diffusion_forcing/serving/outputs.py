@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from threading import Condition
 
 from ..compat.continuous_batching import GenerationOutput
@@ -46,10 +47,8 @@ class Outputs:
             if output.is_finished():
                 del self._handlers[output.request_id]
         callback, loop = handler
-        try:
+        with suppress(RuntimeError):  # the event loop is closed: nobody listens any more
             loop.call_soon_threadsafe(callback, output)
-        except RuntimeError:
-            pass  # the event loop is closed: nobody listens any more
 
     def take(self, request_id: str | None, timeout: float | None) -> GenerationOutput | None:
         """The next result, of any request or of one; None after `timeout` seconds or if no more come."""
