@@ -32,7 +32,9 @@ class Loop:
         for _ in self.joining(rows):
             pass
 
-    def joining(self, rows: list[Row], predecessors: Sequence[Row | None] = ()) -> Generator[None, None, None]:
+    def joining(
+        self, rows: list[Row], predecessors: Sequence[Row | None] = (), donors: Sequence[Row | None] = ()
+    ) -> Generator[None, None, None]:
         """`join` in steps, between which the other rows may tick. Only one such generator may be at work.
 
         A row that is ended meanwhile does not join, and leaves its seat.
@@ -40,8 +42,9 @@ class Loop:
         Args:
             predecessors: for each new row, the row that has ended and whose seat it takes; None is a new seat, and so
                 are missing ones.
+            donors: for each new row, the row whose keys and values of the first `cached` positions it begins with.
         """
-        first_seat = self._seat(rows, predecessors)
+        first_seat = self._seat(rows, predecessors, donors or [None] * len(rows))
         tokens, logits, scores = yield from self.sampler.read(rows, first_seat)
         for index, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
             if row.has_ended:
@@ -56,20 +59,28 @@ class Loop:
                 self.sampler.begin(row)
         self.let_rows_leave()
 
-    def _seat(self, rows: list[Row], predecessors: Sequence[Row | None]) -> int:
-        """Seat new rows side by side, after the live ones; the first of their seats."""
-        if not any(predecessors):
-            first_seat = len(self.seated)
-            self.seated += rows
-            return first_seat
-        first_seat = len(self.rows)
-        for seat, (row, predecessor) in enumerate(zip(rows, predecessors, strict=True), start=first_seat):
+    def _seat(self, rows: list[Row], predecessors: Sequence[Row | None], donors: Sequence[Row | None]) -> int:
+        """Seat new rows side by side, with what their donors have of their prompts; the first of the seats."""
+        first_seat = len(self.rows) if any(predecessors) else len(self.seated)
+        taken: dict[Row, int] = {}
+        for seat, (row, predecessor) in enumerate(
+            zip(rows, predecessors or [None] * len(rows), strict=True), start=first_seat
+        ):
             if predecessor is None:
                 self.seated.append(row)
-                self.cache.reserve(0, len(self.seated))
-                predecessor = row
-            self._swap(self.seated.index(predecessor), seat)
+                if any(predecessors) or any(donors):
+                    self.cache.reserve(0, len(self.seated))
+            source = self.seated.index(predecessor or row)
+            self._swap(source, seat)
             self.seated[seat] = row
+            if predecessor is not None:
+                taken[predecessor] = seat
+                # What a row leaves behind is masked, but 0 * NaN is NaN.
+                self.cache.scrub(seat)
+        for seat, (row, donor) in enumerate(zip(rows, donors, strict=True), start=first_seat):
+            if donor is not None and taken.get(donor) != seat:
+                source = taken[donor] if donor in taken else self.seated.index(donor)
+                self.cache.copy_seat(source, seat, row.cached)
         return first_seat
 
     def tick(self) -> None:

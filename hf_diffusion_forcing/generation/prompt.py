@@ -129,7 +129,7 @@ class PromptReader:
         Returns:
             Logits of each row's last position, [1, rows, vocabulary].
         """
-        chunks = list(self._spans(rows))
+        chunks = list(self._spans(rows, 1 if watcher is None else WATCHED))
         for index, spans in enumerate(chunks):
             prompt = Prompt.of(rows, spans, first_seat, self.device)
             is_last = index == len(chunks) - 1
@@ -139,20 +139,32 @@ class PromptReader:
             row.cached = row.front + 1
         return logits
 
-    def _spans(self, rows: list[Row]) -> Iterator[list[tuple[int, int]]]:
+    def _spans(self, rows: list[Row], at_last: int) -> Iterator[list[tuple[int, int]]]:
         """The positions each row reads, chunk by chunk.
 
-        Chunks are counted from a row's end, so the short one comes first. Chunk borders, which affect the result when
-        keys and values are shared, then depend neither on padding nor on the other rows.
+        Chunks begin at multiples of `chunk`. Their borders, which affect the result when keys and values are shared,
+        then depend neither on padding nor on the other rows, and a prefix is read alike in every prompt. All rows end
+        with the last chunk, so those with fewer chunks begin later.
+
+        Args:
+            at_last: positions that a row's last chunk has at least, if its prompt has.
         """
-        longest = max(row.front + 1 - row.cached for row in rows)
-        size = min(self.chunk or longest, longest)
-        for left in range(-(-longest // size) - 1, -1, -1):
-            stops = [row.front + 1 - left * size for row in rows]
+        borders = [self._borders(row, at_last) for row in rows]
+        most = max(map(len, borders))
+        for step in range(most - 1):
+            own = [max(0, step - most + len(each)) for each in borders]
             yield [
-                (min(max(row.cached, stop - size), max(stop, row.cached)), max(stop, row.cached))
-                for row, stop in zip(rows, stops, strict=True)
+                (each[index], each[index + (step >= most - len(each))])
+                for each, index in zip(borders, own, strict=True)
             ]
+
+    def _borders(self, row: Row, at_last: int) -> list[int]:
+        """Where a row's chunks begin, and where the last one ends."""
+        first, end = row.cached, row.front + 1
+        if self.chunk is None:
+            return [first, end]
+        inner = range(first + self.chunk - first % self.chunk, end, self.chunk)
+        return [first, *(border for border in inner if end - border >= at_last), end]
 
     def refine(
         self, prompt: Prompt, watcher: PromptWatcher | None

@@ -26,7 +26,7 @@ class Engine:
         stats: counts what is done; new ones when None.
 
     Attributes:
-        groups: those that have rows.
+        groups: those that have rows, or seats that are kept for their prefixes.
         device: of the ids.
     """
 
@@ -68,7 +68,7 @@ class Engine:
             queue.Full: too many wait already.
         """
         limit = self.limits.cache_bytes
-        needed = Group(self.model, request, self.entries).cache_bytes(request)
+        needed = self._group(request).cache_bytes(request)
         if limit is not None and needed > limit:
             raise ValueError(
                 f"Request {request.id} needs {needed:,} bytes of keys and values for up to {request.positions} "
@@ -89,6 +89,10 @@ class Engine:
                     return request
         return None
 
+    def free(self) -> None:
+        """Give back all memory; there must be no requests."""
+        self.groups = []
+
     @torch.no_grad()
     def turn(self) -> list[Request]:
         """Give one group its turn; the requests that have ended."""
@@ -98,10 +102,11 @@ class Engine:
         group = min(busy, key=lambda each: each.work)
         # A prompt that nobody waits for is read one recurrence a turn, without measuring the machine.
         is_beside = bool(group.requests) and len(group.requests) < len(group.members)
-        before = copy.copy(group.stats)
+        before, reused = copy.copy(group.stats), group.reused
         with self.autocast:
             over = group.turn(self._positions() if is_beside else 0)
         self.stats.add(group.stats, before)
+        self.stats.reused_positions += group.reused - reused
         self._drop_empty()
         return over
 
@@ -118,27 +123,54 @@ class Engine:
             load = self._load(group, request)
             if load.group_rows > 1:
                 self._positions()
-            if not self.scheduler.has_room(load) or not self.scheduler.has_memory(load):
+            if not self.scheduler.has_room(load):
                 return
+            while not self.scheduler.has_memory(load):
+                if not self._forget_oldest():
+                    return
+                load = self._load(group, request)
             self.scheduler.waiting.popleft()
             self.stats.prompt_positions += unread(request)
-            (group or self._new_group(request)).add(request)
+            if group not in self.groups:
+                group = self._new_group(request)
+            # One that comes back has as much work behind it as the others, so that it does not keep them waiting.
+            busy = [each.work for each in self.groups if each.members]
+            if not group.members and busy:
+                group.work = max(group.work, min(busy))
+            group.add(request)
+
+    def _forget_oldest(self) -> bool:
+        """Free the seat that was kept for its prefix and was of use longest ago; False if there is none."""
+        kept = [
+            (used, number, row)
+            for number, group in enumerate(self.groups)
+            if not group.is_reading
+            for row, used in group.kept.items()
+        ]
+        if not kept:
+            return False
+        _, number, row = min(kept, key=lambda each: each[:2])
+        self.groups[number].forget(row)
+        self._drop_empty()
+        return True
 
     def _load(self, group: Group | None, request: Request) -> Load:
         """What there would be to carry if a request joined a group, or a new one."""
         rows = len(self.members) + 1
         others = sum(each.cache_bytes() for each in self.groups if each is not group)
-        fresh = group or Group(self.model, request, self.entries)
+        fresh = group if group in self.groups else self._group(request)
         group_rows = len(fresh.members) + 1
         return Load(rows, group_rows * request.settings.config.widest, group_rows, others + fresh.cache_bytes(request))
 
     def _new_group(self, request: Request) -> Group:
         warn_about_hooks(self.model, request.settings.config.sampler)
-        group = Group(self.model, request, self.entries)
-        # It has as much work behind it as the others, so that it does not keep them waiting.
-        group.work = min((each.work for each in self.groups), default=0.0)
+        group = self._group(request)
         self.groups.append(group)
         return group
 
+    def _group(self, request: Request) -> Group:
+        seats = self.limits.rows if self.limits.keeps_prefixes else 0
+        return Group(self.model, request, self.entries, seats)
+
     def _drop_empty(self) -> None:
-        self.groups = [group for group in self.groups if group.members]
+        self.groups = [group for group in self.groups if group.members or group.kept]

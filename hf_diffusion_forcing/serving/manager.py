@@ -312,6 +312,7 @@ class ContinuousBatchingManager:
         finally:
             with self._changed:
                 if not (self._stops and self._keeps_cache):
+                    self._engine.free()
                     self._engine = None
                 self._outputs.close()
                 self._changed.notify_all()

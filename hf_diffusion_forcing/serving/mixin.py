@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..compat.continuous_batching import GenerationOutput
 from ..generation.mixin import RecurrentDepthGenerationMixin
-from ..settings.validation import check_integer
+from ..settings.validation import check_flag, check_integer
 from .budget import free_cache_bytes
 from .manager import ContinuousBatchingManager, names_of
 from .scheduler import Limits
@@ -27,10 +27,18 @@ MAX_BATCH_SIZE = 32
 MAX_QUEUE_SIZE = 1024
 """Requests that may wait, by default."""
 
-LIMITS = ("max_batch_size", "max_batch_tokens", "max_cache_bytes", "max_queue_size")
-"""The keywords that limit what is decoded at a time."""
+LIMITS = ("max_batch_size", "max_batch_tokens", "max_cache_bytes", "max_queue_size", "prefix_reuse")
+"""The keywords that are not those of a request."""
 
-TAKEN = ("max_batch_tokens", "max_requests_per_batch", "max_queue_size", "return_logprobs", "seed", "scheduler_type")
+TAKEN = (
+    "max_batch_tokens",
+    "max_requests_per_batch",
+    "max_queue_size",
+    "allow_block_sharing",
+    "return_logprobs",
+    "seed",
+    "scheduler_type",
+)
 """The fields of transformers' `ContinuousBatchingConfig` that mean something here; the others are about its pages."""
 
 
@@ -53,6 +61,7 @@ class ContinuousGenerationMixin(RecurrentDepthGenerationMixin):
         max_batch_tokens: int | str = "auto",
         max_cache_bytes: int | str | None = "auto",
         max_queue_size: int | None = None,
+        prefix_reuse: bool = True,
         **keywords: Any,
     ) -> ContinuousBatchingManager:
         """A manager that decodes requests as they come; `start()` it, or use it as
@@ -68,6 +77,8 @@ class ContinuousGenerationMixin(RecurrentDepthGenerationMixin):
             max_cache_bytes: bytes of keys and values of all rows at their longest. "auto" is half of the free memory;
                 None is no limit.
             max_queue_size: requests that may wait; 1024 when None, 0 for no limit.
+            prefix_reuse: keep the keys and values of rows that have ended, and begin prompts with those of rows that
+                began alike. No text changes.
             keywords: of `generate()`, for every request; a request's own override them.
 
         Raises:
@@ -88,6 +99,8 @@ class ContinuousGenerationMixin(RecurrentDepthGenerationMixin):
             max_cache_bytes,
             MAX_QUEUE_SIZE if passed["max_queue_size"] is None else passed["max_queue_size"],
         )
+        check_flag("prefix_reuse", prefix_reuse)
+        limits.keeps_prefixes = prefix_reuse and taken.get("allow_block_sharing", True)
         return ContinuousBatchingManager(self, generation_config, limits, taken.get("return_logprobs", False), keywords)
 
     def _limits(self, rows: int, positions: int | str, cache_bytes: int | str | None, waiting: int) -> Limits:

@@ -27,12 +27,14 @@ class Limits:
             known yet: the owner sets it before a second row would join a group.
         cache_bytes: of the keys and values of all groups; None is no limit.
         queue: requests that may wait; 0 is no limit.
+        keeps_prefixes: whether seats keep what rows leave behind, for prompts that begin alike.
     """
 
     rows: int
     positions: int | None = None
     cache_bytes: int | None = None
     queue: int = 0
+    keeps_prefixes: bool = True
 
 
 @dataclass(frozen=True)

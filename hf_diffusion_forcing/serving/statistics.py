@@ -21,6 +21,7 @@ class BatchingStats:
         positions_refined: sum of positions over core calls.
         prefill_core_passes: core calls over prompts.
         prompt_positions: positions of the prompts that have begun.
+        reused_positions: those of them that were not read, since a row before them had the same ones.
     """
 
     requests: int = 0
@@ -31,6 +32,7 @@ class BatchingStats:
     positions_refined: int = 0
     prefill_core_passes: int = 0
     prompt_positions: int = 0
+    reused_positions: int = 0
 
     def count(self, request: Request) -> None:
         """Count a request that has ended."""
@@ -48,6 +50,12 @@ class BatchingStats:
         """0.0 without ticks."""
         return self.tokens / self.ticks if self.ticks else 0.0
 
+    @property
+    def prefix_hit_rate(self) -> float:
+        """The share of positions of prompts that were not read; 0.0 without prompts."""
+        return self.reused_positions / self.prompt_positions if self.prompt_positions else 0.0
+
     def to_dict(self) -> dict[str, float]:
         """Counts and ratios as plain JSON values."""
-        return asdict(self) | {"tokens_per_tick": self.tokens_per_tick}
+        ratios = ("tokens_per_tick", "prefix_hit_rate")
+        return asdict(self) | {name: getattr(self, name) for name in ratios}

@@ -108,6 +108,11 @@ class SamplerConfig:
         return 1
 
     @property
+    def sees_chunks(self) -> bool:
+        """Whether it matters where the chunks of a prompt begin: a chunk sees the last recurrence of those before."""
+        return self.kv_sharing != "none"
+
+    @property
     def follows_prompt(self) -> bool:
         """Whether a setting is chosen while the prompt is read ("auto"), so that rows cannot share it."""
         return False

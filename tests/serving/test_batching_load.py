@@ -23,10 +23,16 @@ WAYS = [
 ]
 
 
+SYSTEM = [7, 3, 50, 21, 9, 9, 14, 2, 33, 8, 1, 40]
+"""What many prompts begin with."""
+
+
 def random_request(chance: random.Random):
     """A prompt and keywords of `generate()`."""
     prompt = [chance.randrange(1, 61) for _ in range(chance.choice([1, 2, 5, 9, 20]))]
-    keywords = chance.choice(WAYS) | {"seed": chance.randrange(5), "max_new_tokens": chance.choice([1, 3, 8, 14])}
+    if chance.random() < 0.7:
+        prompt = SYSTEM[: chance.choice([4, 9, 12])] + prompt
+    keywords = chance.choice(WAYS) | {"seed": chance.randrange(2), "max_new_tokens": chance.choice([1, 3, 8, 14])}
     if keywords.get("sampler") and chance.random() < 0.5:
         keywords |= {"do_sample": True, "temperature": chance.choice([0.7, 1.5])}
     if chance.random() < 0.4:
@@ -52,6 +58,7 @@ def test_random_requests(count):
                     manager.cancel_request(name)
                 time.sleep(chance.choice([0, 0, 0.01, 0.03]))
             engine = manager._engine
+        assert manager.stats.reused_positions
         results = {result.request_id: result for result in manager}
     assert sorted(results) == sorted(calls)
     assert not engine.groups and not engine.scheduler.waiting and engine.cache_bytes == 0
