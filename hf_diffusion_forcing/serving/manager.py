@@ -326,7 +326,7 @@ class ContinuousBatchingManager:
                     self._changed.notify_all()
                     self._changed.wait()
                 self._is_resting = False
-                cancelled = [self._taken_out(name) for name in self._cancelled]
+                cancelled = [self._taken_out(name) for name in dict.fromkeys(self._cancelled)]
                 self._cancelled = []
                 is_over = self._stops == "now" or bool(self._stops and not self._engine.has_work)
                 if not cancelled and not is_over:

@@ -342,8 +342,9 @@ def test_cancelling(huginn_mini, short):
         second = manager.add_request(short[1], **settings)
         third = manager.add_request(short[2], **settings | {"max_new_tokens": 5})
         fourth = manager.add_request(short[3], **settings)
-        for name in (second, fourth, first, "unknown"):
-            manager.cancel_request(name)
+        with manager.pause():
+            for name in (second, fourth, first, second, "unknown"):
+                manager.cancel_request(name)
         *_, last = manager.request_id_iter(first)
         cancelled = [manager.get_result(second), manager.get_result(fourth), last]
         assert all(result.status == RequestStatus.FAILED and "cancelled" in result.error for result in cancelled)
