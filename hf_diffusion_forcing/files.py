@@ -19,3 +19,21 @@ def write_file(path: str | os.PathLike, text: str) -> None:
     """Write a text file as a whole."""
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def check_writable_file(path: str | os.PathLike) -> Path:
+    """The absolute path of a file that can be written.
+
+    Raises:
+        ValueError: the path is a folder, or its parent folder does not exist.
+        OSError: the folder is not writable.
+    """
+    path = Path(path).expanduser().resolve()
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file in it.")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path} cannot be written: there is no folder {path.parent}. Create it first.")
+    partial = path.with_name(f"{path.name}.partial")
+    partial.touch()
+    partial.unlink()
+    return path

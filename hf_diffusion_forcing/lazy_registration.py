@@ -88,8 +88,9 @@ def register_stand_ins(module: ModuleType) -> None:
     Args:
         module: that of `AutoConfig`, all of it.
     """
-    if f"{__package__}{REGISTRATION}" in sys.modules:
-        return  # the real classes are there, or on their way
+    # A registration that has only begun does not count: another thread may ask for a family before it ends.
+    if RavenConfig.model_type in module.CONFIG_MAPPING:
+        return
     for stand_in in STAND_INS:
         # transformers itself knows some of the families.
         module.AutoConfig.register(stand_in.model_type, stand_in, exist_ok=True)
@@ -153,8 +154,10 @@ class LoadedThen(Loader):
 def register_lazily() -> None:
     """Register the stand-ins, now or when `AutoConfig` is imported."""
     finder = AfterImport(AUTO_CONFIG, register_stand_ins)
-    # The finder comes first: another thread may import the module at this moment.
     sys.meta_path.insert(0, finder)
-    if AUTO_CONFIG in sys.modules:
-        # Where another thread is in the middle of importing it, `import_module` waits for the end.
-        finder.done(import_module(AUTO_CONFIG))
+    # Once its package is there, another thread may be looking for the module at this moment, without the finder.
+    # `import_module` waits for that thread, or imports the module first.
+    if AUTO_CONFIG.rpartition(".")[0] in sys.modules:
+        module = import_module(AUTO_CONFIG)
+        if finder in sys.meta_path:
+            finder.done(module)

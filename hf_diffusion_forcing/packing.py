@@ -4,12 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .compat import has_packed_bfloat16, pack_weight, packed_linear, times_written
+from .compat import has_matrix_instructions, pack_weight, packed_linear, times_written
 
 
 def packable_dtypes() -> tuple[torch.dtype, ...]:
     """The dtypes this processor has packed kernels for: float32, and bfloat16 where it has instructions for it."""
-    return (torch.float32, torch.bfloat16) if has_packed_bfloat16() else (torch.float32,)
+    return (torch.float32, torch.bfloat16) if has_matrix_instructions(torch.bfloat16) else (torch.float32,)
 
 
 class PackedLinear(nn.Linear):

@@ -7,6 +7,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
+import logging
 
 import pytest
 import torch
@@ -56,6 +57,16 @@ def prompts():
 def bundled():
     path = hf_diffusion_forcing.bundled_checkpoint()
     return AutoModelForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+
+
+@pytest.fixture
+def warnings(caplog):
+    """`caplog` with the warnings of transformers' loggers, which do not propagate otherwise."""
+    logger = logging.getLogger("transformers")
+    logger.propagate = True
+    with caplog.at_level(logging.WARNING):
+        yield caplog
+    logger.propagate = False
 
 
 @pytest.fixture

@@ -12,17 +12,20 @@ from .diff import diff
 from .evaluate import evaluate
 from .export import export
 from .generate import generate
+from .inspect import inspect
 from .lm_eval import lm_eval
 from .options import grouped
 from .push import push
 from .report import report
 from .serve import serve
 from .tune import tune
+from .verify import verify
 from .widen import widen
 
 app = typer.Typer(add_completion=False, help="Decode recurrent-depth language models by diffusion forcing.")
 
-for command in (demo, generate, compare, serve, evaluate, diff, tune, report, export, push, convert, widen):
+COMMANDS = (demo, generate, compare, serve, evaluate, diff, inspect, tune, report, verify, export, push, convert, widen)
+for command in COMMANDS:
     app.command()(grouped(command))
 app.command(
     "lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False

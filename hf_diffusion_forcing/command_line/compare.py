@@ -8,7 +8,7 @@ from rich.console import Console
 
 from .comparison_table import comparison_table
 from .console import ModelArgument, exit_on_error, load
-from .options import DEMO_SEED, AsJson, MaxNewTokens
+from .options import DEMO_SEED, AsJson, Dtype, MaxNewTokens
 from .sampler_options import COMPARED_SAMPLERS, PlainSettings, Samplers, compared_samplers, without_undraftable
 
 PROBLEMS = 6
@@ -21,6 +21,7 @@ def compare(
     prompt: Annotated[list[str] | None, typer.Option(help="A text to continue. Repeatable.")] = None,
     sampler: Samplers = COMPARED_SAMPLERS,
     max_new_tokens: MaxNewTokens = 160,
+    dtype: Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Time the parallel samplers against autoregression on the same prompts (held-out problems by default).
@@ -34,7 +35,7 @@ def compare(
     from ..evaluation.runs import Run
     from ..evaluation.runs import compare as compare_runs
 
-    network, tokenizer = load(model)
+    network, tokenizer = load(model, dtype)
     chosen = None
     if prompt is None:
         stream = problems(DEMO_SEED, held_out=True)

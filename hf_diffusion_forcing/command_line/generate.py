@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from .console import ModelArgument, exit_on_error, load
-from .options import AsJson, MaxNewTokens, Seed
+from .options import AsJson, Dtype, MaxNewTokens, Seed
 from .sampler_options import PlainSettings, Sampler, chosen_sampler
 
 
@@ -18,6 +18,7 @@ def generate(
     prompt: Annotated[str, typer.Option(help="The text to continue.")] = ...,
     sampler: Sampler = None,
     max_new_tokens: MaxNewTokens = 160,
+    dtype: Dtype = "auto",
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -26,7 +27,7 @@ def generate(
     from transformers import TextDiffusionStreamer
 
     console = Console()
-    network, tokenizer = load(model)
+    network, tokenizer = load(model, dtype)
     live = console.is_terminal and not as_json
     streamer = TextDiffusionStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if live else None
     inputs = tokenizer(prompt, return_tensors="pt")

@@ -14,6 +14,14 @@ MaxNewTokens = Annotated[int, typer.Option(help="Most new tokens per output.", m
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Seed = Annotated[int, typer.Option(help="Seed of the latent states; sample or row i uses this plus i.")]
 
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="Type of the weights: float32, bfloat16 or float16; auto takes the saved one, or float32 on a CPU that is "
+        "slow in the saved one."
+    ),
+]
+
 DEMO_SEED = 7
 """Seed of the held-out problems that commands use when no prompt is given."""
 
@@ -110,7 +118,7 @@ class TaskOptions:
 class DeviceOptions:
     """The device and precision for a task."""
 
-    dtype: Annotated[str, typer.Option(help="Type of the weights; auto keeps the saved one.")] = "auto"
+    dtype: Dtype = "auto"
     device_map: Annotated[
         str | None,
         typer.Option(help="auto (over all devices), cpu, cuda:0, ...; each process's own device by default."),

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ..settings.sampler_config import SAMPLER_CONFIGS
 from .console import ModelArgument, exit_on_error, load, say
-from .options import DEMO_SEED, MaxNewTokens, Seed
+from .options import DEMO_SEED, Dtype, MaxNewTokens, Seed
 from .sampler_options import DEFAULT_SAMPLER, LOSSLESS_SAMPLER, PlainSettings, Sampler, chosen_sampler
 
 REPEATS = 3
@@ -24,6 +24,7 @@ def report(
     html: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html"),
     sampler: Sampler = None,
     max_new_tokens: MaxNewTokens = 160,
+    dtype: Dtype = "auto",
     seed: Seed = 0,
 ) -> None:
     """Write one HTML page about a text: every tick of its decoding, figures, and a speed comparison.
@@ -33,15 +34,16 @@ def report(
     named = sampler is not None or settings.preset is not None
     kwargs = chosen_sampler(sampler, settings)
     from ..evaluation.problems import problems
+    from ..files import check_writable_file
     from ..generation.samplers import SAMPLERS
-    from ..visualization.report import Report, check_writable
+    from ..visualization.report import Report
 
     with exit_on_error():
         from ..visualization import matplotlib_names  # noqa: F401  (reports missing packages before the model runs)
 
-        html = check_writable(html)
+        html = check_writable_file(html)
     console = Console()
-    network, tokenizer = load(model)
+    network, tokenizer = load(model, dtype)
     if not named and SAMPLERS[DEFAULT_SAMPLER].needs_injected_embedding and not network.has_injected_embedding:
         kwargs = chosen_sampler(None, settings, LOSSLESS_SAMPLER)
     if "sampler_preset" not in kwargs and "inner_recurrence" in SAMPLER_CONFIGS[kwargs["sampler"]].fields():

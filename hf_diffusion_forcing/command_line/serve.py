@@ -8,6 +8,7 @@ from rich.console import Console
 from ..settings.presets import preset
 from ..settings.sampler_config import merged
 from .console import ModelArgument, exit_on_error, load, say
+from .options import Dtype
 from .sampler_options import SPELLING_HELP, PlainSettings, chosen_sampler
 
 
@@ -22,7 +23,7 @@ def serve(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed for requests without one; random by default.")] = None,
     device: Annotated[str, typer.Option(help="Device of the model: auto, cpu, cuda:0, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Type of the weights; auto keeps the saved one.")] = "auto",
+    dtype: Dtype = "auto",
     enable_cors: Annotated[bool, typer.Option(help="Accept requests from web pages of any origin.")] = False,
     log_level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"],

@@ -83,6 +83,7 @@ _CLASSIFIER = "classifiers are a base model and this head"
 _HRM_TEXT = "transformers.models.hrm_text.modeling_hrm_text:HrmText"
 _HRM_ATTENTION = "overridden: its keys and values are in a RecurrentDepthCache; the stacks hand on its arguments"
 _PACKED = "linear layers in oneDNN's blocked layout"
+_PRECISION = "whether the processor is fast in this precision"
 
 NAMES: tuple[Name, ...] = (
     # generate(): the steps that RecurrentDepthGenerationMixin overrides, and what they leave for later ones.
@@ -321,7 +322,8 @@ NAMES: tuple[Name, ...] = (
     Name("transformers.cli.serving.model_manager:ModelManager.list_models", ("5.24",), _MODELS),
     # torch.
     Name("torch:ops.mkldnn._linear_pointwise(X, W, B, attr, scalars, algorithm)", TORCH, _PACKED),
-    Name("torch:ops.mkldnn._is_mkldnn_bf16_supported", TORCH, _PACKED),
+    Name("torch:ops.mkldnn._is_mkldnn_bf16_supported", TORCH, _PRECISION),
+    Name("torch:ops.mkldnn._is_mkldnn_fp16_supported", TORCH, _PRECISION),
     Name("torch:ops.mkldnn._reorder_linear_weight(self, batch_size)", TORCH, _PACKED),
     Name("torch:Tensor._version", TORCH, "whether a weight was written to after it was packed"),
     Name("torch.nn:Module#_forward_hooks", TORCH, "whether a module has forward hooks, which may look at rows"),

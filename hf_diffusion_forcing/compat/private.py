@@ -92,9 +92,13 @@ def find_file(path: str | os.PathLike, name: str, **where: Any) -> str | None:
     )
 
 
-def has_packed_bfloat16() -> bool:
-    """Whether oneDNN packs bfloat16 weights on this processor."""
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+def has_matrix_instructions(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has fast matrix products of this dtype for this processor, and packs weights of it."""
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if dtype == torch.float16:
+        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return dtype == torch.float32
 
 
 def pack_weight(weight: torch.Tensor, positions: int) -> torch.Tensor:

@@ -61,9 +61,11 @@ def cost_curve(model: RecurrentDepthInterface, batch: int, device: torch.device)
     """
     ids = torch.zeros(batch, max(WIDTHS), dtype=torch.int64, device=device)
     packed = any(isinstance(module, PackedLinear) for module in model.modules())
+    # A wrapper made for one call gives the modules of the model that it wraps.
+    network = next(iter(model.modules()))
     key = (batch, model.dtype, device, torch.get_num_threads(), packed)
     with _MEASURING:
-        curves = _MEASURED.setdefault(model, {})
+        curves = _MEASURED.setdefault(network, {})
         if key not in curves:
             curves[key] = _measure(model, ids)
         return curves[key]

@@ -23,7 +23,8 @@ from ..compat import (
     pad_token_id,
 )
 from ..models.attention_choice import check_attentions
-from ..models.token_types import prompt_block
+from ..models.token_types import refuse_token_types
+from ..precision import warn_if_slow
 from ..randomness import row_seeds
 from ..settings.generation_config import SAMPLER_NAMES, TOKEN_IDS, RecurrentDepthGenerationConfig
 from ..settings.sampler_config import SamplerConfig, sampler_keywords
@@ -134,7 +135,7 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
     def _refuse_keywords(self, model_kwargs: dict[str, Any]) -> None:
         """Refuse keywords that are unknown or that the model does not support; drop those that have no effect."""
         if not self.has_bidirectional_prompt:
-            prompt_block(model_kwargs.pop("token_type_ids", None), False, (0, 0), 0)
+            refuse_token_types(model_kwargs.pop("token_type_ids", None))
         model_kwargs.pop("cache_position", None)
         if model_kwargs.get("output_attentions"):
             check_attentions(self.config)
@@ -261,6 +262,7 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         **model_kwargs,
     ):
         """Decode, greedily or by sampling, with the sampler of the generation config."""
+        warn_if_slow(self)
         check_ids(input_ids, self.config.padded_vocab_size)
         attention_mask = model_kwargs.get("attention_mask")
         if attention_mask is not None:

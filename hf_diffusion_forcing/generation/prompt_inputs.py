@@ -10,6 +10,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig
 
 from ..cache import RecurrentDepthCache, absolute_positions
 from ..compat import CACHE, mask_length
+from ..models.forward_call import check_embeds_shape
 from ..models.positions import agree, check_shape
 from ..models.token_types import prompt_block
 from .call import Call
@@ -123,8 +124,7 @@ def columns_of(mask: torch.Tensor | None, embeds: torch.Tensor | None, generatio
 
 def check_embeds(embeds: torch.Tensor, mask: torch.Tensor | None) -> None:
     """ValueError unless the embeddings are [batch, columns, channels] and the mask, if given, is [batch, columns]."""
-    if embeds.ndim != 3:
-        raise ValueError(f"inputs_embeds has shape {tuple(embeds.shape)}; it must be [batch, length, channels].")
+    check_embeds_shape(embeds)
     if mask is not None and mask.shape != embeds.shape[:2]:
         raise ValueError(
             f"inputs_embeds has shape {tuple(embeds.shape)} and attention_mask {tuple(mask.shape)}: pass a mask of "

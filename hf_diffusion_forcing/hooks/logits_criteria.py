@@ -32,14 +32,14 @@ class EntropyCriterion(DistanceCriterion):
         return since_last_tick(refinement, "entropy.entropy", entropy, lambda before, now: (now - before).abs())
 
 
-def _kl_divergence(before: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
-    """KL(p_before || p) [batch, width] from log-probabilities [batch, width, vocabulary]."""
+def kl_divergence(before: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
+    """KL(p_before || p) in nats, [...], from log-probabilities [..., vocabulary]."""
     p = before.exp()
     terms = torch.where(p == 0, 0.0, p * (before - now))  # 0 * -inf would be NaN
     return terms.sum(-1).clamp_min(0)  # rounding may take a divergence below 0
 
 
-def _kl_since_last_tick(refinement: Refinement, divergence=_kl_divergence) -> torch.Tensor:
+def _kl_since_last_tick(refinement: Refinement, divergence=kl_divergence) -> torch.Tensor:
     # All criteria that compare distributions share this key, because they remember the same tensor.
     return since_last_tick(refinement, "kl.log_probs", refinement.logits.float().log_softmax(-1), divergence)
 
@@ -90,7 +90,7 @@ class MinPKLCriterion(DistanceCriterion):
 
     def _divergence(self, before: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
         unlikely = ~(self._likely(before) | self._likely(now))
-        return _kl_divergence(*(p.masked_fill(unlikely, -math.inf).log_softmax(-1) for p in (before, now)))
+        return kl_divergence(*(p.masked_fill(unlikely, -math.inf).log_softmax(-1) for p in (before, now)))
 
     def distance(self, refinement: Refinement) -> torch.Tensor:
         return _kl_since_last_tick(refinement, self._divergence)

@@ -3,8 +3,26 @@
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from ..cache import Placement, Slots
+
+
+def project(
+    x: torch.Tensor, q_proj: nn.Module, k_proj: nn.Module, v_proj: nn.Module, head_dim: int
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """What `rotary_attention` takes, from separate projections.
+
+    Args:
+        x: [batch, width, channels].
+        q_proj, k_proj, v_proj: linear maps without rotation; a shard of a model has some of the heads.
+
+    Returns:
+        `qk`, `value` and `heads` of `rotary_attention`.
+    """
+    query, key, value = q_proj(x), k_proj(x), v_proj(x)
+    shape = (*x.shape[:2], -1, head_dim)
+    return torch.cat((query, key), dim=-1).view(shape), value.view(shape), query.shape[-1] // head_dim
 
 
 def rotary_attention(

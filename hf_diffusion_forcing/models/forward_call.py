@@ -16,6 +16,15 @@ PASSED_BY_OTHERS = ("num_items_in_batch", "tokenizer", "assistant_tokenizer", "c
 stop strings, and older callers pass the last, which the cache knows itself."""
 
 
+def check_embeds_shape(embeds: torch.Tensor) -> None:
+    """ValueError unless embeddings are [batch, width, channels]."""
+    if embeds.ndim != 3:
+        raise ValueError(
+            f"inputs_embeds has shape {tuple(embeds.shape)}; it must be [batch, width, channels], as "
+            "get_input_embeddings() returns."
+        )
+
+
 @dataclass(kw_only=True)
 class ForwardCall:
     """The arguments of a `forward()`; see `RecurrentDepthForCausalLM.forward`.
@@ -54,11 +63,8 @@ class ForwardCall:
         if (self.input_ids is None) == (self.inputs_embeds is None):
             both = "neither" if self.input_ids is None else "both"
             raise ValueError(f"forward() needs either input_ids or inputs_embeds, and got {both}: pass one of them.")
-        if self.inputs_embeds is not None and self.inputs_embeds.ndim != 3:
-            raise ValueError(
-                f"inputs_embeds has shape {tuple(self.inputs_embeds.shape)}; it must be [batch, width, channels], as "
-                "get_input_embeddings() returns."
-            )
+        if self.inputs_embeds is not None:
+            check_embeds_shape(self.inputs_embeds)
         if self.cache is not None:
             check_cache(self.cache)
         known = (*PASSED_BY_OTHERS, *FLASH_ARGUMENTS)

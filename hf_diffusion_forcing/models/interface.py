@@ -29,6 +29,9 @@ class RecurrentDepthInterface(metaclass=ABCMeta):
     has_exit_gate: bool = False
     """Whether the model has an `exit_gate`, as the criterion of that name requires."""
 
+    has_readable_shallow_states: bool = True
+    """Whether training also read out states before the last recurrence, so that shallow readouts mean something."""
+
     @abstractmethod
     def embed(
         self, input_ids: torch.Tensor | None, at: Placement, inputs_embeds: torch.Tensor | None = None

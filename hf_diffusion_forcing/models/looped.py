@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..cache import Placement, RecurrentDepthCache, Slots
-from .attention import rotary_attention
+from .attention import project, rotary_attention
 from .attention_choice import ChosenAttention
 from .base_model import RecurrentDepthModel
 from .causal_lm import HeadedForCausalLM
@@ -32,10 +32,8 @@ class LoopedAttention(nn.Module):
         self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
 
     def forward(self, x: torch.Tensor, at: Placement, slot: int | torch.Tensor | Slots):
-        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        shape = (*x.shape[:2], -1, self.head_dim)  # a shard of the model has some of the heads
-        qk, heads = torch.cat((query, key), dim=-1).view(shape), query.shape[-1] // self.head_dim
-        y = rotary_attention(qk, value.view(shape), heads, rotate_halves, at, self.layer, slot)
+        qk, value, heads = project(x, self.q_proj, self.k_proj, self.v_proj, self.head_dim)
+        y = rotary_attention(qk, value, heads, rotate_halves, at, self.layer, slot)
         return self.o_proj(y.type_as(x))
 
 

@@ -3,6 +3,15 @@
 import torch
 
 
+def refuse_token_types(token_type_ids: torch.Tensor | None) -> None:
+    """ValueError where token types would change a pass of a model that has none."""
+    if token_type_ids is not None and bool(token_type_ids.any()):
+        raise ValueError(
+            "token_type_ids has entries other than 0, but the model has no token types: leave it out "
+            "(return_token_type_ids=False in the tokenizer)."
+        )
+
+
 def prompt_block(
     token_type_ids: torch.Tensor | None, is_supported: bool, shape: tuple[int, int], seen: int
 ) -> torch.Tensor | None:
@@ -20,15 +29,12 @@ def prompt_block(
     Raises:
         ValueError: the model has no such blocks, another shape or other entries, or a prompt that is split over calls.
     """
+    if not is_supported:
+        return refuse_token_types(token_type_ids)
     # A graph of torch.compile is for every block.
-    is_traced = is_supported and torch.compiler.is_compiling()
+    is_traced = torch.compiler.is_compiling()
     if token_type_ids is None or not (is_traced or bool(token_type_ids.any())):
         return None
-    if not is_supported:
-        raise ValueError(
-            "token_type_ids has entries other than 0, but the model has no token types: leave it out "
-            "(return_token_type_ids=False in the tokenizer)."
-        )
     if seen:
         raise ValueError(
             f"token_type_ids marks a bidirectional prompt, but the cache holds {seen} columns already: such a prompt "

@@ -1,9 +1,10 @@
-"""Figures of a `Trace`, and a page about it. matplotlib is imported on first use."""
+"""Figures of a `Trace` and of a `RecurrenceInsight`, and a page about a call. matplotlib is imported on first use."""
 
 from importlib import import_module
 
 _PLACES = {
     "plot_convergence": "convergence_figures",
+    "plot_insight": "insight_figure",
     "plot_latents": "latents_figure",
     "plot_recurrences": "convergence_figures",
     "plot_wavefront": "wavefront_figure",

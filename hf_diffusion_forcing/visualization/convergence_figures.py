@@ -1,10 +1,8 @@
 """How positions converge and how many recurrences tokens take, as figures."""
 
-import torch
-
 from ..generation.trace import Trace
-from .drawing import SETTLED_IS_DARK, check_trace, no_values, value_name, waves_of
-from .matplotlib_names import Figure, LineCollection, MaxNLocator, Normalize, colormaps
+from .drawing import SETTLED_IS_DARK, check_trace, draw_lines, draw_threshold, no_values, value_name, waves_of
+from .matplotlib_names import Figure, MaxNLocator, Normalize, colormaps
 
 
 def plot_convergence(trace: Trace, row: int = 0) -> Figure:
@@ -42,25 +40,17 @@ def plot_convergence(trace: Trace, row: int = 0) -> Figure:
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     norm = Normalize(min(lines), max(lines) + 1)
-    collection = LineCollection([segment for _, segment in drawn], cmap="viridis", norm=norm, linewidth=0.9, alpha=0.7)
-    collection.set_array(torch.tensor([position for position, _ in drawn]).numpy())
-    axes.add_collection(collection)
+    collection = draw_lines(axes, [segment for _, segment in drawn], [position for position, _ in drawn], norm)
     if committed:
         x, y, positions = zip(*committed, strict=True)
         style = {"cmap": "viridis", "norm": norm, "s": 16, "edgecolor": "black", "linewidth": 0.4}
         axes.scatter(x, y, c=positions, **style, label="committed", zorder=3)
-    if trace.threshold:
-        axes.axhline(
-            trace.threshold, color="black", linestyle="--", linewidth=1, label=f"threshold {trace.threshold:g}"
-        )
-    axes.set_yscale("log")
+    draw_threshold(axes, trace.threshold)
     axes.set_xlim(0, 1.03 * max(x for _, segment in drawn for x, _ in segment))
     axes.autoscale_view(scalex=False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("recurrences since the input token last changed")
-    axes.set_ylabel(value_name(trace))
+    axes.set_ylabel(value_name(trace.criterion))
     axes.set_title("How positions converge", fontsize=10)
-    axes.grid(alpha=0.25)
     axes.legend(loc="upper right", fontsize=8)
     figure.colorbar(collection, ax=axes, label="position", ticks=MaxNLocator(integer=True))
     return figure

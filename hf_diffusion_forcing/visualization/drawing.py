@@ -1,6 +1,11 @@
 """What the figures of a trace share."""
 
+from collections.abc import Sequence
+
+import torch
+
 from ..generation.trace import Trace, WaveTick
+from .matplotlib_names import Axes, LineCollection, MaxNLocator, Normalize
 
 SETTLED_IS_DARK = "cividis"
 """Readable with colour blindness and in grey print: its lightness rises evenly."""
@@ -27,8 +32,27 @@ def waves_of(trace: Trace, row: int) -> list[WaveTick]:
     return waves
 
 
-def value_name(trace: Trace) -> str:
-    """The axis label for a criterion's values."""
+def draw_lines(
+    axes: Axes, lines: Sequence[list[tuple[int, float]]], positions: Sequence[int], norm: Normalize
+) -> LineCollection:
+    """Draw one line for each position, coloured by position, over whole recurrences and a logarithmic axis."""
+    collection = LineCollection(lines, cmap="viridis", norm=norm, linewidth=0.9, alpha=0.7)
+    collection.set_array(torch.tensor(positions).numpy())
+    axes.add_collection(collection)
+    axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+    return collection
+
+
+def draw_threshold(axes: Axes, threshold: float | None) -> None:
+    """Draw a criterion's threshold, if it has one above 0."""
+    if threshold:
+        axes.axhline(threshold, color="black", linestyle="--", linewidth=1, label=f"threshold {threshold:g}")
+
+
+def value_name(criterion: str | None) -> str:
+    """The axis label for the values of the exit criterion of that name."""
     units = {
         "latent_difference": "change of the latent state, share of its norm",
         "latent_acceleration": "second difference of the latent state, share of its norm",
@@ -38,7 +62,7 @@ def value_name(trace: Trace) -> str:
         "min_p_kl": "KL divergence of the likely tokens (nats)",
         "exit_gate": "probability of having left",
     }
-    return units.get(trace.criterion, f"value of {trace.criterion}")
+    return units.get(criterion, f"value of {criterion}")
 
 
 def no_values(trace: Trace) -> str:

@@ -18,7 +18,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from ..evaluation.runs import Run
-from ..files import write_file
+from ..files import check_writable_file, write_file
 from ..generation.trace import Trace
 from ..version import __version__
 
@@ -28,24 +28,6 @@ if TYPE_CHECKING:
 
 SHADES = 12
 """Steps of the colour scale for text."""
-
-
-def check_writable(path: str | os.PathLike) -> Path:
-    """The absolute path of a file that can be written.
-
-    Raises:
-        ValueError: the path is a folder, or its parent folder does not exist.
-        OSError: the folder is not writable.
-    """
-    path = Path(path).expanduser().resolve()
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: name a file in it.")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path} cannot be written: there is no folder {path.parent}. Create it first.")
-    partial = path.with_name(f"{path.name}.partial")
-    partial.touch()
-    partial.unlink()
-    return path
 
 
 def json_for_script(values: Any) -> Markup:
@@ -143,8 +125,8 @@ class Report:
         )
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write the page; ValueError or OSError as `check_writable` and `html`."""
-        path = check_writable(path)
+        """Write the page; ValueError or OSError as `check_writable_file` and `html`."""
+        path = check_writable_file(path)
         write_file(path, self.html())
         return path
 

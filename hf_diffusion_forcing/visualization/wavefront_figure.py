@@ -115,7 +115,7 @@ def _label_positions(axes: Axes, first: int, end: int, labels: Sequence[str] | N
 
 def _add_colour_bar(axes: Axes, cells: PatchCollection, trace: Trace, by_value: bool) -> None:
     """Add a colour bar for the cells, with a line at the threshold."""
-    name = value_name(trace) if by_value else "recurrences since the input token last changed"
+    name = value_name(trace.criterion) if by_value else "recurrences since the input token last changed"
     bar = axes.figure.colorbar(cells, ax=axes, shrink=0.6, label=name)
     if not by_value:
         bar.locator = MaxNLocator(integer=True)

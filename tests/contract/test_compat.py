@@ -20,7 +20,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     Trainer,
-    TrainingArguments,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 from transformers.cli.serving.model_manager import ModelManager
@@ -38,6 +37,7 @@ from hf_diffusion_forcing.lazy_registration import AUTO_CONFIG
 from support import ROOT, SAMPLERS, left_pad, tiny_config
 from support.looped_adapter import LoopedAdapter
 from support.looped_model import LoopedConfig, LoopedLM
+from support.training import few_steps
 
 PROMPT = torch.tensor([[3, 1, 4, 1, 5]])
 NAMES = ["cache", "past_key_values"]
@@ -303,9 +303,7 @@ def test_an_adapted_model_is_silent(sampler, silence):
 def test_the_trainer_leaves_the_cache_out_of_predictions(tiny, tmp_path):
     assert {compat.CACHE, "latents"} == set(RavenConfig.keys_to_ignore_at_inference)
     ids = PROMPT[0].tolist()
-    arguments = TrainingArguments(
-        tmp_path, report_to=[], use_cpu=True, per_device_eval_batch_size=1, eval_strategy="no"
-    )
+    arguments = few_steps(tmp_path, per_device_eval_batch_size=1)
     rows = [{"input_ids": ids, "labels": ids}, {"input_ids": ids, "labels": ids}]
     predictions = Trainer(tiny, arguments).predict(rows).predictions
     assert predictions.shape == (2, len(ids), tiny.config.padded_vocab_size)

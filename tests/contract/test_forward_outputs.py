@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 from hf_diffusion_forcing.models.base_model import RecurrentDepthModel
-from support import FAMILIES, SAMPLERS, left_pad
+from support import FAMILIES, INJECTED, SAMPLERS, left_pad
 from support.matrix import cases
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 3, 2, 1]])
@@ -13,7 +13,11 @@ ROWS = [[3, 1, 4, 1, 5], [9, 2]]
 FIXED = {"seeds": torch.tensor([1, 2]), "num_steps": 3}
 
 
-@pytest.fixture(scope="module", params=cases(FAMILIES, keep=["huginn", "ouro"]))
+every_family = cases(FAMILIES, keep=["huginn", "ouro"])
+on_every_family = pytest.mark.parametrize("eager", every_family, indirect=True)
+
+
+@pytest.fixture(scope="module")
 def eager(request):
     """A model with attn_implementation="eager", and the same with "sdpa"."""
     path = FAMILIES[request.param]
@@ -62,15 +66,21 @@ def test_gradients_flow_through_hidden_states(tiny):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    ("eager", "sampler"),
+    [
+        pytest.param(name, sampler, marks=() if name in ("huginn", "ouro") else pytest.mark.full)
+        for name in FAMILIES
+        for sampler in SAMPLERS
+        if sampler != "diffusion_forcing" or name in INJECTED
+    ],
+    indirect=["eager"],
+)
 def test_generate_has_the_fields(eager, sampler):
     model, _ = eager
-    settings = SAMPLERS[sampler]
-    if sampler == "diffusion_forcing" and not model.has_injected_embedding:
-        pytest.skip("needs an injected embedding")
     output = model.generate(
         **left_pad(ROWS),
-        **settings,
+        **SAMPLERS[sampler],
         seed=1,
         num_steps=4,
         max_new_tokens=3,
@@ -95,6 +105,7 @@ def test_generate_has_the_fields(eager, sampler):
 
 
 @torch.no_grad()
+@on_every_family
 def test_attentions_are_what_values_are_read_with(eager):
     model, _ = eager
     seen = []
@@ -125,6 +136,7 @@ def test_attentions_are_what_values_are_read_with(eager):
 
 
 @torch.no_grad()
+@on_every_family
 def test_eager_is_computed_and_equals_sdpa(eager, monkeypatch):
     by_hand, by_kernel = eager
     mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])

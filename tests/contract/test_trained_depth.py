@@ -1,7 +1,5 @@
 """Depths far beyond those that a family was trained for: one warning, however they are asked for."""
 
-import logging
-
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
@@ -16,13 +14,9 @@ FIXED = {"ouro": 4, "nanbeige": 2}
 
 
 @pytest.fixture
-def said(caplog):
+def said(warnings):
     transformers_logging.warning_once.cache_clear()
-    logger = logging.getLogger("transformers")
-    logger.propagate = True
-    with caplog.at_level(logging.WARNING):
-        yield lambda: [record.getMessage() for record in caplog.records if "beyond" in record.getMessage()]
-    logger.propagate = False
+    return lambda: [record.getMessage() for record in warnings.records if "beyond" in record.getMessage()]
 
 
 CALLS = {

@@ -5,6 +5,7 @@ import torch
 
 from hf_diffusion_forcing.generation.call import Call
 from hf_diffusion_forcing.generation.cost_curve import WIDTHS, CostCurve, cost_curve
+from hf_diffusion_forcing.generation.in_place import RowsInPlace
 from hf_diffusion_forcing.generation.prompt import Prompt
 from hf_diffusion_forcing.generation.row import Row
 from hf_diffusion_forcing.generation.wave_choice import PromptDepth, choose_wave, steady_wave
@@ -69,6 +70,8 @@ def test_the_curve_is_measured_once(tiny):
     curve = cost_curve(tiny, 2, tiny.device)
     assert len(curve.core) == len(curve.ends) == len(WIDTHS) and min(*curve.core, *curve.ends) > 0
     assert cost_curve(tiny, 2, tiny.device) is curve and cost_curve(tiny, 1, tiny.device) is not curve
+    # A call with forward hooks wraps the model anew.
+    assert cost_curve(RowsInPlace(tiny, 2), 2, tiny.device) is curve
 
 
 @pytest.mark.parametrize("given", [{}, {"inner_recurrence": 2}])

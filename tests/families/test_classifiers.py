@@ -1,7 +1,5 @@
 """Every family with transformers' heads for labels: loading, training, adapters, reward models."""
 
-import logging
-
 import pytest
 import torch
 from datasets import Dataset
@@ -14,13 +12,13 @@ from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
     Trainer,
-    TrainingArguments,
     pipeline,
 )
 
 from hf_diffusion_forcing import bundled_checkpoint
 from support import CLASSES, FAMILIES, NATIVE, left_pad
 from support.matrix import crossed
+from support.training import few_steps
 
 SEQUENCE, TOKEN = AutoModelForSequenceClassification, AutoModelForTokenClassification
 every_head = pytest.mark.parametrize(
@@ -38,15 +36,6 @@ def load(auto, name, **more):
 
 def labels_of(auto):
     return torch.tensor([1, 2]) if auto is SEQUENCE else IDS % 3
-
-
-@pytest.fixture
-def warnings(caplog):
-    logger = logging.getLogger("transformers")
-    logger.propagate = True
-    with caplog.at_level(logging.WARNING):
-        yield caplog
-    logger.propagate = False
 
 
 @every_head
@@ -117,9 +106,7 @@ def test_padding_on_either_side_changes_no_score(name):
 def test_trainer(name, auto, tmp_path):
     model = load(auto, name)
     before = model.score.weight.clone()
-    arguments = TrainingArguments(
-        output_dir=tmp_path, max_steps=1, per_device_train_batch_size=2, report_to=[], use_cpu=True, save_strategy="no"
-    )
+    arguments = few_steps(tmp_path, max_steps=1)
     data = [{"input_ids": ids, "labels": labels} for ids, labels in zip(IDS, labels_of(auto), strict=True)]
     assert Trainer(model=model, args=arguments, train_dataset=data).train().metrics["train_loss"] > 0
     assert not torch.equal(model.score.weight, before)
@@ -167,16 +154,7 @@ def test_trls_reward_trainer(name, tmp_path):
         path = str(tmp_path / "ouro")
         AutoModelForCausalLM.from_pretrained(FAMILIES["ouro"]).save_pretrained(path)
     pairs = Dataset.from_list([{"chosen": "1 + 1 = 2", "rejected": "1 + 1 = 5"}, {"chosen": "2", "rejected": "17"}] * 2)
-    arguments = RewardConfig(
-        output_dir=str(tmp_path),
-        max_steps=2,
-        per_device_train_batch_size=2,
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        save_strategy="no",
-        logging_steps=1,
-    )
+    arguments = few_steps(tmp_path, RewardConfig)
     trainer = RewardTrainer(model=path, args=arguments, train_dataset=pairs, processing_class=tokenizer)
     assert type(trainer.model).__name__.endswith("ForSequenceClassification") and trainer.model.num_labels == 1
     trainer.train()

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensor
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 from hf_diffusion_forcing import NanbeigeConfig, NanbeigeForCausalLM, OuroConfig, OuroForCausalLM, RavenForCausalLM
 from support import left_pad, tiny_config
 from support.matrix import cases
+from support.training import few_steps
 
 IDS = torch.randint(0, 61, (2, 11), generator=torch.manual_seed(0))
 SEEDS = torch.tensor([1, 2])
@@ -137,16 +138,7 @@ def test_trainer(name, tmp_path):
     """`torch_compile=True`, over steps of different depth."""
     model, depths = make(name), [2, 3]
     model.base_model.sample_depth = torch.compiler.disable(lambda: depths.pop())
-    arguments = TrainingArguments(
-        output_dir=tmp_path,
-        max_steps=2,
-        per_device_train_batch_size=2,
-        report_to=[],
-        use_cpu=True,
-        save_strategy="no",
-        torch_compile=True,
-        torch_compile_backend="eager",
-    )
+    arguments = few_steps(tmp_path, torch_compile=True, torch_compile_backend="eager")
     data = [{"input_ids": row, "labels": row} for row in IDS]
     assert Trainer(model=model, args=arguments, train_dataset=data).train().metrics["train_loss"] > 0
     assert not depths

@@ -1,7 +1,6 @@
 """Loading checkpoints of every family as Hub users do: layouts, special tokens, published shapes, damaged ones."""
 
 import json
-import logging
 import shutil
 
 import pytest
@@ -48,15 +47,6 @@ def change_tensors(folder, change):
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-@pytest.fixture
-def warnings(caplog):
-    logger = logging.getLogger("transformers")
-    logger.propagate = True
-    with caplog.at_level(logging.WARNING):
-        yield caplog
-    logger.propagate = False
 
 
 # --- classes and code ---

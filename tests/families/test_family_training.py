@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer
 
 from hf_diffusion_forcing.cache import NoCache
 from support import FAMILIES, NATIVE
 from support.matrix import cases
+from support.training import few_steps
 
 IDS = torch.randint(0, 128, (2, 16), generator=torch.manual_seed(0))
 LINEAR = ("Wqkv", "fc", "proj", "adapter", "q_proj", "v_proj", "down_proj")
@@ -117,9 +118,7 @@ def test_lora(model, name, tmp_path):
 
 
 def test_trainer(model, tmp_path):
-    arguments = TrainingArguments(
-        output_dir=tmp_path, max_steps=3, per_device_train_batch_size=2, report_to=[], use_cpu=True, save_strategy="no"
-    )
+    arguments = few_steps(tmp_path, max_steps=3)
     data = [{"input_ids": row, "labels": row} for row in IDS]
     trainer = Trainer(model=model, args=arguments, train_dataset=data)
     assert trainer.train().metrics["train_loss"] > 0

@@ -6,7 +6,6 @@ Samplers, laws and storage by the suites of all families; here what is particula
 import copy
 import inspect
 import json
-import logging
 
 import pytest
 import torch
@@ -363,15 +362,6 @@ def test_trainer_keeps_token_types():
 
 
 # --- what is said, and refused ---
-
-
-@pytest.fixture
-def warnings(caplog):
-    logger = logging.getLogger("transformers")
-    logger.propagate = True
-    with caplog.at_level(logging.WARNING):
-        yield caplog
-    logger.propagate = False
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

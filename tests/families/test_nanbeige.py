@@ -1,7 +1,6 @@
 """Nanbeige: golden outputs of the published code, settings it refuses, and what depends on the number of loops."""
 
 import json
-import logging
 
 import pytest
 import torch
@@ -35,15 +34,6 @@ def model():
 @pytest.fixture(scope="module")
 def golden():
     return load_file(PATH / "golden.safetensors")
-
-
-@pytest.fixture
-def warnings(caplog):
-    logger = logging.getLogger("transformers")
-    logger.propagate = True
-    with caplog.at_level(logging.WARNING):
-        yield caplog
-    logger.propagate = False
 
 
 # --- law 1: the published code ---

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
+from transformers import DataCollatorWithFlattening, Trainer
 
 from support import SAMPLERS
 from support.matrix import crossed
+from support.training import few_steps
 
 TEXTS = [[5, 6, 7, 8, 9], [3, 1], [2, 7, 1, 8, 2, 8, 1]]
 FIXED = {"num_steps": 3, "seeds": torch.tensor([4])}
@@ -129,7 +130,7 @@ def test_flash_arguments_that_do_not_agree(tiny, wrong):
 
 
 def test_trainer_with_a_flattening_collator(tiny, tmp_path):
-    arguments = TrainingArguments(tmp_path, report_to=[], use_cpu=True, max_steps=3, per_device_train_batch_size=3)
+    arguments = few_steps(tmp_path, max_steps=3, per_device_train_batch_size=3)
     rows = [{"input_ids": text} for text in TEXTS]
     trainer = Trainer(tiny, arguments, train_dataset=rows, data_collator=DataCollatorWithFlattening())
     assert trainer.train().training_loss > 0

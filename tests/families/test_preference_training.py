@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from hf_diffusion_forcing import NanbeigeConfig, OuroConfig, RavenForCausalLM, bundled_checkpoint
 from support import CLASSES, FAMILIES, tiny_config
+from support.training import few_steps
 
 IDS = torch.randint(0, 61, (2, 11), generator=torch.manual_seed(0))
 FIXED = {"training_depth": 6, "state_seed": 3}
@@ -24,17 +25,7 @@ def train(folder, **fixed):
         {"prompt": "1 + 1 =", "chosen": " 2", "rejected": " 5"},
         {"prompt": "3 + 4 =", "chosen": " 7", "rejected": "1"},
     ]
-    arguments = DPOConfig(
-        output_dir=str(folder),
-        max_steps=2,
-        per_device_train_batch_size=2,
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        save_strategy="no",
-        logging_steps=1,
-        model_init_kwargs=fixed,
-    )
+    arguments = few_steps(folder, DPOConfig, model_init_kwargs=fixed)
     tokenizer = AutoTokenizer.from_pretrained(path)
     trainer = DPOTrainer(path, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     trainer.train()

@@ -9,6 +9,7 @@ from dataclasses import fields
 import pytest
 import typer
 from transformers import GPT2Config, GPT2LMHeadModel
+from typer.testing import CliRunner
 
 from hf_diffusion_forcing.command_line.app import app
 from hf_diffusion_forcing.command_line.sampler_options import (
@@ -105,8 +106,10 @@ def test_the_commands():
         "serve",
         "evaluate",
         "diff",
+        "inspect",
         "tune",
         "report",
+        "verify",
         "export",
         "push",
         "convert",
@@ -140,11 +143,12 @@ def test_every_setting_of_every_sampler_is_an_option():
     settings = {name for config_class in SAMPLER_CONFIGS.values() for name in config_class.fields()}
     assert set(setting_names()) == settings - {"seed"}
     own = {
-        "generate": {"model", "prompt", "sampler", "max_new_tokens", "seed", "as_json"},
-        "compare": {"model", "prompt", "sampler", "max_new_tokens", "as_json"},
+        "generate": {"model", "dtype", "prompt", "sampler", "max_new_tokens", "seed", "as_json"},
+        "compare": {"model", "dtype", "prompt", "sampler", "max_new_tokens", "as_json"},
         "serve": {"model", "host", "port", "sampler", "seed", "device", "dtype", "enable_cors", "log_level"},
-        "report": {"model", "prompt", "html", "sampler", "max_new_tokens", "seed"},
+        "report": {"model", "dtype", "prompt", "html", "sampler", "max_new_tokens", "seed"},
     }
+    assert options("inspect") >= {"num_steps", "exit_criterion", "exit_threshold", "state_scale"}
     for name, others in own.items():
         assert options(name) == (settings | {"preset"} | others) - ({"seed"} - others), name
     assert {field.name for field in fields(PlainSettings)} == settings - {"seed"} | {"preset"}
@@ -222,6 +226,51 @@ def test_compare_takes_samplers_and_settings_for_those_that_have_them():
     assert wrong.exit_code == 2 and "but of speculative_wavefront" in wrong.stderr
     wrong = run(*common, *samplers, "--preset", "lossless")
     assert wrong.exit_code == 2 and "add --sampler speculative_wavefront" in wrong.stderr
+
+
+def test_inspect(tmp_path):
+    """Prompts, a file and standard input; a table, a figure and the numbers."""
+    (tmp_path / "text.txt").write_text("Q: Start at 7 + 3.")
+    output, figure = tmp_path / "report.json", tmp_path / "insight.svg"
+    words = ["inspect", "--prompt", PROMPT, "--file", tmp_path / "text.txt", "--file", "-", "--num-steps", 6]
+    words += ["--max-new-tokens", 3, "--output", output, "--figure", figure, "--tokens", 4]
+    result = CliRunner().invoke(app, list(map(str, words)), input="Q: Start at 1 + 1.")
+    assert result.exit_code == 0, result.stderr
+    assert "\033" not in result.stdout and "Tokens that need most" in result.stdout
+    assert "positions of 3 texts" in result.stdout
+    record = json.loads(output.read_text())
+    assert [each["recurrences"] for each in record["by_depth"]] == list(range(1, 7))
+    for sentence in record["findings"]:
+        assert sentence in result.stdout
+    assert record["settings"]["exit_criterion"] == "latent_difference (threshold 0.03)"
+    assert figure.read_text().startswith("<?xml") and {path.name for path in tmp_path.iterdir()} == {
+        "text.txt",
+        "report.json",
+        "insight.svg",
+    }
+    asked = ("--exit-criterion", "kl", "--exit-threshold", 0.01, "--num-steps", 2, "--prompt", PROMPT)
+    printed = json.loads(run("inspect", *asked, "--json").stdout)
+    assert printed["settings"] | {"texts": 1, "exit_criterion": "kl (threshold 0.01)"} == printed["settings"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", ""], "Prompt 1 of 1 is empty"),
+        (["--num-steps", "0"], "num_steps=0 must be at least 1"),
+        (["--prompt", "1 " * 3000], "has room for"),
+        (["--exit-criterion", "kll"], "did you mean 'kl'"),
+        (["--exit-criterion", "exit_gate", "--prompt", "1"], "needs a model with an exit gate"),
+        (["--file", "nowhere.txt"], "nowhere.txt"),
+        (["--file", "-", "--file", "-"], "given twice"),
+        (["--figure", "insight.bmp"], "use .png, .svg or .pdf"),
+        (["--output", "nowhere/report.json"], "there is no folder"),
+    ],
+)
+def test_inspect_says_what_is_wrong(arguments, message):
+    result = run("inspect", *arguments)
+    assert result.exit_code == 2 and isinstance(result.exception, SystemExit)
+    assert message in result.stderr
 
 
 def test_an_empty_prompt():

@@ -109,7 +109,6 @@ def test_threads_that_import_both_at_once():
 import threading
 import transformers.generation
 import transformers.models.auto
-from transformers import HrmTextForCausalLM
 
 barrier = threading.Barrier(4)
 failures = []

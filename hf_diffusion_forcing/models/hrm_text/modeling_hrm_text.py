@@ -10,7 +10,7 @@ import torch
 from ...cache import Placement, Slots
 from ...compat import HrmTextAttention
 from ..adapter import RecurrentDepthAdapter
-from ..attention import rotary_attention
+from ..attention import project, rotary_attention
 from ..attention_choice import ChosenAttention
 from ..causal_lm import columns_to_keep
 from ..loading import CheckedLoading
@@ -37,10 +37,8 @@ class PlacedAttention(HrmTextAttention):
         if at is None:
             return super().forward(hidden_states, *args, cycle_offset=cycle_offset, **kwargs)
         x = hidden_states
-        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        shape = (*x.shape[:2], -1, self.head_dim)  # a shard of the model has some of the heads
-        qk, heads = torch.cat((query, key), dim=-1).view(shape), query.shape[-1] // self.head_dim
-        y = rotary_attention(qk, value.view(shape), heads, rotate_halves, at, self.layer_idx + cycle_offset, slot)
+        qk, value, heads = project(x, self.q_proj, self.k_proj, self.v_proj, self.head_dim)
+        y = rotary_attention(qk, value, heads, rotate_halves, at, self.layer_idx + cycle_offset, slot)
         return self.o_proj(torch.sigmoid(self.gate_proj(x)) * y.type_as(x)), None
 
 
@@ -55,6 +53,7 @@ class HrmTextAdapter(CheckedLoading, ChosenAttention, RotaryPositions, Recurrent
 
     has_injected_embedding = False
     starts_from_noise = False
+    has_readable_shallow_states = False
 
     @property
     def has_bidirectional_prompt(self) -> bool:

@@ -64,6 +64,10 @@ class NanbeigeLanguageModel(LoopedLanguageModel, NanbeigePreTrainedModel):
 
     model_class = NanbeigeModel
 
+    @property
+    def has_readable_shallow_states(self) -> bool:
+        return any(self.config.loop_loss_weights)
+
     def __init__(self, config: NanbeigeConfig):
         super().__init__(config)
         self.post_init()
