@@ -44,6 +44,7 @@ class DiffusionForcing(EarlyExitSampler):
     def begin(self, row: Row) -> None:
         """The first wave: the first token, and drafts that repeat it."""
         row.wave = [Position(row.ids[-1]) for _ in range(self._width(row, 0))]
+        self.can_narrow = True
 
     def _width(self, row: Row, kept: int) -> int:
         """Positions of the row's next wave: `headway` more than it keeps, within `wavefront` and the length limit."""

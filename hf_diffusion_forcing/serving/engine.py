@@ -160,7 +160,7 @@ class Engine:
         others = sum(each.cache_bytes() for each in self.groups if each is not group)
         fresh = group if group in self.groups else self._group(request)
         group_rows = len(fresh.members) + 1
-        return Load(rows, group_rows * request.settings.config.widest, group_rows, others + fresh.cache_bytes(request))
+        return Load(rows, round(group_rows * fresh.width), group_rows, others + fresh.cache_bytes(request))
 
     def _new_group(self, request: Request) -> Group:
         warn_about_hooks(self.model, request.settings.config.sampler)

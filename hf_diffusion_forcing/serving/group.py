@@ -21,6 +21,9 @@ from .request import Request
 READ_TOGETHER = 512
 """Positions up to which several prompts are read in one pass."""
 
+KNOWN = 32
+"""Ticks of rows after which their mean width counts, not the widest that is possible."""
+
 
 def unread(request: Request) -> int:
     """Positions of a request's prompt that are not in the cache."""
@@ -67,6 +70,7 @@ class Group:
         self.bytes_per_position = bytes_per_position(entries, self.cache, sampler_class.readouts)
         self._steps: Generator[None, None, None] | None = None
         self._passes_per_tick = 1
+        self._row_passes = 0
 
     @property
     def stats(self) -> SamplerStats:
@@ -96,6 +100,13 @@ class Group:
             # The cache grows by half at least, and rounds up.
             longest = max(longest, min(longest, self.cache.capacity) * 3 // 2) + STEP
         return self.bytes_per_position * seats * (max(longest, self.cache.capacity) + 1)
+
+    @property
+    def width(self) -> float:
+        """Positions of a row in a pass: the mean so far, or what its settings allow while there were few ticks."""
+        if self._row_passes < KNOWN * self._passes_per_tick:
+            return self.settings.config.widest
+        return self.stats.positions_refined / self._row_passes
 
     def add(self, request: Request) -> None:
         """Take a request; its prompt is read together with those that also wait for their turn."""
@@ -226,6 +237,7 @@ class Group:
             for request in here:
                 request.fail(error)
         self._passes_per_tick = max(1, self.stats.core_passes - passes)
+        self._row_passes += len(here) * self._passes_per_tick
         for request in here:
             self._show_drafts(request)
         return self._leaving(here)

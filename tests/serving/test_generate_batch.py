@@ -458,11 +458,12 @@ def test_too_little_memory_for_all_at_a_time(huginn_mini, short):
 
 
 def test_the_budget_of_positions_follows_the_cost_curve():
-    """Flat up to 16 positions, then proportional: wider passes gain nothing."""
-    flat = CostCurve((1.0,) * 5 + (2.0, 4.0), (0.0,) * 7)
-    assert affordable_positions(flat) == 16
-    proportional = CostCurve((1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0), (0.0,) * 7)
-    assert affordable_positions(proportional) == 1
+    """At least 64; more where a position is still getting cheaper."""
+    steep = CostCurve((1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0), (0.0,) * 7)
+    assert affordable_positions(steep) == 64
+    # 2 seconds and 1/16 a position: at 256 the 2 seconds are more than a tenth of it, at 512 less.
+    growing = CostCurve((1.0, 1.0, 1.0, 1.0, 1.0, 4.0, 6.0), (0.0,) * 7)
+    assert affordable_positions(growing) == 512
     free = CostCurve((1.0,) * 7, (0.0,) * 7)
     assert affordable_positions(free) == 4096
 
