@@ -12,8 +12,8 @@ from ..generation.cost_curve import CostCurve, cost_curve
 from ..models.interface import RecurrentDepthInterface
 
 WIDTHS = tuple(2**power for power in range(6, 13))
-"""Widths of a pass to choose from. Where even the first costs as much a position as narrower ones do, rows that share it
-are no faster than one by one, but no slower either."""
+"""Widths of a pass to choose from. Where even the first costs as much a position as narrower ones do, rows that share
+it are no faster than one by one, but no slower either."""
 
 NEAR = 1.1
 """A width is wide enough if a position costs at most this many times what it costs at the best width."""

@@ -142,7 +142,7 @@ class Batching(RuleBasedStateMachine):
                 assert result.generated_tokens == text[: len(result.generated_tokens)]
 
 
-@pytest.mark.parametrize("examples", [6, pytest.param(60, marks=pytest.mark.full)])
+@pytest.mark.parametrize("examples", [4, pytest.param(60, marks=pytest.mark.full)])
 def test_requests_come_and_go_while_it_starts_pauses_and_stops(examples):
     with no_thread_left():
         run_state_machine_as_test(

@@ -61,8 +61,6 @@ def few(prompts, count=4):
             ("fast", True),
             ("lossless", True),
             ("adaptive", False),
-            ("autoregressive", True),
-            ("no sampler", False),
             ("hooks", True),
             ("chunks", False),
             ("auto", False),

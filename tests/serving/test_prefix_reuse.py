@@ -9,6 +9,7 @@ from hf_diffusion_forcing.generation.row import Row
 from hf_diffusion_forcing.serving.prefixes import PrefixRule, common_prefix
 from support import FAMILIES
 from support.batching import alone
+from support.matrix import crossed
 
 SYSTEM = [7, 3, 50, 21, 9, 9, 14, 2, 33, 8, 1, 40]
 USERS = [[5, 6, 7], [11, 12], [13, 14, 15, 16]]
@@ -44,8 +45,25 @@ def ask(manager, prompt, **keywords):
     return result.generated_tokens, manager.stats.reused_positions - before
 
 
-@pytest.mark.parametrize("name", WAYS)
-@pytest.mark.parametrize("is_sampling", [True, pytest.param(False, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    ("name", "is_sampling"),
+    crossed(
+        WAYS,
+        [True, False],
+        keep=[
+            (name, True)
+            for name in (
+                "autoregressive",
+                "lossless",
+                "waves, unshared",
+                "waves",
+                "waves in chunks",
+                "fast in chunks",
+                "adaptive prefill",
+            )
+        ],
+    ),
+)
 def test_a_conversation(tiny, name, is_sampling):
     """A second question takes what both prompts begin with; a second turn the first one, and its answer if it was read
     at full depth. The texts are those of `generate()`, and those without reuse."""
