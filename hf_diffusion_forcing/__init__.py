@@ -73,6 +73,8 @@ NAMES: dict[str, tuple[str, ...]] = {
         "RecurrentDepthAdapter",
         "enable_recurrent_depth",
     ),
+    ".serving.manager": ("ContinuousBatchingManager",),
+    ".serving.statistics": ("BatchingStats",),
     ".settings.adaptive": ("AdaptiveConfig",),
     ".settings.autoregressive": ("AutoregressiveConfig",),
     ".settings.diffusion_forcing": ("DiffusionForcingConfig",),

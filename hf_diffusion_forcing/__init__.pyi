@@ -57,6 +57,8 @@ from .registration import (
     RecurrentDepthAdapter,
     enable_recurrent_depth,
 )
+from .serving.manager import ContinuousBatchingManager
+from .serving.statistics import BatchingStats
 from .settings.adaptive import AdaptiveConfig
 from .settings.autoregressive import AutoregressiveConfig
 from .settings.diffusion_forcing import DiffusionForcingConfig
@@ -73,6 +75,8 @@ __all__ = [
     "AndersonAcceleration",
     "ArgmaxStabilityCriterion",
     "AutoregressiveConfig",
+    "BatchingStats",
+    "ContinuousBatchingManager",
     "ContinuousCompute",
     "CosineCriterion",
     "DiffusionForcingConfig",

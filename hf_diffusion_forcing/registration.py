@@ -41,14 +41,15 @@ from .models.parcae import (
     ParcaeLanguageModel,
     ParcaeModel,
 )
+from .serving.mixin import ContinuousGenerationMixin
 from .settings.generation_config import RecurrentDepthGenerationConfig
 
 
-class RavenForCausalLM(RecurrentDepthGenerationMixin, RavenLanguageModel):
+class RavenForCausalLM(ContinuousGenerationMixin, RavenLanguageModel):
     """A language model of Huginn's format, of any layout, that decodes by any of this package's samplers."""
 
 
-class OuroForCausalLM(RecurrentDepthGenerationMixin, OuroLanguageModel):
+class OuroForCausalLM(ContinuousGenerationMixin, OuroLanguageModel):
     """An Ouro language model that decodes by this package's samplers.
 
     There is no prelude and no coda: e is the token embedding, the state starts from it, and every recurrence ends with
@@ -58,14 +59,14 @@ class OuroForCausalLM(RecurrentDepthGenerationMixin, OuroLanguageModel):
     """
 
 
-class HrmTextForCausalLM(RecurrentDepthGenerationMixin, HrmTextAdapter, transformers.HrmTextForCausalLM):
+class HrmTextForCausalLM(ContinuousGenerationMixin, HrmTextAdapter, transformers.HrmTextForCausalLM):
     """transformers' HRM-Text with this package's samplers: its modules, weights and files are transformers' own.
 
     One recurrence is one H cycle. A prompt is read in both directions where `token_type_ids` is 1.
     """
 
 
-class NanbeigeForCausalLM(RecurrentDepthGenerationMixin, NanbeigeLanguageModel):
+class NanbeigeForCausalLM(ContinuousGenerationMixin, NanbeigeLanguageModel):
     """A Nanbeige language model that decodes by this package's samplers.
 
     There is no prelude: e is the token embedding, and the state starts from it. The head reads the normed state, so the
@@ -159,7 +160,7 @@ def enable_recurrent_depth(
     adapter.take_config(model)
     # The same name: it is written into config.json, from which the plain class must load.
     model.__class__ = adapted or type(
-        own.__name__, (RecurrentDepthGenerationMixin, adapter, own), {"__module__": own.__module__}
+        own.__name__, (ContinuousGenerationMixin, adapter, own), {"__module__": own.__module__}
     )
     model.finish_adapting()
     # The plain one of the model's own class, if it has one.

@@ -5,6 +5,7 @@ version of transformers comes out. `missing()` checks it against the installed v
 through this package and are written once, for the newest version:
 
 - `private.py`: undocumented functions, attributes and modules;
+- `continuous_batching.py`: what transformers' continuous batching answers with;
 - `serving.py`: the parts of `transformers serve`, imported only where a server is started;
 - `cache_name.py`: `past_key_values`, which 5.24 renames to `cache`.
 """

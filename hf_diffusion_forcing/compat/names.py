@@ -139,8 +139,15 @@ NAMES: tuple[Name, ...] = (
     Name(
         "transformers:GenerationMixin.init_continuous_batching(generation_config)",
         VERSIONS,
-        "overridden: generate_batch() and the paged cache begin here and are refused",
+        "overridden: generate_batch() begins here, and decodes in this package's loop",
     ),
+    Name(
+        "transformers.generation.continuous_batching.requests:GenerationOutput(request_id, prompt_ids, "
+        "generated_tokens, logprobs, error, status, created_time, lifespan, timestamps)",
+        VERSIONS,
+        "what continuous batching returns",
+    ),
+    Name("transformers.generation.continuous_batching.requests:RequestStatus.FAILED", VERSIONS, "the end of a request"),
     Name("transformers:PreTrainedModel.generation_config_class", VERSIONS, "the class loaded generation configs get"),
     Name(
         "transformers:GenerationConfig#_from_model_config", VERSIONS, "set where a checkpoint has no generation config"

@@ -18,6 +18,7 @@ class Adaptive(EarlyExitSampler):
     """
 
     config_class = AdaptiveConfig
+    ticks_read_out = False
     config: AdaptiveConfig
 
     def __init__(self, *args, **kwargs):
