@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import torch
 
@@ -95,21 +95,23 @@ def find_runs(slots: tuple[int, ...], widths: list[int], device: torch.device) -
     room = PADDING.get(device.type, MORE_PADDING)
     runs, begin = [], 0
     for row, width in enumerate(widths):
-        first, step, sizes = 0, 0, []
-        for slot, cohort in groupby(slots[begin : begin + width]):
-            size = len(list(cohort))
-            if sizes:
-                apart = slot - (first + step * (len(sizes) - 1))
-                widest = max(*sizes, size)
-                empty = widest * (len(sizes) + 1) - max(sizes) * len(sizes) - size
-                if apart > 0 and (len(sizes) == 1 or apart == step) and empty <= room:
-                    step = apart
-                    sizes.append(size)
-                    continue
-                runs.append(Run(row, slice(begin, begin + sum(sizes)), first, step, tuple(sizes), device))
-                begin, width = begin + sum(sizes), width - sum(sizes)
-            first, step, sizes = slot, 0, [size]
-        if sizes:
-            runs.append(Run(row, slice(begin, begin + sum(sizes)), first, step, tuple(sizes), device))
-        begin += width
+        cohorts = [(slot, len(list(same))) for slot, same in groupby(slots[begin : begin + width])]
+        while cohorts:
+            count = _shared(cohorts, room)
+            sizes = tuple(size for _, size in cohorts[:count])
+            step = cohorts[1][0] - cohorts[0][0] if count > 1 else 0
+            runs.append(Run(row, slice(begin, begin + sum(sizes)), cohorts[0][0], step, sizes, device))
+            begin, cohorts = begin + sum(sizes), cohorts[count:]
     return runs
+
+
+def _shared(cohorts: list[tuple[int, int]], room: int) -> int:
+    """How many of the first cohorts, each a slot and its positions, share a call."""
+    count, widest, step = 1, cohorts[0][1], None
+    for (before, _), (slot, size) in pairwise(cohorts):
+        apart, wider = slot - before, max(widest, size)
+        empty = wider * (count + 1) - widest * count - size
+        if apart < 0 or step not in (None, apart) or empty > room:
+            break
+        count, widest, step = count + 1, wider, apart
+    return count
