@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from itertools import takewhile
 
 from ..hooks.draft_source import DraftSource
+from .position import Position
 
 DROPPED = "dropped_drafts"
 """The name, in statistics, of guesses that were drafts before: a wrong draft drops all later ones, though some of them
 may be right."""
 
 MEMORY = 16
-"""How many of the latest guesses of a source its rate of right ones looks back to, roughly."""
+"""How many of the latest guesses the rates and leads look back to, roughly."""
 
 
 class Guesses:
@@ -26,13 +27,16 @@ class Guesses:
 
     Attributes:
         rates: the share of right guesses, by source, over the last ones.
+        leads: by source and readout depth, how much more often the guess was right than the readout where they
+            disagreed; the past counts less and less.
     """
 
     def __init__(self, source: DraftSource | None, vocabulary: int, ends: set[int]):
         self.source, self.vocabulary, self.ends = source, vocabulary, ends
         self.dropped: dict[int, int] = {}
         """The dropped drafts, by their place in the row's ids."""
-        self.rates: dict[str, float] = {DROPPED: 1.0}
+        self.leads: dict[tuple[str, int], float] = {}
+        self.rates: dict[str, float] = {DROPPED: 0.5}
         if source is not None:
             self.rates[getattr(source, "name", type(source).__name__)] = 0.5
 
@@ -41,10 +45,26 @@ class Guesses:
         further = {place: token for place, token in self.dropped.items() if place >= start + len(tokens)}
         self.dropped = dict(enumerate(tokens, start)) | further
 
-    def check(self, guess: tuple[str, int], token: int) -> None:
-        """Learn from a guess whose position has been read out for the first time, as `token`."""
-        source, guessed = guess
+    def learn(self, position: Position, token: int) -> None:
+        """Learn from a position's guess and drafts of the next token, now that it is committed."""
+        if position.guess is None:
+            return
+        source, guessed = position.guess
         self.rates[source] += ((guessed == token) - self.rates[source]) / MEMORY
+        for depth, drafted in position.proposals.items():
+            if drafted != guessed:
+                lead = self.leads.get((source, depth), 0.0) * (1 - 1 / MEMORY)
+                self.leads[source, depth] = lead + (guessed == token) - (drafted == token)
+
+    def preferred(self, position: Position, drafted: int) -> int:
+        """The token to follow a position that has just been read out as `drafted`: that one, or its guess.
+
+        A guess wins if its source was right more often where it and a readout of this depth disagreed.
+        """
+        if position.guess is None:
+            return drafted
+        source, guessed = position.guess
+        return guessed if self.leads.get((source, position.steps), 0.0) > 0 else drafted
 
     def propose(self, ids: list[int], count: int) -> list[tuple[str, int]]:
         """Up to `count` tokens that may follow, each with the name of its source; none ends a text.

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from ..compat import CacheOutput
-from .row import Position
+from .position import Position
 from .trace import Trace
 
 

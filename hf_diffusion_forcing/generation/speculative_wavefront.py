@@ -14,8 +14,9 @@ from ..settings.speculative_wavefront import SpeculativeWavefrontConfig
 from .cost_curve import CostCurve, cost_curve
 from .draft_choice import PromptAgreement, choose_draft_depth, choose_guesses
 from .guesses import Guesses
+from .position import NEW, Position
 from .prompt import PromptReader
-from .row import NEW, Position, Row
+from .row import Row
 from .sampler import TickingSampler
 from .wave import Wave
 
@@ -184,6 +185,8 @@ class SpeculativeWavefront(TickingSampler):
                 continue
             token = row.commit(token, logits[index], scores[index])
             self.stats.count_proposals(position, token)
+            if row.guesses is not None:
+                row.guesses.learn(position, token)
             del row.wave[0]
             if row.has_ended or not row.wave or row.wave[0].token != token:
                 self._drop(row, 0)
@@ -195,9 +198,9 @@ class SpeculativeWavefront(TickingSampler):
 
     def _propose(self, row: Row, position: Position, token: int) -> None:
         """Add a shallow readout's prediction as the next draft, unless that is the draft already."""
-        if position.guess is not None and not position.proposals:
-            row.guesses.check(position.guess, token)
         position.proposals[position.steps] = token
+        if row.guesses is not None:
+            token = row.guesses.preferred(position, token)
         place = row.wave.index(position)
         if place + 1 < len(row.wave) and row.wave[place + 1].token == token:
             return
@@ -212,16 +215,15 @@ class SpeculativeWavefront(TickingSampler):
         count = min(self.config.most_draft_tokens - 1, row.room - len(row.wave))
         if count < 1:
             return
-        guesses = row.guesses.propose(row.ids + [position.token for position in row.wave[1:]], count)
+        # One more than may enter: it competes with the readout of the last that enters.
+        guesses = row.guesses.propose(row.ids + [position.token for position in row.wave[1:]], count + 1)
         if self.config.draft_tokens == "auto":
-            chances = [row.guesses.rates[source] for source, _ in guesses]
-            affordable = choose_guesses(self.curve, chances, self.config.num_steps, self.draft_depth)
-            # One more is remembered, to see whether it is right.
-            row.wave[-1].guess = next(iter(guesses), None)
-            guesses = guesses[:affordable]
-        for guess in guesses:
+            chances = [row.guesses.rates[source] for source, _ in guesses[:count]]
+            count = choose_guesses(self.curve, chances, self.config.num_steps, self.draft_depth)
+        for index, guess in enumerate(guesses[: count + 1]):
             row.wave[-1].guess = guess
-            row.wave.append(Position(guess[1]))
+            if index < count:
+                row.wave.append(Position(guess[1]))
 
     def _drop(self, row: Row, place: int) -> None:
         """Drop a row's positions from `place` on and count their recurrences as wasted."""
