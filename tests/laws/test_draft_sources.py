@@ -258,16 +258,15 @@ def test_a_constraint_that_fails_on_the_text_itself_is_not_hidden(wild):
         run(wild, **settings, **common)
 
 
-@pytest.mark.parametrize("stop", [". Then", "is"])
-def test_stop_strings_in_the_middle_of_a_cohort(bundled, stop):
+def test_a_stop_string_in_the_middle_of_a_cohort(bundled):
     model, tokenizer = bundled
     inputs = tokenizer(next(problems(13, held_out=True, kind="worked")).prompt, return_tensors="pt")
     common = {"seed": 0, "num_steps": 8, "max_new_tokens": 24}
     whole = model.generate(**inputs, sampler="autoregressive", **common).tolist()
-    common |= {"stop_strings": [stop], "tokenizer": tokenizer}
-    expected = model.generate(**inputs, sampler="autoregressive", **common)
-    assert expected.shape[1] < len(whole[0])
-    assert run(model, **inputs, ids=None, draft_source=Oracle(whole), **common).sequences.tolist() == expected.tolist()
+    common |= {"stop_strings": [tokenizer.decode(whole[0][-9:-6])], "tokenizer": tokenizer}
+    expected = model.generate(**inputs, sampler="autoregressive", **common).tolist()
+    assert len(expected[0]) < len(whole[0])
+    assert run(model, **inputs, ids=None, draft_source=Oracle(whole), **common).sequences.tolist() == expected
 
 
 def test_guesses_stay_within_the_room(wild):
