@@ -31,8 +31,10 @@ class SpeculativeWavefront(TickingSampler):
     `draft_tokens` - 1 guesses of the tokens after it. After `second_draft_depth` it drafts again; if the drafts differ,
     the positions after it start over from the second draft. After all `num_steps` it predicts the true token, which is
     committed; if the draft was wrong, the positions after it start over from the true token. A guess is a draft like
-    any other: a readout that says something else drops it. As in autoregression, later positions at recurrence d read
-    only keys and values of recurrence d, so no committed token depends on drafts.
+    any other: a readout that says something else drops it (but see `Guesses.preferred`).
+
+    As in autoregression, later positions at recurrence d read only keys and values of recurrence d, so no committed
+    token depends on drafts.
     """
 
     config_class = SpeculativeWavefrontConfig
