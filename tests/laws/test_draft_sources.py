@@ -22,7 +22,6 @@ from support.matrix import cases
 
 SPECULATIVE = {"sampler": "speculative_wavefront"}
 PROMPT = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6, 3, 1, 4, 1]])
-ROWS = [[3, 1, 4, 3, 1], [1, 5, 9, 2, 6, 5, 3, 1, 5, 9], [5], [2, 2, 2, 2]]
 
 
 @dataclass
