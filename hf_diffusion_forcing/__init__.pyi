@@ -5,7 +5,7 @@ from .checkpoints import bundled_checkpoint
 from .generation.mixin import RecurrentDepthGenerationMixin
 from .generation.output import DiffusionForcingOutput, SamplerStats
 from .generation.trace import TokenTrace, Trace, WaveTick
-from .hooks.draft_source import DraftSource
+from .hooks.draft_source import DraftSource, PromptLookup, draft_source, register_draft_source
 from .hooks.exit_criterion import ExitCriterion, ExitCriterionList, exit_criterion, register_exit_criterion
 from .hooks.latent_criteria import (
     CosineCriterion,

@@ -292,8 +292,10 @@ class RecurrentDepthCache(Seats, Cache):
             stored[where, at.rows[0], :, at.positions[0]] = new[0].transpose(0, 1)
         queries, bias, read = query[0].transpose(0, 1), at.bias_of_positions(query), []
         for run in at.runs(slots.host):
-            seen = (run.view(stored[:, run.row, :, : at.extent], slots.host[0]) for stored in (keys, values))
-            read.append(run.attend(at.kernel, queries, *seen, bias))
+            seen, read_values = (
+                run.view(stored[:, run.row, :, : at.extent], slots.host[0]) for stored in (keys, values)
+            )
+            read.append(run.attend(at.kernel, queries, seen, read_values, bias))
         return torch.cat(read).transpose(0, 1)[None]
 
     def start_readout(self, readout: int, source: int, seats: range) -> None:

@@ -64,7 +64,7 @@ class SpeculativeWavefrontConfig(SamplerConfig):
     @property
     def most_draft_tokens(self) -> int:
         """The most positions that may enter in a tick."""
-        return AUTO_DRAFT_TOKENS if self.draft_tokens == "auto" else self.draft_tokens
+        return self.draft_tokens if isinstance(self.draft_tokens, int) else AUTO_DRAFT_TOKENS
 
     @property
     def draft_depths(self) -> list[int]:
