@@ -5,6 +5,7 @@ Commands import torch and transformers only when they run, so help and most erro
 
 import typer
 
+from .calibrate import calibrate
 from .compare import compare
 from .convert import convert
 from .demo import demo
@@ -24,7 +25,23 @@ from .widen import widen
 
 app = typer.Typer(add_completion=False, help="Decode recurrent-depth language models by diffusion forcing.")
 
-COMMANDS = (demo, generate, compare, serve, evaluate, diff, inspect, tune, report, verify, export, push, convert, widen)
+COMMANDS = (
+    demo,
+    generate,
+    compare,
+    serve,
+    evaluate,
+    diff,
+    inspect,
+    tune,
+    calibrate,
+    report,
+    verify,
+    export,
+    push,
+    convert,
+    widen,
+)
 for command in COMMANDS:
     app.command()(grouped(command))
 app.command(

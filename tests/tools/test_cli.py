@@ -108,6 +108,7 @@ def test_the_commands():
         "diff",
         "inspect",
         "tune",
+        "calibrate",
         "report",
         "verify",
         "export",
