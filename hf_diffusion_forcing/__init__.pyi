@@ -45,6 +45,11 @@ from .registration import (
     OuroForSequenceClassification,
     OuroForTokenClassification,
     OuroModel,
+    ParcaeConfig,
+    ParcaeForCausalLM,
+    ParcaeForSequenceClassification,
+    ParcaeForTokenClassification,
+    ParcaeModel,
     RavenConfig,
     RavenForCausalLM,
     RavenForSequenceClassification,
@@ -53,6 +58,8 @@ from .registration import (
     RecurrentDepthAdapter,
     enable_recurrent_depth,
 )
+from .serving.manager import ContinuousBatchingManager
+from .serving.statistics import BatchingStats
 from .settings.adaptive import AdaptiveConfig
 from .settings.autoregressive import AutoregressiveConfig
 from .settings.diffusion_forcing import DiffusionForcingConfig
@@ -69,6 +76,8 @@ __all__ = [
     "AndersonAcceleration",
     "ArgmaxStabilityCriterion",
     "AutoregressiveConfig",
+    "BatchingStats",
+    "ContinuousBatchingManager",
     "ContinuousCompute",
     "CosineCriterion",
     "DiffusionForcingConfig",
@@ -98,6 +107,11 @@ __all__ = [
     "OuroForSequenceClassification",
     "OuroForTokenClassification",
     "OuroModel",
+    "ParcaeConfig",
+    "ParcaeForCausalLM",
+    "ParcaeForSequenceClassification",
+    "ParcaeForTokenClassification",
+    "ParcaeModel",
     "RavenConfig",
     "RavenForCausalLM",
     "RavenForSequenceClassification",

@@ -11,34 +11,45 @@ from transformers import (
 )
 
 from .generation.mixin import RecurrentDepthGenerationMixin
-from .models import (
-    HrmTextAdapter,
-    HrmTextConfig,
-    NanbeigeConfig,
-    NanbeigeForSequenceClassification,
-    NanbeigeForTokenClassification,
-    NanbeigeLanguageModel,
-    NanbeigeModel,
-    OuroConfig,
-    OuroForSequenceClassification,
-    OuroForTokenClassification,
-    OuroLanguageModel,
-    OuroModel,
+from .models import RecurrentDepthAdapter
+from .models.hrm_text import HrmTextAdapter, HrmTextConfig
+from .models.huginn_raven import (
     RavenConfig,
     RavenForSequenceClassification,
     RavenForTokenClassification,
     RavenLanguageModel,
     RavenModel,
-    RecurrentDepthAdapter,
 )
+from .models.nanbeige import (
+    NanbeigeConfig,
+    NanbeigeForSequenceClassification,
+    NanbeigeForTokenClassification,
+    NanbeigeLanguageModel,
+    NanbeigeModel,
+)
+from .models.ouro import (
+    OuroConfig,
+    OuroForSequenceClassification,
+    OuroForTokenClassification,
+    OuroLanguageModel,
+    OuroModel,
+)
+from .models.parcae import (
+    ParcaeConfig,
+    ParcaeForSequenceClassification,
+    ParcaeForTokenClassification,
+    ParcaeLanguageModel,
+    ParcaeModel,
+)
+from .serving.mixin import ContinuousGenerationMixin
 from .settings.generation_config import RecurrentDepthGenerationConfig
 
 
-class RavenForCausalLM(RecurrentDepthGenerationMixin, RavenLanguageModel):
+class RavenForCausalLM(ContinuousGenerationMixin, RavenLanguageModel):
     """A language model of Huginn's format, of any layout, that decodes by any of this package's samplers."""
 
 
-class OuroForCausalLM(RecurrentDepthGenerationMixin, OuroLanguageModel):
+class OuroForCausalLM(ContinuousGenerationMixin, OuroLanguageModel):
     """An Ouro language model that decodes by this package's samplers.
 
     There is no prelude and no coda: e is the token embedding, the state starts from it, and every recurrence ends with
@@ -48,14 +59,14 @@ class OuroForCausalLM(RecurrentDepthGenerationMixin, OuroLanguageModel):
     """
 
 
-class HrmTextForCausalLM(RecurrentDepthGenerationMixin, HrmTextAdapter, transformers.HrmTextForCausalLM):
+class HrmTextForCausalLM(ContinuousGenerationMixin, HrmTextAdapter, transformers.HrmTextForCausalLM):
     """transformers' HRM-Text with this package's samplers: its modules, weights and files are transformers' own.
 
     One recurrence is one H cycle. A prompt is read in both directions where `token_type_ids` is 1.
     """
 
 
-class NanbeigeForCausalLM(RecurrentDepthGenerationMixin, NanbeigeLanguageModel):
+class NanbeigeForCausalLM(ContinuousGenerationMixin, NanbeigeLanguageModel):
     """A Nanbeige language model that decodes by this package's samplers.
 
     There is no prelude: e is the token embedding, and the state starts from it. The head reads the normed state, so the
@@ -64,7 +75,15 @@ class NanbeigeForCausalLM(RecurrentDepthGenerationMixin, NanbeigeLanguageModel):
     """
 
 
-FAMILIES = (
+class ParcaeForCausalLM(RecurrentDepthGenerationMixin, ParcaeLanguageModel):
+    """A Parcae language model that decodes by any of this package's samplers.
+
+    A token reaches the state twice at every recurrence: by the injected embedding e, and by the value embeddings of the
+    core's attention. The latter are always those of the current draft; momentum mixes old embeddings into e alone.
+    """
+
+
+CLASSES = (
     (RavenConfig, RavenModel, RavenForCausalLM, RavenForSequenceClassification, RavenForTokenClassification),
     (OuroConfig, OuroModel, OuroForCausalLM, OuroForSequenceClassification, OuroForTokenClassification),
     (
@@ -74,8 +93,10 @@ FAMILIES = (
         NanbeigeForSequenceClassification,
         NanbeigeForTokenClassification,
     ),
+    (ParcaeConfig, ParcaeModel, ParcaeForCausalLM, ParcaeForSequenceClassification, ParcaeForTokenClassification),
 )
-"""Of each family its config, and its model without a head and with each, in the order of `AUTO_CLASSES`."""
+"""Of each of `families.FAMILIES` its classes: the config, and the model without a head and with each, in the order of
+`AUTO_CLASSES`."""
 
 AUTO_CLASSES = (
     AutoModel,
@@ -84,7 +105,7 @@ AUTO_CLASSES = (
     AutoModelForTokenClassification,
 )
 
-for _config, *_models in FAMILIES:
+for _config, *_models in CLASSES:
     AutoConfig.register(_config.model_type, _config)
     for _auto, _model in zip(AUTO_CLASSES, _models, strict=True):
         _auto.register(_config, _model)
@@ -139,7 +160,7 @@ def enable_recurrent_depth(
     adapter.take_config(model)
     # The same name: it is written into config.json, from which the plain class must load.
     model.__class__ = adapted or type(
-        own.__name__, (RecurrentDepthGenerationMixin, adapter, own), {"__module__": own.__module__}
+        own.__name__, (ContinuousGenerationMixin, adapter, own), {"__module__": own.__module__}
     )
     model.finish_adapting()
     # The plain one of the model's own class, if it has one.

@@ -13,7 +13,7 @@ import json
 import platform
 import resource
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date
 from itertools import islice
 from pathlib import Path
@@ -26,11 +26,11 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_diffusion_forcing import bundled_checkpoint, pack_linear_weights
+from hf_diffusion_forcing.evaluation.benchmark import BASE_TOKENS, Case, measure, table_of, timed
 from hf_diffusion_forcing.evaluation.measure import accuracy, emitted_loss, solve
 from hf_diffusion_forcing.evaluation.problems import KINDS, problem_prompts, problems
 from hf_diffusion_forcing.evaluation.python_source import source_prompts
-from hf_diffusion_forcing.evaluation.speed_rows import Timing, bandwidth, part_bytes, row
-from hf_diffusion_forcing.evaluation.timing import Call, timed_generate
+from hf_diffusion_forcing.evaluation.speed_rows import Timing, bandwidth
 from hf_diffusion_forcing.evaluation.widening import widen
 from hf_diffusion_forcing.generation.cost_curve import cost_curve
 from hf_diffusion_forcing.settings.presets import PRESET_SAMPLERS
@@ -39,7 +39,6 @@ from hf_diffusion_forcing.visualization.speed import report
 ROOT = Path(__file__).parent.parent
 SOURCE_CHECKPOINT = ROOT / "tests" / "fixtures" / "python-source"
 BASE = "autoregressive, r = 32"
-BASE_TOKENS = 10
 PAPER = {"sampler": "diffusion_forcing", "wavefront": 128, "inner_recurrence": 4, "embedding_momentum": 0.1}
 SAMPLERS = {
     **{f"autoregressive, r = {r}": {"sampler": "autoregressive", "num_steps": r} for r in (32, 16, 8, 4)},
@@ -60,46 +59,6 @@ SWEEPS = {
 Prompts = list[torch.Tensor]
 
 
-def run(model, inputs: dict | torch.Tensor, settings: dict, max_new_tokens: int) -> Call:
-    """Time one call, on a prompt [1, length] or on a batch from the tokenizer."""
-    inputs = {"input_ids": inputs} if isinstance(inputs, torch.Tensor) else dict(inputs)
-    call = timed_generate(model, inputs, {"seed": 0, "max_new_tokens": max_new_tokens} | settings, first=True)
-    if call.tokens < 1:
-        raise ValueError("A text ended at its first token, so there is no decoding to time: choose other prompts.")
-    return call
-
-
-def measure(model, prompts: Prompts, cases: dict[str, tuple[Callable, dict]], repeats: int, room: int) -> dict:
-    """Time cases in turns on every prompt, each right after a short call of autoregression at full depth.
-
-    Args:
-        cases: per name, a function that prepares the prompt, and the settings.
-    """
-    timings = {name: Timing() for name in cases}
-    for _, settings in cases.values():
-        run(model, prompts[0], settings, 4)  # the first calls include lazy initialisation
-    for _ in tqdm(range(repeats), desc="timing"):
-        for input_ids in tqdm(prompts, desc="prompts", leave=False):
-            for name, (prepare, settings) in cases.items():
-                timing = timings[name]
-                timing.rates.append(bandwidth(model))
-                prepared = prepare(input_ids)
-                timing.bases.append(run(model, prepared, SAMPLERS[BASE], BASE_TOKENS))
-                timing.calls.append(run(model, prepared, settings, room))
-    return table_of(model, timings, [call.rows[0] for call in timings[BASE].calls] if BASE in timings else None)
-
-
-def table_of(model, timings: dict[str, Timing], texts: list[list[int]] | None) -> dict:
-    """Turn timings into the rows of a table. `texts` are the outputs of the base."""
-    parts = part_bytes(model)
-    return {
-        "parameters": model.num_parameters(),
-        "bandwidth": statistics.median(rate for timing in timings.values() for rate in timing.rates),
-        "rows": [row(name, timing, texts, parts) for name, timing in timings.items()],
-        "texts": {name: [call.rows[0] for call in timing.calls] for name, timing in timings.items()},
-    }
-
-
 def load(path, factor: int, dtype: str, pack: bool):
     """Load the narrow checkpoint in float32, the wide one, and the tokenizer."""
     narrow = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
@@ -117,15 +76,16 @@ def problem_quality(narrow, tokenizer, settings: dict, count: int) -> dict[str, 
     return shares
 
 
-def plain(names) -> dict[str, tuple[Callable, dict]]:
-    return {name: (lambda ids: ids, SAMPLERS[name]) for name in names}
+def plain(names: Iterable[str]) -> dict[str, Case]:
+    return {name: Case(SAMPLERS[name]) for name in names}
 
 
 def main_tables(load_model: Callable, count: int, repeats: int, room: int, solved_of: int) -> list[dict]:
     """Measure all samplers, on problems and on Python source."""
     tables = []
     narrow, wide, tokenizer = load_model(bundled_checkpoint())
-    result = measure(wide, domain_prompts("Problems", tokenizer, count), plain(SAMPLERS), repeats, 160)
+    prompts = domain_prompts("Problems", tokenizer, count)
+    result = measure(wide, prompts, plain(SAMPLERS), SAMPLERS[BASE], repeats, 160)
     for each in tqdm(result["rows"] if solved_of else [], desc="solving"):
         shares = problem_quality(narrow, tokenizer, SAMPLERS[each["sampler"]], solved_of)
         each["solved"] = shares
@@ -134,7 +94,7 @@ def main_tables(load_model: Callable, count: int, repeats: int, room: int, solve
 
     narrow, wide, tokenizer = load_model(SOURCE_CHECKPOINT)
     prompts = domain_prompts("Python source", tokenizer, count)
-    result = measure(wide, prompts, plain(SAMPLERS), repeats, room)
+    result = measure(wide, prompts, plain(SAMPLERS), SAMPLERS[BASE], repeats, room)
     for each in result["rows"]:
         losses = [
             emitted_loss(narrow, prompt, text)
@@ -156,17 +116,16 @@ def domain_prompts(name: str, tokenizer, count: int) -> Prompts:
 def wavefront_tables(wide, prompts: Prompts, repeats: int, room: int) -> dict[str, dict]:
     """Measure the preset fast at several wavefronts, and waves in which nothing converges."""
     values = SWEEPS["wavefront"]
-    fast = {f"fast, wavefront {n}": (lambda ids: ids, FAST | {"wavefront": n}) for n in values}
+    fast = {f"fast, wavefront {n}": Case(FAST | {"wavefront": n}) for n in values}
     full = {
-        f"full wave of {n}": (lambda ids: ids, FULL_WAVE | {"wavefront": n, "headway": n, "max_new_tokens": n + 1})
-        for n in values
+        f"full wave of {n}": Case(FULL_WAVE | {"wavefront": n, "headway": n, "max_new_tokens": n + 1}) for n in values
     }
-    unconverging = measure(wide, prompts[:1], full, repeats, room)
+    unconverging = measure(wide, prompts[:1], full, SAMPLERS[BASE], repeats, room)
     curve = cost_curve(wide, 1, torch.device("cpu"))
     for each in unconverging["rows"]:
         each["predicted_ms"] = 1000 * curve.seconds_per_tick(each["positions_per_core_pass"], 1)
     return {
-        "the preset fast": measure(wide, prompts, plain([BASE]) | fast, repeats, room),
+        "the preset fast": measure(wide, prompts, plain([BASE]) | fast, SAMPLERS[BASE], repeats, room),
         "waves in which nothing converges": unconverging,
     }
 
@@ -182,8 +141,8 @@ def long_prompt(domain: str, tokenizer, length: int) -> torch.Tensor:
 
 def context_tables(wide, prompts: dict[int, torch.Tensor], repeats: int, room: int) -> dict[str, dict]:
     """Measure the preset fast after prompts of given lengths. The base reads the same prompt."""
-    cases = {f"fast, context {length}": (lambda _, prompt=prompt: prompt, FAST) for length, prompt in prompts.items()}
-    table = measure(wide, list(prompts.values())[:1], cases, repeats, room)
+    cases = {f"fast, context {length}": Case(FAST, prompt) for length, prompt in prompts.items()}
+    table = measure(wide, list(prompts.values())[:1], cases, SAMPLERS[BASE], repeats, room)
     first = table["rows"][0]
     for each in table["rows"]:
         # A tick reads every stored key and value once.
@@ -204,15 +163,15 @@ def batch_tables(wide, tokenizer, prompts: Prompts, repeats: int, room: int) -> 
     for name, settings in samplers.items():
         timings = {f"{name}, batch {n}": Timing() for n in SWEEPS["batch"]}
         for n in SWEEPS["batch"] if settings is AUTO else ():
-            run(wide, batch(n), settings, 1)  # measures the cost curve
+            wide.generate(**batch(n), **settings, max_new_tokens=1)  # measures the cost curve
         # Full-depth prompts of large batches take minutes, so only diffusion forcing is repeated.
         rounds = repeats if name.startswith("diffusion_forcing") else 1
         for _ in tqdm(range(rounds), desc=name):
             for n, timing in zip(SWEEPS["batch"], timings.values(), strict=True):
                 timing.rates.append(bandwidth(wide))
-                timing.bases.append(run(wide, batch(1), settings, room))
-                timing.calls.append(run(wide, batch(n), settings, room))
-        tables[name] = table_of(wide, timings, None) | {"repeats": rounds}
+                timing.bases.append(timed(wide, batch(1), settings | {"max_new_tokens": room}))
+                timing.calls.append(timed(wide, batch(n), settings | {"max_new_tokens": room}))
+        tables[name] = table_of(wide, timings, dict.fromkeys(timings, settings), None) | {"repeats": rounds}
     return tables
 
 
@@ -223,7 +182,7 @@ def factor_tables(path: Path, domain: str, load_model: Callable, count: int, rep
         _, wide, tokenizer = load_model(path, factor=value)
         names = [BASE, "adaptive", *(f"{sampler}, {name}" for name, sampler in PRESET_SAMPLERS.items())]
         prompts = domain_prompts(domain, tokenizer, count)
-        tables[f"{value} times as wide"] = measure(wide, prompts, plain(names), repeats, room)
+        tables[f"{value} times as wide"] = measure(wide, prompts, plain(names), SAMPLERS[BASE], repeats, room)
     return tables
 
 

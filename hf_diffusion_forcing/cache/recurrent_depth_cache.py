@@ -9,12 +9,13 @@ from .attention import CHUNK
 from .gradients import wants_gradients, with_gradients
 from .grid import Grid
 from .placement import Placement, Slots
+from .seats import Seats
 
 STEP = 64
 """Growing rounds the capacity up to a multiple of this."""
 
 
-class RecurrentDepthCache(Cache):
+class RecurrentDepthCache(Seats, Cache):
     """Preallocated keys and values of the prelude, core and coda layers.
 
     A layer's keys are one tensor [slots, seats, heads, capacity + 1, head_dim], indexed by absolute position, counted
@@ -162,7 +163,7 @@ class RecurrentDepthCache(Cache):
         depth: int | torch.Tensor | Slots = 0,
         grid: Grid | None = None,
     ) -> Placement:
-        self._reserve(extent, seats.stop)
+        self.reserve(extent, seats.stop)
         self._leave_inference_mode()
         width, mask = queries.shape[1], None
         is_causal = start is not None and width > 1 and (start == 0 or width > CHUNK)
@@ -173,8 +174,11 @@ class RecurrentDepthCache(Cache):
 
     # --- memory ---
 
-    def _reserve(self, extent: int, seats: int) -> None:
-        """Make room for positions below `extent` in `seats` seats; copies what has been written."""
+    def reserve(self, extent: int, seats: int) -> None:
+        """Make room for positions below `extent` in `seats` seats; copies what has been written.
+
+        If memory runs out, the layers before may have more room than the others: nothing is lost.
+        """
         capacity = self.capacity
         if extent > capacity:
             # Growing by half keeps copies rare and memory proportional to the text.
@@ -184,8 +188,9 @@ class RecurrentDepthCache(Cache):
             seats = max(seats, self.seats)
             for tensors in (self.keys, self.values):
                 for layer, old in enumerate(tensors):
-                    if old is not None:
-                        new = old.new_zeros(old.shape[0], seats, old.shape[2], capacity + 1, old.shape[4])
+                    if old is not None and (old.shape[1] < seats or old.shape[3] <= capacity):
+                        room = max(seats, old.shape[1]), old.shape[2], max(capacity + 1, old.shape[3])
+                        new = old.new_zeros(old.shape[0], *room, old.shape[4])
                         new[:, : old.shape[1], :, : self.filled] = old[:, :, :, : self.filled]
                         tensors[layer] = new
             self.capacity, self.seats = capacity, seats
@@ -319,17 +324,6 @@ class RecurrentDepthCache(Cache):
                 last = stored[num_steps - 1, there.rows, :, there.positions]
                 stored[num_steps:, there.rows, :, there.positions] = last[:, :, None]
 
-    # --- seats ---
-
-    def swap_seats(self, first: int, second: int) -> None:
-        """Exchange what two seats hold; copies what has been written in them."""
-        for stored in (*self.keys, *self.values):
-            if stored is not None:
-                written = stored[:, :, :, : self.filled]
-                kept = written[:, first].clone()
-                written[:, first] = written[:, second]
-                written[:, second] = kept
-
     @property
     def batch_size(self) -> int:
         """Rows, or -1 before anything was written."""
@@ -373,22 +367,6 @@ class RecurrentDepthCache(Cache):
 
     def reset(self) -> None:
         self.columns = 0
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep the rows `indices` (int64 [rows])."""
-        for tensors in (self.keys, self.values):
-            tensors[:] = [None if t is None else t.index_select(1, indices.to(t.device)) for t in tensors]
-        self.seats = len(indices)
-
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Keep the rows that beam search picked."""
-        self.batch_select_indices(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each row `repeats` times."""
-        for tensors in (self.keys, self.values):
-            tensors[:] = [None if t is None else t.repeat_interleave(repeats, dim=1) for t in tensors]
-        self.seats *= repeats
 
     def __len__(self) -> int:
         return self.num_layers

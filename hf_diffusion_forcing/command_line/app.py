@@ -5,6 +5,7 @@ Commands import torch and transformers only when they run, so help and most erro
 
 import typer
 
+from .benchmark import benchmark
 from .calibrate import calibrate
 from .compare import compare
 from .convert import convert
@@ -30,13 +31,14 @@ COMMANDS = (
     generate,
     compare,
     serve,
+    benchmark,
+    verify,
     evaluate,
     diff,
     inspect,
     tune,
     calibrate,
     report,
-    verify,
     export,
     push,
     convert,

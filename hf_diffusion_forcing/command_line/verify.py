@@ -1,7 +1,6 @@
 """The command `verify`."""
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,6 +9,7 @@ from rich.table import Table
 
 from .console import ModelArgument, exit_on_error, say
 from .options import AsJson, DeviceOptions, Seed
+from .report_file import ReportFile, check_report_file, write_report
 
 PROMPTS = (
     "Q: Start at 3 + 2. Last digit?\nA:",
@@ -25,7 +25,7 @@ def verify(
     prompt: Annotated[list[str] | None, typer.Option(help="A text to continue; repeatable, at least two.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="New tokens per text.", min=2)] = 24,
     seed: Seed = 0,
-    output: Annotated[Path | None, typer.Option(help="A .json or .md file for the report.")] = None,
+    output: ReportFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Check on your own model, precision and device what the package promises: lossless texts, batches, padding, stops.
@@ -33,20 +33,15 @@ def verify(
     The exit status is 1 if a law is broken. The report names model, machine and versions: attach it to a bug report.
     """
     from ..evaluation.verification import verify as verify_model
-    from ..files import write_file
 
     with exit_on_error():
-        if output is not None and output.suffix not in (".json", ".md"):
-            raise ValueError(f"--output {output} must end in .json or .md.")
-        if output is not None and not output.resolve().parent.is_dir():
-            raise ValueError(f"--output {output}: the folder {output.resolve().parent} does not exist.")
+        check_report_file(output)
     network, tokenizer = place.load(model)
     with exit_on_error():
         ids = [tokenizer(text).input_ids for text in prompt or PROMPTS]
         result = verify_model(network, ids, max_new_tokens, seed)
     if output is not None:
-        record = json.dumps(result.to_dict(), indent=1) if output.suffix == ".json" else result.to_markdown()
-        write_file(output, record + "\n")
+        write_report(output, result)
     if as_json:
         print(json.dumps(result.to_dict()))
     else:

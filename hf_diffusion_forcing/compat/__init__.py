@@ -5,6 +5,7 @@ version of transformers comes out. `missing()` checks it against the installed v
 through this package and are written once, for the newest version:
 
 - `private.py`: undocumented functions, attributes and modules;
+- `continuous_batching.py`: what transformers' continuous batching answers with;
 - `serving.py`: the parts of `transformers serve`, imported only where a server is started;
 - `cache_name.py`: `past_key_values`, which 5.24 renames to `cache`.
 """
@@ -17,6 +18,7 @@ from .private import (
     GenericForTokenClassification,
     GradientCheckpointingLayer,
     HrmTextAttention,
+    WeightRenaming,
     attn_implementation,
     find_file,
     has_forward_hooks,
@@ -29,6 +31,7 @@ from .private import (
     packed_linear,
     pad_token_id,
     prefix_constraint,
+    register_checkpoint_conversion_mapping,
     times_written,
 )
 
@@ -47,6 +50,7 @@ __all__ = [
     "GradientCheckpointingLayer",
     "HrmTextAttention",
     "Name",
+    "WeightRenaming",
     "attn_implementation",
     "find_file",
     "has_forward_hooks",
@@ -61,6 +65,7 @@ __all__ = [
     "packed_linear",
     "pad_token_id",
     "prefix_constraint",
+    "register_checkpoint_conversion_mapping",
     "takes_cache",
     "times_written",
 ]

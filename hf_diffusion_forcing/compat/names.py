@@ -139,8 +139,15 @@ NAMES: tuple[Name, ...] = (
     Name(
         "transformers:GenerationMixin.init_continuous_batching(generation_config)",
         VERSIONS,
-        "overridden: generate_batch() and the paged cache begin here and are refused",
+        "overridden: generate_batch() begins here, and decodes in this package's loop",
     ),
+    Name(
+        "transformers.generation.continuous_batching.requests:GenerationOutput(request_id, prompt_ids, "
+        "generated_tokens, logprobs, error, status, created_time, lifespan, timestamps)",
+        VERSIONS,
+        "what continuous batching returns",
+    ),
+    Name("transformers.generation.continuous_batching.requests:RequestStatus.FAILED", VERSIONS, "the end of a request"),
     Name("transformers:PreTrainedModel.generation_config_class", VERSIONS, "the class loaded generation configs get"),
     Name(
         "transformers:GenerationConfig#_from_model_config", VERSIONS, "set where a checkpoint has no generation config"
@@ -194,7 +201,18 @@ NAMES: tuple[Name, ...] = (
     Name("transformers:EosTokenCriteria#eos_token_id", VERSIONS, "the ids that end a row, asked row by row"),
     Name("transformers:StoppingCriteriaList.max_length", VERSIONS, "the length limit of a call"),
     Name("transformers:TextDiffusionStreamer.put_draft", VERSIONS, "streamers that have it are shown the drafts"),
-    # Models: what PreTrainedModel asks of a class.
+    # Models: what PreTrainedModel asks of a class, and files under other names.
+    Name(
+        "transformers:PreTrainedConfig.get_config_dict(pretrained_model_name_or_path)",
+        VERSIONS,
+        "wrapped: a config.json without model_type is recognised by its _class_name",
+    ),
+    Name(
+        "transformers.conversion_mapping:register_checkpoint_conversion_mapping(model_type_or_class_name, mapping)",
+        VERSIONS,
+        "Parcae's value embeddings have another name in its files",
+    ),
+    Name("transformers.core_model_loading:WeightRenaming(source_patterns, target_patterns)", VERSIONS, "the same"),
     Name("transformers:PreTrainedModel._init_weights(module)", VERSIONS, "overridden: a family's initial weights"),
     Name("transformers:PreTrainedModel._no_split_modules", VERSIONS, "blocks that device_map='auto' keeps together"),
     Name(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .. import RavenForCausalLM
+from ..generation.sampler import Sampler
 from .measure import equal_tokens
 from .timing import Call, median_seconds
 
@@ -32,44 +32,61 @@ class Timing:
         return sum(getattr(call, name) for call in self.calls)
 
 
-def part_bytes(model: RavenForCausalLM) -> dict[str, int]:
-    """Bytes of the linear weights that a pass over the prelude, the core, and the coda with the head reads."""
-    parts = {"prelude": 0, "core": 0, "coda": 0}
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            size = module.weight.numel() * module.weight.element_size()
-            core = "core_block" in name or "adapter" in name
-            parts["core" if core else "prelude" if "prelude" in name else "coda"] += size
-    return parts
+@torch.no_grad()
+def part_bytes(model) -> dict[str, int]:
+    """Bytes of the linear weights that each verb reads: "embed", "recur" and "decode"."""
+    sizes, verb = {"embed": 0, "recur": 0, "decode": 0}, "embed"
+
+    def count(module: torch.nn.Linear, *_) -> None:
+        sizes[verb] += module.weight.numel() * module.weight.element_size()
+
+    hooks = [module.register_forward_hook(count) for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    try:
+        ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+        at = model.new_cache(1).place(ids, start=0)
+        e = model.embed(ids, at)
+        state = model.initialize_state(e, ids, ids[:, 0])
+        verb = "recur"
+        state = model.recur(state, e, at, 0)
+        verb = "decode"
+        model.decode(state, at)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sizes
 
 
 @torch.no_grad()
-def bandwidth(model: RavenForCausalLM, repeats: int = 9) -> float:
+def bandwidth(model, repeats: int = 9) -> float:
     """Bytes per second at which the model's linear layers read their weights, one position at a time."""
     layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    inputs = [torch.zeros(1, 1, layer.weight.shape[1], dtype=layer.weight.dtype) for layer in layers]
+    inputs = [layer.weight.new_zeros(1, 1, layer.weight.shape[1]) for layer in layers]
 
     def read() -> None:
         for layer, x in zip(layers, inputs, strict=True):
             layer(x)
+        if model.device.type != "cpu":
+            torch.accelerator.synchronize(model.device)
 
     size = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
     return size / median_seconds({"layers": read}, repeats)["layers"]
 
 
-def row(name: str, timing: Timing, texts: list[list[int]] | None, parts: dict[str, int]) -> dict:
+def row(
+    name: str, timing: Timing, sampler: type[Sampler], texts: list[list[int]] | None, parts: dict[str, int]
+) -> dict:
     """One row of a table; each call is compared with its own base call.
 
     Args:
+        sampler: the sampler of the calls.
         texts: the base's texts, for the share of equal tokens; None if that is meaningless.
-        parts: bytes read by a pass over each part of the model.
+        parts: bytes that each verb reads (`part_bytes`).
     """
     pairs = list(zip(timing.bases, timing.calls, strict=True))
     ideal = []
     for call, rate in zip(timing.calls, timing.rates, strict=True):
-        # The ends run once per tick, or once per token if a tick is one recurrence of one token.
-        ends = call.tokens if name.startswith("adaptive") else call.ticks
-        ideal.append(((parts["prelude"] + parts["coda"]) * ends + parts["core"] * call.core_passes) / rate)
+        ends = call.ticks if sampler.ticks_read_out else call.tokens
+        ideal.append(((parts["embed"] + parts["decode"]) * ends + parts["recur"] * call.core_passes) / rate)
     speedups = [base.seconds_per_token / call.seconds_per_token for base, call in pairs]
     whole = [(base.first + call.tokens * base.seconds_per_token) / call.seconds for base, call in pairs]
     equal = None

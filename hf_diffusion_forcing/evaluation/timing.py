@@ -162,7 +162,7 @@ def tick_overhead(model, input_ids: torch.Tensor, **generate_kwargs) -> float:
 
         def read(self, rows, first_seat):
             nonlocal inside
-            first = super().read(rows, first_seat)
+            first = yield from super().read(rows, first_seat)
             inside = 0.0
             return first
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import torch
 
 from ..cache import Placement
@@ -25,7 +27,9 @@ class AdaptivePromptReader(PromptReader):
         super().__init__(*args)
         self.criterion = criterion
 
-    def refine(self, prompt: Prompt, watcher: PromptWatcher | None) -> tuple[torch.Tensor, Placement]:
+    def refine(
+        self, prompt: Prompt, watcher: PromptWatcher | None
+    ) -> Generator[None, None, tuple[torch.Tensor, Placement]]:
         model, cache, steps = self.model, self.cache, self.config.prompt_steps
         whole = at = prompt.place(cache)
         e = model.embed(prompt.ids, at, prompt.embeds)
@@ -51,6 +55,7 @@ class AdaptivePromptReader(PromptReader):
                 at = prompt.place(cache, settled)
             else:
                 memory = refinement.remembered
+            yield
         return states, whole
 
     def _refinement(self, going: Unsettled, at: Placement, step: int, memory, before, states) -> Refinement:

@@ -19,7 +19,6 @@ from .loop import Loop
 from .output import DiffusionForcingOutput
 from .prompt_inputs import PromptInputs
 from .recorder import Recorder
-from .row import Row
 from .sampler import TickingSampler
 from .stopping import Stopping
 from .trace import Trace
@@ -79,7 +78,8 @@ class Batch:
             input_ids, logits_processor, stopping.max_length, pad_token_id, bool(generation_config.do_sample)
         )
         keeps = bool(generation_config.output_logits), bool(generation_config.output_scores)
-        self.rows = self._rows(prompt, Call(choice, stopping, streamer, *keeps), row_seeds(config.seed, batch))
+        call = Call(choice, stopping, streamer, *keeps)
+        self.rows = prompt.rows(call, row_seeds(config.seed, batch).tolist(), cache.columns)
         self.trace = None
         if return_trace:
             starts = [row.shift + length for row in self.rows]
@@ -97,26 +97,6 @@ class Batch:
         self.loop = Loop(sampler, cache)
         if in_place is not None:
             in_place.seated = self.loop.seated
-
-    def _rows(self, prompt: PromptInputs, call: Call, seeds: torch.Tensor) -> list[Row]:
-        """The rows of the prompts, which hold what the cache holds of them."""
-        batch, mask, seen = len(prompt.ids), prompt.mask, self.cache.columns
-        padding, cached = [0] * batch, [seen] * batch
-        if mask is not None:
-            padding, cached = (prompt.columns - mask.sum(-1)).tolist(), mask[:, :seen].sum(-1).tolist()
-        shifts = [self.columns_before - pad for pad in padding]
-        facts = zip(prompt.ids.tolist(), shifts, seeds.tolist(), cached, strict=True)
-        rows = [
-            Row(call, number, ids, shift, seed, shift + call.stopping.max_length - 2, held)
-            for number, (ids, shift, seed, held) in enumerate(facts)
-        ]
-        if prompt.block is not None:
-            for row, block in zip(rows, prompt.block.cpu(), strict=True):
-                row.block = (block if mask is None else block[mask[row.number].bool().cpu()]).tolist()
-        if prompt.embeds is not None:
-            for row, embeds in zip(rows, prompt.embeds, strict=True):
-                row.embeds = embeds if mask is None else embeds[mask[row.number].bool()]
-        return rows
 
     @torch.no_grad()
     def run(self) -> DiffusionForcingOutput | torch.LongTensor:

@@ -17,6 +17,7 @@ class Call:
         stopping: decides when a row ends.
         streamer: gets each committed token once, in order.
         keeps_logits, keeps_scores: whether rows keep each token's logits (before the processors) and scores (after).
+        keeps_logprobs: whether rows keep the logarithm of each token's probability, after the processors.
     """
 
     choice: TokenChoice
@@ -24,3 +25,4 @@ class Call:
     streamer: BaseStreamer | None = None
     keeps_logits: bool = False
     keeps_scores: bool = False
+    keeps_logprobs: bool = False

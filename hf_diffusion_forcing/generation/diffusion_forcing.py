@@ -32,7 +32,7 @@ class DiffusionForcing(EarlyExitSampler):
     def read(self, rows, first_seat):
         """Read the prompts; with `wavefront="auto"` also measure how many recurrences they need."""
         watcher = PromptDepth() if self.wavefront == "auto" else None
-        first = super().read(rows, first_seat, watcher)
+        first = yield from super().read(rows, first_seat, watcher)
         if watcher is not None:
             curve = cost_curve(self.model, len(rows), self.device)
             self.wavefront, self.inner_recurrence = choose_wave(
@@ -44,6 +44,7 @@ class DiffusionForcing(EarlyExitSampler):
     def begin(self, row: Row) -> None:
         """The first wave: the first token, and drafts that repeat it."""
         row.wave = [Position(row.ids[-1]) for _ in range(self._width(row, 0))]
+        self.can_narrow = True
 
     def _width(self, row: Row, kept: int) -> int:
         """Positions of the row's next wave: `headway` more than it keeps, within `wavefront` and the length limit."""
@@ -117,15 +118,16 @@ class DiffusionForcing(EarlyExitSampler):
         row.advance(frozen, predictions, self._width(row, len(wave) - frozen), self.inner_recurrence)
 
     def _has_narrowed(self, rows: list[Row], is_finite: list[list[int]]) -> bool:
-        """Whether a draft has overflowed. The tick is then discarded and repeated with only the fronts.
+        """Whether a draft has overflowed. The tick is then discarded and repeated with only the fronts of such rows.
 
         Through 0 * NaN in attention such a draft also spoils the positions on its left. If a front is not finite on its
         own, the model itself is to blame and narrowing does not help.
         """
         if not self.can_narrow:
             return False
-        if not all(all(flags[1:]) for flags in is_finite):
-            for row in rows:
+        spoiled = [row for row, flags in zip(rows, is_finite, strict=True) if not all(flags[1:])]
+        if spoiled:
+            for row in spoiled:
                 row.wave = row.wave[:1]
             self.record(abandoned=True)
             return True

@@ -39,7 +39,8 @@ class EarlyExitSampler(TickingSampler):
             reader = AdaptivePromptReader(*settings, criterion=self.criterion)
         else:
             reader = PromptReader(*settings)
-        return self.first_tokens(rows, reader.read(rows, first_seat, watcher))
+        logits = yield from reader.read(rows, first_seat, watcher)
+        return self.first_tokens(rows, logits)
 
     def refinement(self, wave: Wave, recurrences: int, budget: int) -> Refinement:
         """The `Refinement` that hooks see in the tick that begins."""

@@ -23,6 +23,7 @@ from ..compat import (
     pad_token_id,
 )
 from ..models.attention_choice import check_attentions
+from ..models.forward_call import check_embeds_allowed
 from ..models.token_types import refuse_token_types
 from ..precision import warn_if_slow
 from ..randomness import row_seeds
@@ -31,6 +32,7 @@ from ..settings.sampler_config import SamplerConfig, sampler_keywords
 from ..settings.validation import nearest
 from .batch import Batch
 from .choice import KeyedGumbelProcessor
+from .prepared import Prepared, wants_prepared
 from .prompt_inputs import PromptInputs, check_embeds, check_ids, check_position_ids, columns_of
 from .samplers import SAMPLERS, check_model, with_ticks
 from .token_types import check_token_types
@@ -105,8 +107,6 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         call = {name: kwargs.pop(name) for name in (sampler_keywords() | set(SAMPLER_NAMES)) & kwargs.keys()}
         prepared, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         self._refuse_keywords(model_kwargs)
-        if prepared.cache_implementation == "paged":
-            self.init_continuous_batching()
         prepared = RecurrentDepthGenerationConfig.of(prepared)
         cache = model_kwargs.get(CACHE)
         if isinstance(cache, RecurrentDepthCache):
@@ -148,13 +148,6 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
             raise ValueError(
                 f"generate() has no keyword {name!r}{_nearest_only(name, candidates) or ': leave it out.'}"
             )
-
-    def init_continuous_batching(self, *args, **kwargs):
-        """Refuse continuous batching, which uses its own positions and caches; `generate_batch()` calls this first."""
-        raise NotImplementedError(
-            "Continuous batching (generate_batch(), cache_implementation='paged') is not possible with a "
-            "recurrent-depth model: call generate() with a batch."
-        )
 
     def _refuse_other_modes(self, sampler: str | Literal[False], mode: GenerationMode) -> None:
         if sampler and mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
@@ -207,6 +200,7 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         if given is None:
             name, given = "input_ids", inputs if inputs is not None else model_kwargs.get("input_ids")
         else:
+            check_embeds_allowed(self, given)
             check_embeds(given, model_kwargs.get("attention_mask"))
         if given is not None and 0 in given.shape:
             raise ValueError(f"The prompt is empty: {name} has shape {tuple(given.shape)}. Pass at least one token.")
@@ -284,6 +278,10 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         prompt.check(self.config, cache, generation_config.max_length)
         sampler = generation_config.sampler
         config = generation_config.sampler_config
+        if (wanted := wants_prepared()) is not None:
+            pad = pad_token_id(generation_config)
+            wanted.append(Prepared(prompt, logits_processor, stopping_criteria, generation_config, streamer, pad))
+            return input_ids
         if sampler and SAMPLERS[sampler].has_ticks:
             return Batch(
                 self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -77,6 +77,7 @@ class Prompt:
         alike = len(set(widths)) == len(set(starts)) == 1
         positions, seats = self.without(self.positions, skipped), self.without(self.seats, skipped)
         at = cache.place_rows(positions, seats, widths, extent, starts[0] if alike else None, self.first_seat)
+        at.ids = self.without(self.ids, skipped)
         if self.block is not None:
             at.open_block(self.without(self.block, skipped))
         return at
@@ -121,43 +122,69 @@ class PromptReader:
         self.model, self.cache, self.config, self.stats = model, cache, config, stats
         self.device, self.chunk = device, chunk
 
-    def read(self, rows: list[Row], first_seat: int, watcher: PromptWatcher | None = None) -> torch.Tensor:
-        """Run the model over the prompts; logits of each row's last position, [1, rows, vocabulary]."""
-        chunks = list(self._spans(rows))
+    def read(
+        self, rows: list[Row], first_seat: int, watcher: PromptWatcher | None = None
+    ) -> Generator[None, None, torch.Tensor]:
+        """Run the model over the prompts, one recurrence a step; other rows may tick between the steps.
+
+        Returns:
+            Logits of each row's last position, [1, rows, vocabulary].
+        """
+        chunks = list(self._spans(rows, 1 if watcher is None else WATCHED))
         for index, spans in enumerate(chunks):
             prompt = Prompt.of(rows, spans, first_seat, self.device)
             is_last = index == len(chunks) - 1
-            states, at = self.refine(prompt, watcher if is_last else None)
+            states, at = yield from self.refine(prompt, watcher if is_last else None)
             logits = self.model.decode(states, at, logits_to_keep=prompt.lasts)
         for row in rows:
             row.cached = row.front + 1
         return logits
 
-    def _spans(self, rows: list[Row]) -> Iterator[list[tuple[int, int]]]:
+    def _spans(self, rows: list[Row], at_last: int) -> Iterator[list[tuple[int, int]]]:
         """The positions each row reads, chunk by chunk.
 
-        Chunks are counted from a row's end, so the short one comes first. Chunk borders, which affect the result when
-        keys and values are shared, then depend neither on padding nor on the other rows.
+        Chunks begin at multiples of `chunk`. Their borders, which affect the result when keys and values are shared,
+        then depend neither on padding nor on the other rows, and a prefix is read alike in every prompt. All rows end
+        with the last chunk, so those with fewer chunks begin later.
+
+        Args:
+            at_last: positions that a row's last chunk has at least, if its prompt has.
         """
-        longest = max(row.front + 1 - row.cached for row in rows)
-        size = min(self.chunk or longest, longest)
-        for left in range(-(-longest // size) - 1, -1, -1):
-            stops = [row.front + 1 - left * size for row in rows]
+        borders = [self._borders(row, at_last) for row in rows]
+        most = max(map(len, borders))
+        for step in range(most - 1):
+            own = [max(0, step - most + len(each)) for each in borders]
             yield [
-                (min(max(row.cached, stop - size), max(stop, row.cached)), max(stop, row.cached))
-                for row, stop in zip(rows, stops, strict=True)
+                (each[index], each[index + (step >= most - len(each))])
+                for each, index in zip(borders, own, strict=True)
             ]
 
-    def refine(self, prompt: Prompt, watcher: PromptWatcher | None) -> tuple[torch.Tensor, Placement]:
-        """The states of a chunk after its recurrences, [1, n, channels], and its placement."""
+    def _borders(self, row: Row, at_last: int) -> list[int]:
+        """Where a row's chunks begin, and where the last one ends."""
+        first, end = row.cached, row.front + 1
+        if self.chunk is None:
+            return [first, end]
+        inner = range(first + self.chunk - first % self.chunk, end, self.chunk)
+        return [first, *(border for border in inner if end - border >= at_last), end]
+
+    def refine(
+        self, prompt: Prompt, watcher: PromptWatcher | None
+    ) -> Generator[None, None, tuple[torch.Tensor, Placement]]:
+        """One recurrence of a chunk a step.
+
+        Returns:
+            Its states after the last one, [1, n, channels], and its placement.
+        """
         model, steps = self.model, self.config.prompt_steps
         at = prompt.place(self.cache)
         e = model.embed(prompt.ids, at, prompt.embeds)
         states = model.initialize_state(e, prompt.positions, prompt.seeds, self.config.state_scale)
         for depth in range(steps):
             before, states = states, model.recur(states, e, at, depth)
+            self.stats.prefill_core_passes += 1
             if watcher is not None:
                 watcher(states, before, at, prompt)
+            if depth < steps - 1:
+                yield
         self.cache.settle(at, steps)
-        self.stats.prefill_core_passes += steps
         return states, at

@@ -10,9 +10,11 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig
 
 from ..cache import RecurrentDepthCache, absolute_positions
 from ..compat import CACHE, mask_length
-from ..models.forward_call import check_embeds_shape
+from ..models.forward_call import check_embeds_allowed, check_embeds_shape
 from ..models.positions import agree, check_shape
 from ..models.token_types import prompt_block
+from .call import Call
+from .row import Row
 
 
 @dataclass(eq=False)
@@ -45,6 +47,7 @@ class PromptInputs:
         """The inputs of the first pass. `prepare_inputs_for_generation` may embed the ids, as for soft prompts."""
         inputs = model.prepare_inputs_for_generation(ids, is_first_iteration=True, **model_kwargs)
         mask, embeds = inputs.get("attention_mask"), inputs.get("inputs_embeds")
+        check_embeds_allowed(model, embeds)
         mask = None if mask is None else mask.long()
         columns, cache = columns_of(mask, embeds, generation_config), model_kwargs.get(CACHE)
         seen = cache.columns if cache is not None else 0
@@ -80,6 +83,26 @@ class PromptInputs:
             raise ValueError(
                 f"A prompt of {columns} tokens, continued to {longest}, exceeds the context of {limit}. {remedy}"
             )
+
+    def rows(self, call: Call, seeds: list[int], seen: int) -> list[Row]:
+        """The prompts as rows of a call, with one seed each, which hold the first `seen` columns already."""
+        batch, mask = len(self.ids), self.mask
+        padding, cached = [0] * batch, [seen] * batch
+        if mask is not None:
+            padding, cached = (self.columns - mask.sum(-1)).tolist(), mask[:, :seen].sum(-1).tolist()
+        shifts = [self.columns - self.ids.shape[1] - pad for pad in padding]
+        facts = zip(self.ids.tolist(), shifts, seeds, cached, strict=True)
+        rows = [
+            Row(call, number, ids, shift, seed, shift + call.stopping.max_length - 2, held)
+            for number, (ids, shift, seed, held) in enumerate(facts)
+        ]
+        if self.block is not None:
+            for row, block in zip(rows, self.block.cpu(), strict=True):
+                row.block = (block if mask is None else block[mask[row.number].bool().cpu()]).tolist()
+        if self.embeds is not None:
+            for row, embeds in zip(rows, self.embeds, strict=True):
+                row.embeds = embeds if mask is None else embeds[mask[row.number].bool()]
+        return rows
 
     def _check_mask(self, mask: torch.Tensor) -> None:
         if not bool(mask.any(-1).all()):

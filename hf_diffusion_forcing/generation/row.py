@@ -47,6 +47,7 @@ class Row:
         wave: the positions being refined. The first, the front, holds the last committed id.
         has_ended: whether the row has met a stop.
         logits, scores: those of each committed token, before and after the processors, if kept.
+        logprobs: the logarithm of each committed token's probability, after the processors, if kept.
         starts: initial states drawn ahead for later positions; see `StateStarts`.
     """
 
@@ -64,6 +65,7 @@ class Row:
     has_ended: bool = False
     logits: list[torch.Tensor] = field(default_factory=list)
     scores: list[torch.Tensor] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
     starts: tuple[int, torch.Tensor] | None = None
 
     def __post_init__(self):
@@ -113,6 +115,8 @@ class Row:
             self.logits.append(logits.to(call.choice.device, torch.float32, copy=True))
         if call.keeps_scores:
             self.scores.append(scores.to(call.choice.device, torch.float32, copy=True))
+        if call.keeps_logprobs:
+            self.logprobs.append(float(scores.float().log_softmax(-1)[token]))
         if call.streamer is not None:
             call.streamer.put(torch.tensor([token]))
         self.has_ended = call.stopping.has_ended(self.ids, self.scores if call.keeps_scores else None)

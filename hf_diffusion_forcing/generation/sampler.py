@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Generator
 from typing import ClassVar
 
 import torch
@@ -15,6 +16,9 @@ from .output import SamplerStats
 from .recorder import Recorder
 from .row import Row
 
+Reading = Generator[None, None, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+"""Prompts being read, step by step."""
+
 
 class Sampler(ABC):
     """A way to decode rows.
@@ -26,12 +30,19 @@ class Sampler(ABC):
         needs_injected_embedding: whether the core must read the injected embedding at every recurrence.
         has_ticks: whether it decodes in ticks of its own; otherwise transformers' loop decodes.
         is_lossless: whether its text equals autoregression's.
+        ticks_read_out: whether prelude and coda run in every tick, and not once per token.
     """
 
     config_class: ClassVar[type[SamplerConfig]]
     needs_injected_embedding: ClassVar[bool] = False
     has_ticks: ClassVar[bool] = True
     is_lossless: ClassVar[bool] = False
+    ticks_read_out: ClassVar[bool] = True
+
+    @classmethod
+    @abstractmethod
+    def ticking(cls) -> type[TickingSampler]:
+        """The class that decodes in a loop, where rows join and leave between ticks."""
 
 
 class TickingSampler(Sampler):
@@ -46,8 +57,11 @@ class TickingSampler(Sampler):
         recorder: fills the trace; None without one.
 
     Attributes:
+        readouts: entries of a coda layer that it keeps for every position.
         stats: counts of the work.
     """
+
+    readouts: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -62,9 +76,14 @@ class TickingSampler(Sampler):
         self.device, self.chunk, self.recorder = device, chunk, recorder
         self.stats = SamplerStats()
 
+    @classmethod
+    def ticking(cls) -> type[TickingSampler]:
+        return cls
+
     @abstractmethod
-    def read(self, rows: list[Row], first_seat: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Read the prompts of rows that take the seats from `first_seat` on.
+    def read(self, rows: list[Row], first_seat: int) -> Reading:
+        """Read the prompts of rows that take the seats from `first_seat` on, in steps between which other rows may
+        tick.
 
         Returns:
             The token each row's prompt predicts, int64 [rows]; its logits and scores, [rows, vocabulary] each.
@@ -79,7 +98,7 @@ class TickingSampler(Sampler):
         """Refine the waves of all rows, commit what is final, and move the waves on."""
 
     def first_tokens(self, rows: list[Row], logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The return value of `read`, from the logits of the prompts' last positions, [1, rows, vocabulary]."""
+        """What `read` returns, from the logits of the prompts' last positions, [1, rows, vocabulary]."""
         facts = [(row.id_at(row.front), row.front, row.seed) for row in rows]
         moved = torch.tensor([[column] for column in zip(*facts, strict=True)], device=logits.device)
         ids, positions, seeds = moved.unbind()

@@ -4,16 +4,22 @@ from ..settings.autoregressive import AutoregressiveConfig
 from ..settings.sampler_config import register_sampler_config
 from .adaptive import Adaptive
 from .diffusion_forcing import DiffusionForcing
-from .sampler import Sampler
+from .sampler import Sampler, TickingSampler
 from .speculative_wavefront import SpeculativeWavefront
+from .token_by_token import TokenByToken
 
 
 class Autoregressive(Sampler):
-    """`sampler="autoregressive"`: transformers' own loop; the mixin passes it depth and noise."""
+    """`sampler="autoregressive"`: transformers' own loop; the mixin passes it depth and noise. `TokenByToken` decodes
+    rows that join and leave."""
 
     config_class = AutoregressiveConfig
     has_ticks = False
     is_lossless = True
+
+    @classmethod
+    def ticking(cls) -> type[TickingSampler]:
+        return TokenByToken
 
 
 SAMPLERS: dict[str, type[Sampler]] = {}

@@ -32,6 +32,7 @@ class SpeculativeWavefront(TickingSampler):
 
     config_class = SpeculativeWavefrontConfig
     is_lossless = True
+    readouts = 2
     config: SpeculativeWavefrontConfig
 
     def __init__(self, *args, **kwargs):
@@ -52,7 +53,7 @@ class SpeculativeWavefront(TickingSampler):
         is_auto = self.draft_depth == "auto"
         watcher = PromptAgreement(self.model, config.draft_depths, config.num_steps) if is_auto else None
         reader = PromptReader(self.model, self.cache, config, self.stats, self.device, self.chunk)
-        logits = reader.read(rows, first_seat, watcher)
+        logits = yield from reader.read(rows, first_seat, watcher)
         if watcher is not None:
             curve = cost_curve(self.model, len(rows), self.device)
             self.draft_depth = choose_draft_depth(curve, watcher.shares, config.num_steps)
@@ -117,11 +118,15 @@ class SpeculativeWavefront(TickingSampler):
         if index is None:
             depths = tuple(position.steps for members in wave.members for _, position in members)
             slots = Slots(depths, wave.steps[0])
-            return self.cache.place_rows(wave.positions, wave.seats, wave.widths, wave.extent, depth=slots)
+            at = self.cache.place_rows(wave.positions, wave.seats, wave.widths, wave.extent, depth=slots)
+            at.ids = wave.ids
+            return at
         chosen = set(index)
         widths = [sum(cell in chosen for cell in cells) for cells in wave.split(list(range(len(wave))))]
         positions, seats = wave.take(wave.positions, index), wave.take(wave.seats, index)
-        return self.cache.place_rows(positions, seats, widths, wave.extent, start)
+        at = self.cache.place_rows(positions, seats, widths, wave.extent, start)
+        at.ids = wave.take(wave.ids, index)
+        return at
 
     def _read_out(self, wave: Wave, positions: list[Position], read: list[int]):
         """The tokens some positions predict, int64 [read], with logits and scores, [read, vocabulary] each."""
@@ -194,5 +199,5 @@ class SpeculativeWavefront(TickingSampler):
         if self.recorder is not None and row in self.recorder.observed:
             # Positions added in this tick have had no recurrences.
             self.recorder.observed[row].discarded += [recurrences for recurrences in spent if recurrences]
-        if spent and not self.is_finite:
+        if spent and not self.is_finite and row in self.rows:
             self.cache.scrub(self.rows.index(row))

@@ -10,6 +10,9 @@ from .validation import check_flag, check_integer, check_number, nearest
 NOISE_SCHEDULES = ("constant", "linear", "square_root", "dampened")
 """The values of `noise_schedule`; `StateNoise` explains them."""
 
+WAVEFRONT = 32
+"""The default wavefront."""
+
 
 @dataclass(kw_only=True)
 class DiffusionForcingConfig(EarlyExitConfig):
@@ -32,7 +35,7 @@ class DiffusionForcingConfig(EarlyExitConfig):
 
     sampler: ClassVar[str] = "diffusion_forcing"
 
-    wavefront: int | str = 32
+    wavefront: int | str = WAVEFRONT
     headway: int = 1
     inner_recurrence: int | None = None
     max_steps: int | None = None
@@ -104,3 +107,12 @@ class DiffusionForcingConfig(EarlyExitConfig):
     @property
     def deepest(self) -> int:
         return max(super().deepest, self.max_steps)
+
+    @property
+    def widest(self) -> int:
+        # "auto" seldom chooses more than the default.
+        return self.wavefront if isinstance(self.wavefront, int) else WAVEFRONT
+
+    @property
+    def follows_prompt(self) -> bool:
+        return self.wavefront == "auto"

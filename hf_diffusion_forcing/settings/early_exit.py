@@ -48,6 +48,11 @@ class EarlyExitConfig(SamplerConfig):
         self.prefill_steps = self.prefill_steps or self.num_steps
 
     @property
+    def sees_chunks(self) -> bool:
+        # A chunk converges on its own.
+        return super().sees_chunks or self.adaptive_prefill
+
+    @property
     def deepest(self) -> int:
         return max(self.num_steps, self.prefill_steps)
 

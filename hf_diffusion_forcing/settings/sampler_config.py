@@ -102,6 +102,21 @@ class SamplerConfig:
         """Recurrences of the prompt (resolved settings)."""
         return self.num_steps
 
+    @property
+    def widest(self) -> int:
+        """The most positions of a row in one pass of the core (resolved settings)."""
+        return 1
+
+    @property
+    def sees_chunks(self) -> bool:
+        """Whether it matters where the chunks of a prompt begin: a chunk sees the last recurrence of those before."""
+        return self.kv_sharing != "none"
+
+    @property
+    def follows_prompt(self) -> bool:
+        """Whether a setting is chosen while the prompt is read ("auto"), so that rows cannot share it."""
+        return False
+
     @classmethod
     def fields(cls) -> tuple[str, ...]:
         """Names of the settings."""

@@ -83,3 +83,11 @@ class SpeculativeWavefrontConfig(SamplerConfig):
         if self.draft_depth is None:
             widest = max(1, self.num_steps // 16)
             self.draft_depth = max(depth for depth in self.draft_depths if depth <= widest)
+
+    @property
+    def widest(self) -> int:
+        return self.num_steps // self.draft_depth if isinstance(self.draft_depth, int) else self.num_steps
+
+    @property
+    def follows_prompt(self) -> bool:
+        return self.draft_depth == "auto"

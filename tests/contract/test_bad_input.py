@@ -101,11 +101,11 @@ def test_a_cache_of_the_other_sharing(tiny):
 @pytest.mark.parametrize("sampler", [{}, {"sampler": False}, {"num_beams": 2}, {"sampler": "autoregressive"}])
 @pytest.mark.parametrize("name", ["dynamic", "static", "offloaded", "offloaded_static", "quantized", "paged"])
 def test_a_cache_of_transformers_own(idle, sampler, name):
-    error = NotImplementedError if name == "paged" else ValueError
-    with pytest.raises(error, match=f"cache_implementation='{name}'"):
-        idle.generate(PROMPT, **sampler, cache_implementation=name, max_new_tokens=2)
+    if name != "paged":  # as a keyword it is generate_batch()
+        with pytest.raises(ValueError, match=f"cache_implementation='{name}'"):
+            idle.generate(PROMPT, **sampler, cache_implementation=name, max_new_tokens=2)
     stored = RecurrentDepthGenerationConfig(cache_implementation=name)
-    with pytest.raises(error, match=f"cache_implementation='{name}'"):
+    with pytest.raises(ValueError, match=f"cache_implementation='{name}'"):
         idle.generate(PROMPT, **sampler, generation_config=stored, max_new_tokens=2)
 
 

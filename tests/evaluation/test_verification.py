@@ -97,6 +97,6 @@ def test_the_command(tmp_path):
     assert "| A row's text does not depend on its batch. | adaptive | holds |" in text and "torch" in text
     # huginn-mini has no tokenizer.
     assert run(*common).exit_code == 2
-    for wrong in ("report.txt", "missing/report.md"):
+    for wrong, words in {"report.txt": "must end in .json or .md", "missing/report.md": "there is no folder"}.items():
         refused = run("verify", "--output", tmp_path / wrong)
-        assert refused.exit_code == 2 and "--output" in refused.stderr
+        assert refused.exit_code == 2 and words in refused.stderr

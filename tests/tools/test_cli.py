@@ -103,6 +103,7 @@ def test_the_commands():
         "demo",
         "generate",
         "compare",
+        "benchmark",
         "serve",
         "evaluate",
         "diff",

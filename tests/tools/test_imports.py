@@ -13,8 +13,9 @@ LEVELS = [
     {"cache", "hooks"},
     {"models"},
     {"generation"},
+    {"serving"},
     {"registration"},
-    {"evaluation", "hub", "serving", "visualization"},
+    {"evaluation", "hub", "visualization"},
     {"command_line"},
 ]
 LEAVES = {"checkpoints", "compat", "files", "packing", "randomness", "version"}

@@ -221,7 +221,12 @@ PROBES: dict[str, list[Probe]] = {
         ),
         Probe("use_cache", {"use_cache": False}),
         Probe("cache_implementation", {"cache_implementation": "static"}, variant='`"static"`'),
-        Probe("cache_implementation", {"cache_implementation": "paged"}, variant='`"paged"`'),
+        Probe(
+            "cache_implementation",
+            {"cache_implementation": "paged"},
+            variant='`"paged"`',
+            remark="decodes with `generate_batch()`; the ids have shape [1, rows, length]",
+        ),
         *unused("used by quantized caches only", cache_config={"nbits": 4}),
         *unused("used by static caches only", max_cache_len=64),
         Probe("prefill_chunk_size", {"prefill_chunk_size": 2}),

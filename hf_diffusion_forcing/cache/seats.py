@@ -1,0 +1,59 @@
+"""What can be done with the seats of a cache: exchange, copy, keep and repeat them."""
+
+import torch
+
+
+class Seats:
+    """The operations of a `RecurrentDepthCache` on whole seats.
+
+    Attributes:
+        keys, values: of each layer, [slots, seats, heads, capacity + 1, head_dim]; None before it was written.
+        seats: the rows it has memory for.
+        capacity: positions of a seat.
+        filled: all positions written so far are below this.
+    """
+
+    keys: list[torch.Tensor | None]
+    values: list[torch.Tensor | None]
+    seats: int
+    capacity: int
+    filled: int
+
+    def swap_seats(self, first: int, second: int) -> None:
+        """Exchange what two seats hold; copies what has been written in them."""
+        for stored in (*self.keys, *self.values):
+            if stored is not None:
+                written = stored[:, :, :, : self.filled]
+                kept = written[:, first].clone()
+                written[:, first] = written[:, second]
+                written[:, second] = kept
+
+    def copy_seat(self, source: int, seat: int, length: int) -> None:
+        """Copy the first `length` positions of a seat to another one."""
+        for stored in (*self.keys, *self.values):
+            if stored is not None:
+                stored[:, seat, :, :length] = stored[:, source, :, :length]
+
+    def keep_seats(self, count: int) -> None:
+        """Free the memory of all seats but the first `count`."""
+        for tensors in (self.keys, self.values):
+            tensors[:] = [None if t is None or not count else t[:, :count].clone() for t in tensors]
+        self.seats = count
+        if not count:
+            self.capacity = self.filled = 0
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the rows `indices` (int64 [rows])."""
+        for tensors in (self.keys, self.values):
+            tensors[:] = [None if t is None else t.index_select(1, indices.to(t.device)) for t in tensors]
+        self.seats = len(indices)
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Keep the rows that beam search picked."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row `repeats` times."""
+        for tensors in (self.keys, self.values):
+            tensors[:] = [None if t is None else t.repeat_interleave(repeats, dim=1) for t in tensors]
+        self.seats *= repeats
