@@ -43,7 +43,7 @@ SAMPLERS = {
     },
 }
 THRESHOLDS = {
-    "latent_difference": (0.003, 0.01, 0.02, 0.03, 0.05, 0.1),
+    "latent_difference": (0.003, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5),
     "kl": (1e-5, 1e-4, 1e-3, 0.01),
     "settling": (0.003, 0.01, 0.02, 0.035, 0.05, 0.1, 0.25, 0.5),
 }
@@ -117,16 +117,26 @@ def source_domain(count: int) -> Domain:
     return Domain(model, tokenizer, [drawn[:count], drawn[count:]], 48, [])
 
 
-def chosen(domain: Domain, sampler: dict[str, Any], criterion: str, bar: tqdm) -> dict[str, Any]:
-    """Every threshold on the first set, and for each level the loosest that keeps it on the second."""
+def chosen(
+    domain: Domain, sampler: dict[str, Any], criterion: str, bar: tqdm, known: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Every threshold on the first set, and for each level the loosest that keeps it on the second.
+
+    Args:
+        known: an earlier record of the same texts, whose measurements are kept.
+    """
+    known = known or {"curve": {}, "levels": {}}
     curve, levels = {}, {}
     for threshold in THRESHOLDS[criterion]:
         settings = sampler | {"exit_criterion": criterion, "exit_threshold": threshold}
-        curve[threshold] = domain.measured(settings, 0)
+        curve[str(threshold)] = known["curve"].get(str(threshold)) or domain.measured(settings, 0)
         bar.update()
     for level in LEVELS:
-        kept = [threshold for threshold, found in curve.items() if found["equal"] >= level]
-        if kept:
+        kept = [float(threshold) for threshold, found in curve.items() if found["equal"] >= level]
+        earlier = known["levels"].get(str(level))
+        if kept and earlier is not None and earlier["threshold"] == max(kept):
+            levels[str(level)] = earlier
+        elif kept:
             settings = sampler | {"exit_criterion": criterion, "exit_threshold": max(kept)}
             levels[str(level)] = {"threshold": max(kept), **domain.measured(settings, 1)}
     return {"curve": curve, "levels": levels}
@@ -193,9 +203,14 @@ def main(
             timed(domain, record["domains"][name], str(LEVELS[-1]), speed)
             record["speed"] = {"prompts": speed, "machine": describe_machine(domain.model)}
         else:
+            known = json.loads(path.read_text()) if path.exists() else {"domains": {}}
+            own = known["domains"].get(name, {}) if (known.get("count"), known.get("seed")) == (count, SEED) else {}
             with tqdm(desc=name, total=len(SAMPLERS) * sum(map(len, THRESHOLDS.values()))) as bar:
                 found = {
-                    title: {criterion: chosen(domain, sampler, criterion, bar) for criterion in THRESHOLDS}
+                    title: {
+                        criterion: chosen(domain, sampler, criterion, bar, own.get(title, {}).get(criterion))
+                        for criterion in THRESHOLDS
+                    }
                     for title, sampler in SAMPLERS.items()
                 }
             record = json.loads(path.read_text()) if path.exists() else {"domains": {}}
