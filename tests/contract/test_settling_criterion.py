@@ -177,14 +177,13 @@ def test_what_is_not_known_is_not_said(huginn_mini, prompts):
         {"sampler": "speculative_wavefront"},
         {"sampler": "diffusion_forcing", "do_sample": True},
     ):
-        output = huginn_mini.generate(ids, **call, **TRACED | {"max_new_tokens": 6})
+        output = huginn_mini.generate(ids, **call, **TRACED | {"max_new_tokens": 4, "num_steps": 6})
         assert output.stats.settled is None
         assert {token.settled for token in output.trace.tokens(0)} == {None}
-    plain = huginn_mini.generate(ids, sampler="diffusion_forcing", **TRACED | {"return_trace": False})
+    few = {"sampler": "diffusion_forcing", "num_steps": 6} | TRACED | {"max_new_tokens": 3}
+    plain = huginn_mini.generate(ids, **few | {"return_trace": False})
     assert plain.stats.settled is None
-    suppressed = huginn_mini.generate(
-        ids, sampler="diffusion_forcing", suppress_tokens=[plain.sequences[0, len(prompts[0]) + 1].item()], **TRACED
-    )
+    suppressed = huginn_mini.generate(ids, suppress_tokens=[plain.sequences[0, len(prompts[0]) + 1].item()], **few)
     assert suppressed.trace.tokens(0)[1].settled is False  # not the model's likeliest token
 
 

@@ -77,7 +77,14 @@ def test_a_real_model(bundled, texts):
     assert recurrences == sorted(recurrences, reverse=True)
     differing = spent = 0
     for row, ids in enumerate(texts):
-        insight = inspect_recurrences(model, ids, 12, LatentDifferenceCriterion(result.threshold), None, seed=row)
+        insight = inspect_recurrences(
+            model,
+            ids,
+            num_steps=12,
+            exit_criterion=LatentDifferenceCriterion(result.threshold),
+            exit_threshold=None,
+            seed=row,
+        )
         exits = insight.exit_depths.clamp_max(12)
         differing += int((insight.readouts.gather(0, exits[None] - 1)[0] != insight.readouts[-1]).sum())
         spent += int(exits.sum())
