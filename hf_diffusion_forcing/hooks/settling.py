@@ -127,7 +127,8 @@ class SettlingCriterion(DistanceCriterion):
     """The remaining recurrences are estimated to move no lead of the likeliest token by more than `threshold` of it.
 
     The remaining sway (see `hooks.settling`) is below the threshold. 1 is the bare estimate; a smaller threshold is a
-    safety factor: with 0.1 the margin is ten times what the remaining recurrences can move it. Reads the model's raw
+    safety factor: with 0.1 the margin is ten times what the remaining recurrences can move it. In `generate()` it also
+    makes up for what later tokens lose when they read keys and values of a shallow exit (docs/hooks.md). Reads the model's raw
     logits, before processors and sampling. A new position needs two ticks. Cost: the readout and a
     top-8 of it; remembers the logits and `WINDOW` + 2 numbers per position.
 
@@ -137,7 +138,7 @@ class SettlingCriterion(DistanceCriterion):
 
     name: ClassVar[str] = "settling"
     needs_logits: ClassVar[bool] = True
-    threshold: float = 0.25
+    threshold: float = 0.01
 
     def distance(self, refinement: Refinement) -> torch.Tensor:
         return remaining_sway_of(refinement)
