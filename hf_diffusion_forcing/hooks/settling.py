@@ -6,7 +6,8 @@ adaptive sampler, `inner_recurrence` of them in diffusion forcing), and z the lo
 - The contraction factor q is the geometric mean of c / c_before over the last `WINDOW` ticks. Once the state moves by
   no more than rounding, q stays as it was before.
 - Let t be the likeliest token and g_v = z[t] - z[v] its lead over token v. The sway of the readout is the largest
-  |g_v - g_v before| / g_v over the likeliest rivals: the share of a lead that one tick moves.
+  |g_v - g_v before| / g_v over all v (in a tick, over the
+  `CANDIDATES` likeliest): the share of a lead that one tick moves.
 - If every later tick moves the leads by q times the move before it, all of them together move a lead by at most
   q / (1 - q) times the last move. So sway * q / (1 - q), the remaining sway, is the largest share of a lead that the
   remaining recurrences move, and the choice of t is settled if it is less than 1.
@@ -31,7 +32,7 @@ WINDOW = 4
 """Ticks over which a contraction factor is measured."""
 
 CANDIDATES = 8
-"""The likeliest tokens whose logits are compared. With the whole vocabulary, the estimate hardly differs and costs more
+"""The likeliest tokens whose logits the exit criterion compares. With the whole vocabulary, the estimate hardly differs and costs more
 (9 times as much for 32 positions and 65,536 tokens on a CPU)."""
 
 
@@ -64,22 +65,26 @@ def contraction_factor(
     return torch.where(change <= floor, at_rest, factor)
 
 
-def sway(logits: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """The largest share of the likeliest token's leads over its closest rivals that a tick has moved.
+def sway(logits: torch.Tensor, before: torch.Tensor, candidates: int | None = None) -> torch.Tensor:
+    """The largest share of the likeliest token's leads that a tick has moved.
 
     Args:
         logits, before: [..., vocabulary], after a tick and before it.
+        candidates: compare only so many of the likeliest tokens; all when None.
 
     Returns:
-        float32 [...]; inf at a tie, NaN where the highest logit is not finite, or one of its rivals' was not.
+        float32 [...]; inf at a tie, NaN where the highest logit is not finite, or one before it was not.
     """
-    highest, tokens = logits.topk(min(CANDIDATES, logits.shape[-1]), dim=-1)
-    highest, earlier = highest.float(), before.gather(-1, tokens).float()
-    lead = highest[..., :1] - highest[..., 1:]
-    moved = (lead - (earlier[..., :1] - earlier[..., 1:])).abs()
+    if candidates is not None and candidates < logits.shape[-1]:
+        logits, tokens = logits.topk(candidates, dim=-1)
+        before = before.gather(-1, tokens)
+    logits, before = logits.float(), before.float()
+    top, best = logits.max(-1, keepdim=True)
+    lead = top - logits
+    moved = (lead - (before.gather(-1, best) - before)).abs()
     # A tie may go either way, even if nothing has moved it so far. A token whose logit is -inf is no rival.
     share = torch.where(lead == 0, math.inf, moved / lead).masked_fill(lead == math.inf, 0.0)
-    return share.amax(-1).masked_fill(~highest[..., 0].isfinite(), math.nan)
+    return share.scatter(-1, best, 0.0).amax(-1).masked_fill(~top[..., 0].isfinite(), math.nan)
 
 
 def remaining_sway(sways: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
@@ -95,11 +100,15 @@ def remaining_sway_of(refinement: Refinement) -> torch.Tensor:
     """
     if "settling.remaining" in refinement.remembered:
         return refinement.remembered["settling.remaining"]
-    sways = since_last_tick(refinement, "settling.logits", refinement.logits, lambda before, now: sway(now, before))
+    sways = since_last_tick(refinement, "settling.logits", refinement.logits, _sway_of_candidates)
     factors = _factor_since_last_tick(refinement).to(sways.device)
     remaining = remaining_sway(sways, factors)
     refinement.remember("settling.remaining", remaining)
     return remaining
+
+
+def _sway_of_candidates(before: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
+    return sway(now, before, CANDIDATES)
 
 
 def _factor_since_last_tick(refinement: Refinement) -> torch.Tensor:
@@ -128,9 +137,9 @@ class SettlingCriterion(DistanceCriterion):
 
     The remaining sway (see `hooks.settling`) is below the threshold. 1 is the bare estimate; a smaller threshold is a
     safety factor: with 0.1 the margin is ten times what the remaining recurrences can move it. In `generate()` it also
-    makes up for what later tokens lose when they read keys and values of a shallow exit (docs/hooks.md). Reads the model's raw
-    logits, before processors and sampling. A new position needs two ticks. Cost: the readout and a
-    top-8 of it; remembers the logits and `WINDOW` + 2 numbers per position.
+    makes up for what later tokens lose when they read the keys and values of shallow exits. Reads the model's raw
+    logits, before processors and sampling. A new position needs two ticks. Cost: the readout and a top-8 of it;
+    remembers the logits and `WINDOW` + 2 numbers per position.
 
     Args:
         threshold: 0 or more.

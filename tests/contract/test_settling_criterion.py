@@ -57,7 +57,7 @@ def test_the_values_are_the_estimate_over_all_depths(recurrences):
         last = tick
     changes = torch.stack([(tick.states - tick.before).norm(dim=-1) / tick.states.norm(dim=-1) for tick in ticks])[:, 0]
     factors = contraction(changes, rounding_floor(torch.float32))
-    sways = torch.stack([torch.tensor([INF]), *(sway(logits[k], logits[k - 1])[None] for k in range(1, 9))])
+    sways = torch.stack([torch.tensor([INF]), *(sway(logits[k], logits[k - 1], CANDIDATES)[None] for k in range(1, 9))])
     torch.testing.assert_close(torch.stack(values), remaining_sway(sways, factors))
     assert torch.equal(torch.stack(values) < 1, is_settled(sways, factors))
     assert not verdicts[0].any() and verdicts[-1].all()
@@ -69,7 +69,8 @@ def test_sway_is_that_of_the_whole_vocabulary_where_a_close_rival_moves():
     best = logits.argmax(-1, keepdim=True)
     lead, lead_before = logits.gather(-1, best) - logits, before.gather(-1, best) - before
     share = ((lead - lead_before).abs() / lead).scatter(-1, best, 0.0)
-    found = sway(logits, before)
+    found = sway(logits, before, CANDIDATES)
+    torch.testing.assert_close(sway(logits, before), share.amax(-1))
     assert (found <= share.amax(-1) + 1e-6).all()
     near = logits.topk(CANDIDATES).indices
     torch.testing.assert_close(found, share.gather(-1, near).amax(-1))
