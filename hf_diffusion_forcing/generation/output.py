@@ -25,6 +25,8 @@ class SamplerStats:
         proposals: by readout depth, how many drafts were later checked and how many of them were right.
         guesses: the same for guesses made before any readout (`draft_tokens`), by their source: a draft source's name,
             or "dropped_drafts".
+        settled: with a trace, how many of each row's tokens the remaining recurrences were estimated not to change when
+            they were committed (`TokenTrace.settled`); None where this is not known.
         tokens_committed: new tokens per row; the first of a row comes from the prompt's own pass.
     """
 
@@ -40,6 +42,7 @@ class SamplerStats:
     wasted_recurrences: int = 0
     proposals: dict[int, tuple[int, int]] = field(default_factory=dict)
     guesses: dict[str, tuple[int, int]] = field(default_factory=dict)
+    settled: list[int] | None = None
 
     def count_proposals(self, position: Position, token: int) -> None:
         """Count a position's drafts and its guess of the next token, once that token is known."""
