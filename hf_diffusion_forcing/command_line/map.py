@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from .console import exit_on_error, fail, say
+from .console import exit_on_error, say
 from .options import AsJson, DeviceOptions, MaxNewTokens, Stop, stop_strings
 from .sampler_options import DEFAULT_SAMPLER, SPELLING_HELP, PlainSettings, chosen_sampler
 
@@ -152,22 +152,24 @@ def map(
             **choices,
             **keywords,
         )
-    if result is None:
-        return
+    if result is not None:
+        print_result(result, f"{columns.output_column}_error", as_json, quiet)
+
+
+def print_result(result: Any, error_column: str, as_json: bool, quiet: bool) -> None:
+    """Say what was done (`hf_diffusion_forcing.jobs.map_dataset.MapResult`), and warn about rows with an error."""
     if as_json:
         print(json.dumps(result.to_dict()))
     elif not quiet:
-        say(
-            Console(),
-            f"{result.rows} rows are in {result.output}. {result.decoded} were decoded now: {result.tokens:,} tokens in "
-            f"{result.seconds:.1f} s ({result.tokens_per_second:.1f} tokens/s).",
-        )
+        speed = f"{result.tokens:,} tokens in {result.seconds:.1f} s ({result.tokens_per_second:.1f} tokens/s)"
+        say(Console(), f"{result.rows} rows are in {result.output}. {result.decoded} were decoded now: {speed}.")
     if result.failed:
-        message = (
-            f"warning: {result.failed} rows have an error in the column {columns.output_column}_error. The same command "
-            "tries them again."
-        )
-        Console(stderr=True, soft_wrap=True).print(message, style="yellow", highlight=False, markup=False)
+        warn(f"warning: {result.failed} rows have an error, see {error_column}. The same command tries them again.")
+
+
+def warn(message: str) -> None:
+    """Print a line on standard error."""
+    Console(stderr=True, soft_wrap=True).print(message, style="yellow", highlight=False, markup=False)
 
 
 @contextmanager
@@ -186,7 +188,7 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        fail(str(stop) or "Interrupted.")
+        warn(str(stop) or "Interrupted.")
         raise typer.Exit(128 + got) from stop
     finally:
         signal.signal(signal.SIGTERM, before)

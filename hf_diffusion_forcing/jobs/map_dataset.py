@@ -206,8 +206,8 @@ class Job:
         with FinishedRows(self.journal.files()) as finished:
             if missing := [number for number in left if number not in finished]:
                 raise ValueError(
-                    f"{len(missing)} rows are not in {self.journal.folder}, such as row {missing[0]}: all processes need "
-                    "the same folder for the output."
+                    f"{len(missing)} rows are not in {self.journal.folder}, such as row {missing[0]}: all processes "
+                    "need the same folder for the output."
                 )
             self.file.write(self.decoder.rows, finished)
             tokens = sum(finished[number]["tokens"] for number in left)
