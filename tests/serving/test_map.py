@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 from datasets import Dataset, load_dataset
 
 from hf_diffusion_forcing.evaluation.journal import Journal
@@ -196,11 +195,11 @@ def test_stops_and_equal_seeds(bundled, tmp_path):
     """With one seed for all, equal prompts have equal texts, and a common beginning is read once."""
     rows = Dataset.from_dict({"prompt": ["Q: Start at 7 + 3 * 3. Last digit?\nA:"] * 3})
     call = {"prompt_template": None, "same_seed": True, "sampler_preset": None, "max_new_tokens": 40}
-    call |= {"sampler": "autoregressive", "stop_strings": ["="], "do_sample": False, "keep_seed": True}
+    call |= {"sampler": "autoregressive", "stop_strings": ["."], "do_sample": False, "keep_seed": True}
     job(bundled, rows, tmp_path / "out.jsonl", **call)
     written = lines(tmp_path / "out.jsonl")
     assert len(set(texts(tmp_path / "out.jsonl"))) == 1 and {row["output_seed"] for row in written} == {3}
-    assert written[0]["output"].endswith("=") and written[0]["output_finish_reason"] == "stop"
+    assert written[0]["output"].endswith(".") and written[0]["output_finish_reason"] == "stop"
     exactly = call | {"max_new_tokens": written[0]["output_tokens"]}
     job(bundled, rows, tmp_path / "exact.jsonl", **exactly)
     assert {row["output_finish_reason"] for row in lines(tmp_path / "exact.jsonl")} == {"stop"}
