@@ -38,6 +38,7 @@ class MapResult:
         failed: rows with an error.
         tokens: new tokens of the rows that this call decoded, on all processes.
         seconds: that this call decoded for, on the process that took longest.
+        prefix_hit_rate: share of the main process's prompt positions that were not read, since prompts began alike.
     """
 
     output: Path
@@ -46,6 +47,7 @@ class MapResult:
     failed: int
     tokens: int
     seconds: float
+    prefix_hit_rate: float
 
     @property
     def tokens_per_second(self) -> float:
@@ -211,7 +213,8 @@ class Job:
                 )
             self.file.write(self.decoder.rows, finished)
             tokens = sum(finished[number]["tokens"] for number in left)
-            return MapResult(self.file.path, total, len(left), len(finished.failed), tokens, seconds)
+            failed, hits = len(finished.failed), self.decoder.stats.prefix_hit_rate
+            return MapResult(self.file.path, total, len(left), failed, tokens, seconds, hits)
 
     def _decode(self, mine: list[int], finished: int) -> None:
         """Decode this process's rows and keep them as they end."""

@@ -15,6 +15,7 @@ from ..compat.continuous_batching import GenerationOutput
 from ..serving.manager import NOT_SETTINGS, ContinuousBatchingManager
 from ..serving.mixin import MAX_BATCH_SIZE, ContinuousGenerationMixin
 from ..serving.request import prepare
+from ..serving.statistics import BatchingStats
 from ..settings.generation_config import RecurrentDepthGenerationConfig
 from .prompts import Prompts
 
@@ -37,6 +38,7 @@ class RowDecoder:
         seed: row i is decoded with seed + i, or every row with it if `same_seed`.
         keeps_logprobs: whether records have them.
         limits: keywords of `init_continuous_batching()`.
+        stats: what the engine has done in the last call of `records`.
     """
 
     model: ContinuousGenerationMixin
@@ -50,6 +52,7 @@ class RowDecoder:
     limits: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
+        self.stats = BatchingStats()
         self._sources = self.rows.select_columns(self.prompts.columns)
         if "stop_strings" in self.keywords:
             self.keywords = self.keywords | {"tokenizer": self.tokenizer}
@@ -82,6 +85,7 @@ class RowDecoder:
         """
         left, ahead = iter(numbers), AHEAD * (self.limits.get("max_batch_size") or MAX_BATCH_SIZE)
         manager, inside, is_over = self._manager(), 0, False
+        self.stats = manager.stats
         manager.start()
         try:
             while inside or not is_over:

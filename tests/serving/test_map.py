@@ -196,13 +196,15 @@ def test_stops_and_equal_seeds(bundled, tmp_path):
     rows = Dataset.from_dict({"prompt": ["Q: Start at 7 + 3 * 3. Last digit?\nA:"] * 3})
     call = {"prompt_template": None, "same_seed": True, "sampler_preset": None, "max_new_tokens": 40}
     call |= {"sampler": "autoregressive", "stop_strings": ["."], "do_sample": False, "keep_seed": True}
-    job(bundled, rows, tmp_path / "out.jsonl", **call)
+    assert job(bundled, rows, tmp_path / "out.jsonl", **call).prefix_hit_rate > 0.5
     written = lines(tmp_path / "out.jsonl")
     assert len(set(texts(tmp_path / "out.jsonl"))) == 1 and {row["output_seed"] for row in written} == {3}
     assert written[0]["output"].endswith(".") and written[0]["output_finish_reason"] == "stop"
     exactly = call | {"max_new_tokens": written[0]["output_tokens"]}
     job(bundled, rows, tmp_path / "exact.jsonl", **exactly)
     assert {row["output_finish_reason"] for row in lines(tmp_path / "exact.jsonl")} == {"stop"}
+    different = job(bundled, rows, tmp_path / "different.jsonl", **call | {"same_seed": False})
+    assert different.prefix_hit_rate == 0
 
 
 def test_the_later_record_of_a_failed_row_counts(tmp_path):
