@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -69,10 +70,25 @@ class SamplingOptions:
         int | None, typer.Option(help="Positions of a prompt to read at once; all by default.", min=1)
     ] = None
 
-    def keywords(self) -> dict[str, Any]:
-        """Those given, as keywords of `generate()`."""
+    def keywords(self, samples: bool | None) -> dict[str, Any]:
+        """Those given, as keywords of `generate()`.
+
+        Args:
+            samples: whether the checkpoint samples by default.
+
+        Raises:
+            ValueError: an option of sampling without sampling, which transformers would ignore.
+        """
         given = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {name: value for name, value in given.items() if value is not None}
+        given = {name: value for name, value in given.items() if value is not None}
+        if not given.get("do_sample", samples):
+            for name in ("temperature", "top_p", "top_k"):
+                if name in given:
+                    option = f"--{name.replace('_', '-')}"
+                    raise ValueError(
+                        f"{option} {given[name]} applies to sampling only: add --do-sample, or leave it out."
+                    )
+        return given
 
 
 @dataclass
@@ -132,6 +148,7 @@ def map(
     if sampler is not None or "sampler_preset" in keywords:
         keywords = chosen_sampler(sampler, settings)
     with exit_on_error():
+        from ..jobs import disable_progress_bars
         from ..jobs.map_dataset import map_dataset
         from ..jobs.output_file import OutputFile
 
@@ -139,9 +156,12 @@ def map(
     network, tokenizer = place.load(model)
     if "sampler" not in keywords and not network.generation_config.names_sampler:
         keywords["sampler"] = DEFAULT_SAMPLER
-    keywords |= rows.keywords() | columns.keywords() | sampling.keywords() | batching.keywords() | stop_strings(stop)
+    keywords |= rows.keywords() | columns.keywords() | batching.keywords() | stop_strings(stop)
     choices = {"max_new_tokens": max_new_tokens, "seed": seed, "same_seed": same_seed, "strict": strict}
     with exit_on_error(), interruptible():
+        keywords |= sampling.keywords(network.generation_config.do_sample)
+        if quiet or not sys.stderr.isatty():
+            disable_progress_bars()
         result = map_dataset(
             network,
             tokenizer,

@@ -1,6 +1,8 @@
 """Decodes whole datasets: batch jobs that can be interrupted and resumed."""
 
 try:
-    import datasets  # noqa: F401
+    from datasets import disable_progress_bars
 except ImportError as error:
     raise ImportError(f'Batch jobs need datasets ({error}): pip install "hf-diffusion-forcing[eval]"') from error
+
+__all__ = ["disable_progress_bars"]

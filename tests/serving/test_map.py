@@ -255,7 +255,7 @@ def test_the_command(data, alone, tmp_path):
         (["--prompt-column", "question", "--preset", "slow"], "sampler_preset='slow' is unknown"),
         (["--prompt-column", "question", "--max-new-tokens", "9999"], "Use max_new_tokens <="),
         (["--prompt-column", "question", "--max-cache-bytes", "10"], "Row 0: Request 0 needs"),
-        (["--prompt-column", "question", "--temperature", "-1"], "temperature"),
+        (["--prompt-column", "question", "--temperature", "0.5"], "add --do-sample"),
     ],
 )
 def test_what_is_wrong_is_said_before_a_row_is_decoded(data, tmp_path, arguments, message):
