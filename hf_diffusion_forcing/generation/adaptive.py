@@ -40,6 +40,7 @@ class Adaptive(EarlyExitSampler):
         wave = Wave(rows, self.device)
         if self.at is None:
             self.at = cache.place_rows(wave.positions, wave.seats, wave.widths, wave.extent, wave.start)
+            self.at.ids = wave.ids  # a tick without new tokens does not embed any
         at = self.at
         at.depth = 0 if cache.kv_sharing == "last" else wave.steps
         refinement = self.refinement(wave, 1, budget)
