@@ -58,6 +58,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "TokenStabilityCriterion",
     ),
     ".hooks.refinement": ("Refinement",),
+    ".hooks.settling": ("SettlingCriterion",),
     ".models": (
         "RecurrentDepthForCausalLM",
         "RecurrentDepthInterface",

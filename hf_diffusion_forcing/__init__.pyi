@@ -29,6 +29,7 @@ from .hooks.logits_criteria import (
     TokenStabilityCriterion,
 )
 from .hooks.refinement import Refinement
+from .hooks.settling import SettlingCriterion
 from .models import RecurrentDepthForCausalLM, RecurrentDepthInterface, RecurrentDepthModelOutput, RecurrentDepthOutput
 from .packing import pack_linear_weights, unpack_linear_weights
 from .registration import (
@@ -127,6 +128,7 @@ __all__ = [
     "Refinement",
     "SamplerConfig",
     "SamplerStats",
+    "SettlingCriterion",
     "SpeculativeWavefrontConfig",
     "StateNoise",
     "TokenStabilityCriterion",
