@@ -59,7 +59,7 @@ class Answer(BaseGenerateManager):
     ) -> tuple[asyncio.Queue, TextStream]:
         """Add a request; its queue of texts, and their stream."""
         # The visit's end cancels what it has added, whatever ended it.
-        self.stream = TextStream(lambda: None, processor._tokenizer, self.stops, response_parser)
+        self.stream = TextStream(lambda: None, processor.backend_tokenizer, self.stops, response_parser)
         self._add(processor, inputs, gen_config, self._pass_on, streaming=True)
         return self.stream.queue, self.stream
 

@@ -50,7 +50,7 @@ class OnEngine:
         if body.get(self.required) is None:
             raise HTTPException(400, f"The request lacks the field {self.required!r}.")
         check_body(body, self.supported)
-        wish = asked(body, self.service.limits.max_choices, self.is_legacy)
+        wish = self._wish(body)
         answers = [self._answer(wish) for _ in range(wish.n)]
         seeds = [body.get("seed")]
         if wish.n > 1:
@@ -65,6 +65,9 @@ class OnEngine:
             if answer.error is not None and answer.stream is not None:
                 raise RuntimeError(answer.error)
         return self._together(responses, answers, wish)
+
+    def _wish(self, body: dict[str, Any]) -> Asked:
+        return asked(body, self.service.limits.max_choices, self.is_legacy)
 
     def _answer(self, wish: Asked) -> Answer:
         return Answer(self.service.manager, wish.stops, wish.logprobs, quotes=True)
@@ -151,6 +154,9 @@ class Completions(OnEngine, CompletionHandler):
 
 class Responses(OnEngine, ResponseHandler):
     required = "input"
+
+    def _wish(self, body: dict[str, Any]) -> Asked:
+        return Asked()
 
     def _answer(self, wish: Asked) -> Answer:
         return Answer(self.service.manager)

@@ -156,7 +156,8 @@ def build_app(
     )
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) not in UNUSED_ROUTES]
     app.router.lifespan_context = with_engine(app.router.lifespan_context, model, manager)
-    app.state.service, metrics = service, Metrics(manager, ROUTES)
+    app.state.service = service
+    metrics = Metrics(manager, ROUTES)
 
     @app.get("/metrics")
     def read_metrics() -> Response:

@@ -220,7 +220,7 @@ def test_an_error_is_json_whatever_its_message_holds(bundled, stream):
             raise RuntimeError(MESSAGE)
 
     model.transformer.core_block[0].register_forward_hook(failing)
-    with running(build_app(model, tokenizer, "it")) as port:
+    with running(build_app(model, tokenizer, "it", max_batch_size=1)) as port:
         sent = {"prompt": "Q: Start at 3 + 2.", "max_tokens": 500, "stream": stream}
         answer = httpx2.post(f"http://localhost:{port}/v1/completions", json=sent, timeout=120)
         lines = answer.text.strip().split("\n\n") if stream else [answer.text]

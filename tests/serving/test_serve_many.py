@@ -220,7 +220,7 @@ def test_metrics_and_health(port, bundled):
 
 def test_limits_of_a_request(bundled):
     """A key, a bound on the body, on the new tokens, on the time, and on the queue."""
-    limits = ServiceLimits(max_request_bytes=600, request_timeout=4.0, max_new_tokens=3000)
+    limits = ServiceLimits(max_request_bytes=600, request_timeout=6.0, max_new_tokens=3000)
     app = served(bundled, api_key="a secret", limits=limits, max_batch_size=1, max_queue_size=1)
     keyed = {"headers": {"Authorization": "Bearer a secret"}}
     with running(app) as port, contextlib.ExitStack() as open_:
@@ -242,7 +242,7 @@ def test_limits_of_a_request(bundled):
         full = post(port, {"prompt": "Q"}, **keyed)
         assert full.status_code == 503 and full.headers["Retry-After"] == "1"
         last = started.result().text.strip().split("\n\n")[-1]
-        assert json.loads(last.removeprefix("data: "))["error"]["message"] == "The request took longer than 4 seconds."
+        assert json.loads(last.removeprefix("data: "))["error"]["message"] == "The request took longer than 6 seconds."
         assert waiting.result().status_code == 504
         eventually(lambda: load().rows == load().waiting == 0)
 

@@ -59,6 +59,7 @@ def running(app) -> Iterator[int]:
     thread = Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
+        assert thread.is_alive(), "the server did not start"
         time.sleep(0.05)
     try:
         yield server.servers[0].sockets[0].getsockname()[1]
