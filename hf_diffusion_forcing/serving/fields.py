@@ -153,3 +153,17 @@ def asked(body: dict[str, Any], limit: int, legacy: bool) -> Asked:
     return Asked(
         n, logprobs is not None if legacy else bool(logprobs), bool((options or {}).get("include_usage")), stops
     )
+
+
+def biases(logit_bias: dict[str, Any], vocab_size: int) -> dict[tuple[int, ...], float]:
+    """`logit_bias` as transformers' `sequence_bias`.
+
+    Raises:
+        HTTPException: status 400; a key is no token, or a value no number.
+    """
+    for token, bias in logit_bias.items():
+        if not token.isdecimal() or int(token) >= vocab_size:
+            raise HTTPException(400, f"'logit_bias' has the token {token!r}: tokens are 0 to {vocab_size - 1}.")
+        if isinstance(bias, bool) or not isinstance(bias, int | float):
+            raise HTTPException(400, f"'logit_bias' of the token {token} must be a number.")
+    return {(int(token),): float(bias) for token, bias in logit_bias.items()}

@@ -16,7 +16,7 @@ from ..randomness import row_seeds
 from ..settings.generation_config import SAMPLER_NAMES, RecurrentDepthGenerationConfig
 from .answer import Answer, OneAnswer
 from .choices import Choices
-from .fields import Asked, asked, check_body
+from .fields import Asked, asked, biases, check_body
 from .service import Service
 
 
@@ -97,8 +97,8 @@ class OnEngine:
             raise HTTPException(400, "'generation_config' must be a JSON object.")
         if given.get("num_return_sequences", 1) != 1:
             raise HTTPException(400, "num_return_sequences is the field 'n' here: pass n.")
-        # Without its seed: transformers' handler would seed the whole process.
-        plain = {name: value for name, value in body.items() if name != "seed"}
+        # Without its seed, by which transformers' handler would seed the whole process.
+        plain = {name: value for name, value in body.items() if name not in ("seed", "logit_bias")}
         config = super()._build_generation_config(plain, model_generation_config)
         config = RecurrentDepthGenerationConfig.of(config)
         if not config.names_sampler:
@@ -106,6 +106,8 @@ class OnEngine:
                 setattr(config, name, getattr(model_generation_config, name))
         if "prefill_chunk_size" not in given:
             config.prefill_chunk_size = model_generation_config.prefill_chunk_size
+        if body.get("logit_bias"):
+            config.sequence_bias = biases(body["logit_bias"], self.service.manager.model.config.vocab_size)
         self._limit(config, body, given)
         seed = self._seed(body, config)
         return config if seed is None else config.with_settings(seed=seed)

@@ -159,10 +159,11 @@ def test_logit_bias(client, bundled):
         ({"n": True}, "'n' must be int"),
         ({"stop": [""]}, "'stop' must be a text"),
         ({"logit_bias": [1]}, "'logit_bias' must be dict"),
+        ({"logit_bias": {"100000": 1}}, "tokens are 0 to"),
         ({"messages": []}, "'messages' is empty"),
         ({"messages": ["hello"]}, "must be a list of objects, not of str"),
         ({"generation_config": '{"num_return_sequences": 2}'}, "pass n"),
-        ({"generation_config": '{"num_beams": 2}'}, "not possible in continuous batching"),
+        ({"generation_config": '{"num_beams": 2}'}, "cannot do beam_search"),
         ({"stream_options": {"include_usage": True}}, "needs stream=true"),
     ],
 )
