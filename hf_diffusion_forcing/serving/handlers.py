@@ -56,7 +56,7 @@ class OnEngine:
         if wish.n > 1:
             seeds = row_seeds(body.get("seed"), wish.n).tolist()
         turns = [
-            self._one(answer, copy.deepcopy(body) | {"seed": seed}, request_id)
+            self.one_text(answer, copy.deepcopy(body) | {"seed": seed}, request_id)
             for answer, seed in zip(answers, seeds, strict=True)
         ]
         responses = await all_of(turns)
@@ -72,7 +72,12 @@ class OnEngine:
     def _answer(self, wish: Asked) -> Answer:
         return Answer(self.service.manager, wish.stops, wish.logprobs, quotes=True)
 
-    async def _one(self, answer: Answer, body: dict[str, Any], request_id: str) -> JSONResponse | StreamingResponse:
+    async def one_text(self, answer: Answer, body: dict[str, Any], request_id: str) -> JSONResponse | StreamingResponse:
+        """One of the texts, as transformers' handler answers it.
+
+        Raises:
+            HTTPException: a field is missing.
+        """
         own = copy.copy(self)
         own.generation_state = OneAnswer(answer)
         try:
