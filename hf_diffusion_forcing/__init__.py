@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from .checkpoints import bundled_checkpoint
+from .families import NAMES as FAMILY_NAMES
 from .lazy_registration import register_lazily
 from .version import __version__
 
@@ -57,6 +58,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "TokenStabilityCriterion",
     ),
     ".hooks.refinement": ("Refinement",),
+    ".hooks.settling": ("SettlingCriterion",),
     ".models": (
         "RecurrentDepthForCausalLM",
         "RecurrentDepthInterface",
@@ -68,23 +70,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "unpack_linear_weights",
     ),
     ".registration": (
-        "HrmTextConfig",
-        "HrmTextForCausalLM",
-        "NanbeigeConfig",
-        "NanbeigeForCausalLM",
-        "NanbeigeForSequenceClassification",
-        "NanbeigeForTokenClassification",
-        "NanbeigeModel",
-        "OuroConfig",
-        "OuroForCausalLM",
-        "OuroForSequenceClassification",
-        "OuroForTokenClassification",
-        "OuroModel",
-        "RavenConfig",
-        "RavenForCausalLM",
-        "RavenForSequenceClassification",
-        "RavenForTokenClassification",
-        "RavenModel",
+        *FAMILY_NAMES,
         "RecurrentDepthAdapter",
         "enable_recurrent_depth",
     ),

@@ -29,6 +29,7 @@ from .hooks.logits_criteria import (
     TokenStabilityCriterion,
 )
 from .hooks.refinement import Refinement
+from .hooks.settling import SettlingCriterion
 from .models import RecurrentDepthForCausalLM, RecurrentDepthInterface, RecurrentDepthModelOutput, RecurrentDepthOutput
 from .packing import pack_linear_weights, unpack_linear_weights
 from .registration import (
@@ -44,6 +45,11 @@ from .registration import (
     OuroForSequenceClassification,
     OuroForTokenClassification,
     OuroModel,
+    ParcaeConfig,
+    ParcaeForCausalLM,
+    ParcaeForSequenceClassification,
+    ParcaeForTokenClassification,
+    ParcaeModel,
     RavenConfig,
     RavenForCausalLM,
     RavenForSequenceClassification,
@@ -101,6 +107,11 @@ __all__ = [
     "OuroForSequenceClassification",
     "OuroForTokenClassification",
     "OuroModel",
+    "ParcaeConfig",
+    "ParcaeForCausalLM",
+    "ParcaeForSequenceClassification",
+    "ParcaeForTokenClassification",
+    "ParcaeModel",
     "RavenConfig",
     "RavenForCausalLM",
     "RavenForSequenceClassification",
@@ -117,6 +128,7 @@ __all__ = [
     "Refinement",
     "SamplerConfig",
     "SamplerStats",
+    "SettlingCriterion",
     "SpeculativeWavefrontConfig",
     "StateNoise",
     "TokenStabilityCriterion",

@@ -21,6 +21,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from .class_names import recognise_class_names
+from .families import ADAPTED, FAMILIES
+
 AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 """The module of `AutoConfig`; those of the other Auto classes import it first."""
 
@@ -54,31 +57,18 @@ class StandIn(type):
         return cls.real_class()(*args, **kwargs)
 
 
-class RavenConfig(metaclass=StandIn):
-    """Stands in for `hf_diffusion_forcing.RavenConfig`."""
-
-    model_type = "huginn_raven"
-
-
-class OuroConfig(metaclass=StandIn):
-    """Stands in for `hf_diffusion_forcing.OuroConfig`."""
-
-    model_type = "ouro"
-
-
-class HrmTextConfig(metaclass=StandIn):
-    """Stands in for `hf_diffusion_forcing.HrmTextConfig`."""
-
-    model_type = "hrm_text"
-
-
-class NanbeigeConfig(metaclass=StandIn):
-    """Stands in for `hf_diffusion_forcing.NanbeigeConfig`."""
-
-    model_type = "nanbeige"
-
-
-STAND_INS = (RavenConfig, OuroConfig, NanbeigeConfig, HrmTextConfig)
+STAND_INS = tuple(
+    StandIn(
+        f"{name}Config",
+        (),
+        {
+            "__doc__": f"Stands in for `{__package__}.{name}Config`.",
+            "__module__": __name__,
+            "model_type": model_type,
+        },
+    )
+    for model_type, name in (FAMILIES | ADAPTED).items()
+)
 """One for each family. transformers finds a config class by its name too, so they have the real classes' names."""
 
 
@@ -89,7 +79,7 @@ def register_stand_ins(module: ModuleType) -> None:
         module: that of `AutoConfig`, all of it.
     """
     # A registration that has only begun does not count: another thread may ask for a family before it ends.
-    if RavenConfig.model_type in module.CONFIG_MAPPING:
+    if STAND_INS[0].model_type in module.CONFIG_MAPPING:
         return
     for stand_in in STAND_INS:
         # transformers itself knows some of the families.
@@ -151,9 +141,15 @@ class LoadedThen(Loader):
         self.then(module)
 
 
+def prepare(module: ModuleType) -> None:
+    """Everything that the module of `AutoConfig` needs to know of the families."""
+    recognise_class_names(module.PreTrainedConfig)
+    register_stand_ins(module)
+
+
 def register_lazily() -> None:
     """Register the stand-ins, now or when `AutoConfig` is imported."""
-    finder = AfterImport(AUTO_CONFIG, register_stand_ins)
+    finder = AfterImport(AUTO_CONFIG, prepare)
     sys.meta_path.insert(0, finder)
     # Once its package is there, another thread may be looking for the module at this moment, without the finder.
     # `import_module` waits for that thread, or imports the module first.

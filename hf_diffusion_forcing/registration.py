@@ -11,25 +11,35 @@ from transformers import (
 )
 
 from .generation.mixin import RecurrentDepthGenerationMixin
-from .models import (
-    HrmTextAdapter,
-    HrmTextConfig,
-    NanbeigeConfig,
-    NanbeigeForSequenceClassification,
-    NanbeigeForTokenClassification,
-    NanbeigeLanguageModel,
-    NanbeigeModel,
-    OuroConfig,
-    OuroForSequenceClassification,
-    OuroForTokenClassification,
-    OuroLanguageModel,
-    OuroModel,
+from .models import RecurrentDepthAdapter
+from .models.hrm_text import HrmTextAdapter, HrmTextConfig
+from .models.huginn_raven import (
     RavenConfig,
     RavenForSequenceClassification,
     RavenForTokenClassification,
     RavenLanguageModel,
     RavenModel,
-    RecurrentDepthAdapter,
+)
+from .models.nanbeige import (
+    NanbeigeConfig,
+    NanbeigeForSequenceClassification,
+    NanbeigeForTokenClassification,
+    NanbeigeLanguageModel,
+    NanbeigeModel,
+)
+from .models.ouro import (
+    OuroConfig,
+    OuroForSequenceClassification,
+    OuroForTokenClassification,
+    OuroLanguageModel,
+    OuroModel,
+)
+from .models.parcae import (
+    ParcaeConfig,
+    ParcaeForSequenceClassification,
+    ParcaeForTokenClassification,
+    ParcaeLanguageModel,
+    ParcaeModel,
 )
 from .serving.mixin import ContinuousGenerationMixin
 from .settings.generation_config import RecurrentDepthGenerationConfig
@@ -65,7 +75,15 @@ class NanbeigeForCausalLM(ContinuousGenerationMixin, NanbeigeLanguageModel):
     """
 
 
-FAMILIES = (
+class ParcaeForCausalLM(RecurrentDepthGenerationMixin, ParcaeLanguageModel):
+    """A Parcae language model that decodes by any of this package's samplers.
+
+    A token reaches the state twice at every recurrence: by the injected embedding e, and by the value embeddings of the
+    core's attention. The latter are always those of the current draft; momentum mixes old embeddings into e alone.
+    """
+
+
+CLASSES = (
     (RavenConfig, RavenModel, RavenForCausalLM, RavenForSequenceClassification, RavenForTokenClassification),
     (OuroConfig, OuroModel, OuroForCausalLM, OuroForSequenceClassification, OuroForTokenClassification),
     (
@@ -75,8 +93,10 @@ FAMILIES = (
         NanbeigeForSequenceClassification,
         NanbeigeForTokenClassification,
     ),
+    (ParcaeConfig, ParcaeModel, ParcaeForCausalLM, ParcaeForSequenceClassification, ParcaeForTokenClassification),
 )
-"""Of each family its config, and its model without a head and with each, in the order of `AUTO_CLASSES`."""
+"""Of each of `families.FAMILIES` its classes: the config, and the model without a head and with each, in the order of
+`AUTO_CLASSES`."""
 
 AUTO_CLASSES = (
     AutoModel,
@@ -85,7 +105,7 @@ AUTO_CLASSES = (
     AutoModelForTokenClassification,
 )
 
-for _config, *_models in FAMILIES:
+for _config, *_models in CLASSES:
     AutoConfig.register(_config.model_type, _config)
     for _auto, _model in zip(AUTO_CLASSES, _models, strict=True):
         _auto.register(_config, _model)

@@ -2,9 +2,12 @@
 
     python scripts/train_bundled.py --output runs/bundled --steps 3500
     python scripts/train_bundled.py --corpus python-source --output runs/source --steps 3000
+    python scripts/train_bundled.py --family parcae --output runs/parcae --steps 1900 --mean-recurrence 8 \
+        --backprop-depth 4 --decoding-depth 8 --mixed-precision no --dtype bfloat16
 
 The second command trains a checkpoint of the same shape on the standard library of the running interpreter, whose text
-has natural entropy. It is used for measurements.
+has natural entropy. It is used for measurements. The third trains a Parcae on the problems by the same recipe, at the
+family's own depths, on a CPU without bfloat16 (`tests/fixtures/parcae-problems`).
 
 Training is resumable: run the same command again after an interruption. It is also seeded: the data of a step depend on
 the seed, the step and the longest mental chain so far. The learning rate warms up, stays constant, and decays linearly
@@ -12,7 +15,7 @@ over the last fifth of the steps, so `--steps` may be changed until the decay be
 """
 
 import json
-import math
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,11 +24,19 @@ import torch.nn.functional as F
 import typer
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from muon import Float32Muon
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
-from hf_diffusion_forcing import RavenConfig, RavenForCausalLM
+import hf_diffusion_forcing  # noqa: F401  (registers the families)
 from hf_diffusion_forcing.evaluation.corpora import Corpus, ProblemCorpus, SourceCorpus
 
 END, PAD = "<|endoftext|>", "<|pad|>"
@@ -69,44 +80,56 @@ def learning_rate_factor(step: int, steps: int, warmup: int = 100) -> float:
 
 
 def model_config(
-    tokenizer: PreTrainedTokenizerFast, layers: str, width: int, heads: int, intermediate: int, backprop_depth: int
-) -> RavenConfig:
-    """Return the config of the model; `layers` is prelude/core/coda."""
+    family: str,
+    tokenizer: PreTrainedTokenizerFast,
+    layers: str,
+    width: int,
+    heads: int,
+    intermediate: int,
+    backprop_depth: int,
+) -> PreTrainedConfig:
+    """Return the config of a model of `family`; `layers` is prelude/core/coda."""
     prelude, core, coda = (int(n) for n in layers.split("/"))
-    std = math.sqrt(2 / (5 * width))
-    return RavenConfig(
+    return AutoConfig.for_model(
+        family,
         vocab_size=len(tokenizer),
-        n_embd=width,
-        n_heads=heads,
+        hidden_size=width,
+        num_attention_heads=heads,
         intermediate_size=intermediate,
         n_layers_in_prelude=prelude,
         n_layers_in_recurrent_block=core,
         n_layers_in_coda=coda,
+        # Output projections start larger than for the final depth, because the depth grows during training.
+        mean_recurrence=3,
         mean_backprop_depth=backprop_depth,
-        # Output projections start larger than for 32 recurrences, because the depth grows during training.
-        init_values={"std": std, "embedding": std, "out_proj": std / 4, "embed_scale": math.sqrt(width)},
-        block_size=4096,
+        max_position_embeddings=4096,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
 
 
-def make_optimizers(model: RavenForCausalLM, learning_rate: float) -> tuple[torch.optim.Optimizer, ...]:
+def make_optimizers(
+    model: PreTrainedModel, learning_rate: float, mixed_precision: str
+) -> tuple[torch.optim.Optimizer, ...]:
     """Use Muon for matrices and AdamW for the rest."""
     # Muon learns chains of three operations in a third of the steps of AdamW, at the same cost per step.
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "wte" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "wte" in name]
+    embeddings = {module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    matrices = [p for p in model.parameters() if p.ndim == 2 and p not in embeddings]
+    others = [p for p in model.parameters() if p.ndim != 2 or p in embeddings]
+    muon = partial(torch.optim.Muon, adjust_lr_fn="match_rms_adamw") if mixed_precision == "bf16" else Float32Muon
     return (
-        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        muon(matrices, lr=learning_rate, weight_decay=0.05),
         torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
     )
 
 
-def save_trained(model: RavenForCausalLM, tokenizer: PreTrainedTokenizerFast, dtype: str, output: Path) -> None:
-    """Write the final checkpoint, which decodes at depth 32."""
+def save_trained(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, dtype: str, decoding_depth: int, output: Path
+) -> None:
+    """Write the final checkpoint, which decodes at `decoding_depth`."""
     model = model.eval().to(getattr(torch, dtype))
-    model.config.mean_recurrence = 32
+    model.config.mean_recurrence = decoding_depth
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -121,6 +144,9 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder for the checkpoint and the training state.")] = Path(
         "runs/bundled"
     ),
+    family: Annotated[
+        Literal["huginn_raven", "parcae"], typer.Option(help="Model type; one with prelude, core and coda.")
+    ] = "huginn_raven",
     corpus_name: Annotated[Literal["problems", "python-source"], typer.Option("--corpus")] = "problems",
     steps: int = 3500,
     seed: int = 0,
@@ -137,6 +163,7 @@ def main(
     source_batch: Annotated[int, typer.Option(help="Windows of 256 tokens of source per step.")] = 8,
     mean_recurrence: Annotated[int, typer.Option(help="Mean random depth after the ramp from 9.")] = 12,
     backprop_depth: int = 6,
+    decoding_depth: Annotated[int, typer.Option(help="Recurrences of the final checkpoint when decoding.")] = 32,
     mixed_precision: Annotated[str, typer.Option(help="bf16, or no if the CPU has no fast bf16.")] = "bf16",
     dtype: Annotated[str, typer.Option(help="Dtype of the saved weights: float32 or bfloat16.")] = "float32",
     save_every: int = 500,
@@ -150,9 +177,9 @@ def main(
         else SourceCorpus(seed, source_batch, width=256)
     )
     tokenizer = corpus.tokenizer = build_tokenizer(corpus, vocab_size)
-    config = model_config(tokenizer, layers, width, heads, intermediate, backprop_depth)
-    model = RavenForCausalLM(config).train()
-    optimizers = make_optimizers(model, learning_rate)
+    config = model_config(family, tokenizer, layers, width, heads, intermediate, backprop_depth)
+    model = AutoModelForCausalLM.from_config(config).train()
+    optimizers = make_optimizers(model, learning_rate, mixed_precision)
     model, *optimizers = accelerator.prepare(model, *optimizers)
 
     state = output / "state"
@@ -192,7 +219,7 @@ def main(
             (state / "step.json").write_text(json.dumps({"step": step} | corpus.progress))
     bar.close()
 
-    save_trained(accelerator.unwrap_model(model), tokenizer, dtype, output)
+    save_trained(accelerator.unwrap_model(model), tokenizer, dtype, decoding_depth, output)
     accelerator.print(f"Wrote {output}.")
 
 

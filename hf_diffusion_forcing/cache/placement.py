@@ -56,6 +56,8 @@ class Placement:
         mask: bool [rows, 1, width, extent], True where a query sees a key. None if every key is seen, or with
             `is_causal`: then the positions are the last ones before `extent`, and each sees those up to its own.
         grid: the `Grid` of a pass over rows end to end; None for a grid pass.
+        ids: int64, shaped as `positions`: the tokens there, for models that read them after the prelude too
+            (`reads_token_ids`). `embed()` fills them in; a placement that it does not see gets them from its maker.
         kernel: computes attention, with the arguments of `attention`; the model family chooses it.
         rotary: the rotations of queries and keys; the model family fills them in.
     """
@@ -70,6 +72,7 @@ class Placement:
     mask: torch.Tensor | None = None
     is_causal: bool = False
     grid: Grid | None = None
+    ids: torch.Tensor | None = None
     kernel: Callable[..., torch.Tensor] = attention
     rotary: Any = None
     _bias: torch.Tensor | None = None
@@ -159,7 +162,7 @@ class Placement:
         if self.positions.device == device:
             return self
         if device not in self._copies:
-            tensors = {name: getattr(self, name) for name in ("positions", "rows", "mask", "rotary")}
+            tensors = {name: getattr(self, name) for name in ("positions", "rows", "mask", "ids", "rotary")}
             moved = {name: None if tensor is None else tensor.to(device) for name, tensor in tensors.items()}
             self._copies[device] = replace(self, **moved, _bias=None, _position_bias=None, _runs={}, _copies={})
         return self._copies[device]

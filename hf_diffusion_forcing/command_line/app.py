@@ -6,6 +6,7 @@ Commands import torch and transformers only when they run, so help and most erro
 import typer
 
 from .benchmark import benchmark
+from .calibrate import calibrate
 from .compare import compare
 from .convert import convert
 from .demo import demo
@@ -36,6 +37,7 @@ COMMANDS = (
     diff,
     inspect,
     tune,
+    calibrate,
     report,
     export,
     push,

@@ -5,13 +5,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from .console import exit_on_error, fail, load
+from .console import exit_on_error, load
 
 
 def widen(
     output: Annotated[Path, typer.Argument(help="Folder to write.")],
     checkpoint: Annotated[
-        str | None, typer.Option(help="A checkpoint of Huginn's layout; the bundled one by default.")
+        str | None, typer.Option(help="A Huginn, Raven or Parcae checkpoint; the bundled one by default.")
     ] = None,
     factor: Annotated[int, typer.Option(help="Factor on the width.")] = 8,
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Type of the weights.")] = "bfloat16",
@@ -22,8 +22,6 @@ def widen(
     from ..evaluation.widening import widen as make_wider
 
     network, tokenizer = load(checkpoint)
-    if not hasattr(network.config, "layout"):
-        raise fail(f"{checkpoint} is a {network.config.model_type} model: pass a model of the Huginn format.")
     with exit_on_error():
         wide = make_wider(network, factor).to(getattr(torch, dtype))
         wide.save_pretrained(output)

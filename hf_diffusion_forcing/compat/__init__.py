@@ -18,6 +18,7 @@ from .private import (
     GenericForTokenClassification,
     GradientCheckpointingLayer,
     HrmTextAttention,
+    WeightRenaming,
     attn_implementation,
     find_file,
     has_forward_hooks,
@@ -30,6 +31,7 @@ from .private import (
     packed_linear,
     pad_token_id,
     prefix_constraint,
+    register_checkpoint_conversion_mapping,
     times_written,
 )
 
@@ -48,6 +50,7 @@ __all__ = [
     "GradientCheckpointingLayer",
     "HrmTextAttention",
     "Name",
+    "WeightRenaming",
     "attn_implementation",
     "find_file",
     "has_forward_hooks",
@@ -62,6 +65,7 @@ __all__ = [
     "packed_linear",
     "pad_token_id",
     "prefix_constraint",
+    "register_checkpoint_conversion_mapping",
     "takes_cache",
     "times_written",
 ]

@@ -202,7 +202,18 @@ NAMES: tuple[Name, ...] = (
     Name("transformers:EosTokenCriteria#eos_token_id", VERSIONS, "the ids that end a row, asked row by row"),
     Name("transformers:StoppingCriteriaList.max_length", VERSIONS, "the length limit of a call"),
     Name("transformers:TextDiffusionStreamer.put_draft", VERSIONS, "streamers that have it are shown the drafts"),
-    # Models: what PreTrainedModel asks of a class.
+    # Models: what PreTrainedModel asks of a class, and files under other names.
+    Name(
+        "transformers:PreTrainedConfig.get_config_dict(pretrained_model_name_or_path)",
+        VERSIONS,
+        "wrapped: a config.json without model_type is recognised by its _class_name",
+    ),
+    Name(
+        "transformers.conversion_mapping:register_checkpoint_conversion_mapping(model_type_or_class_name, mapping)",
+        VERSIONS,
+        "Parcae's value embeddings have another name in its files",
+    ),
+    Name("transformers.core_model_loading:WeightRenaming(source_patterns, target_patterns)", VERSIONS, "the same"),
     Name("transformers:PreTrainedModel._init_weights(module)", VERSIONS, "overridden: a family's initial weights"),
     Name("transformers:PreTrainedModel._no_split_modules", VERSIONS, "blocks that device_map='auto' keeps together"),
     Name(

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, PrefixConstrainedLogitsProcessor, PreTrainedConfig, initialization
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_layers import (
     GenericForSequenceClassification,
     GenericForTokenClassification,
@@ -24,6 +26,7 @@ __all__ = [
     "GenericForTokenClassification",
     "GradientCheckpointingLayer",
     "HrmTextAttention",
+    "WeightRenaming",
     "attn_implementation",
     "find_file",
     "has_forward_hooks",
@@ -35,6 +38,7 @@ __all__ = [
     "packed_linear",
     "pad_token_id",
     "prefix_constraint",
+    "register_checkpoint_conversion_mapping",
     "times_written",
 ]
 

@@ -16,6 +16,7 @@ from ..hooks.exit_criterion import ExitCriterion, exit_criterion
 from ..hooks.latent_criteria import latent_difference
 from ..hooks.logits_criteria import kl_divergence
 from ..hooks.refinement import Refinement
+from ..hooks.settling import sway
 from ..models.token_types import prompt_block
 from ..randomness import row_seeds
 from ..settings.early_exit import EarlyExitConfig
@@ -23,7 +24,6 @@ from ..settings.registry import HookSpec
 from ..settings.trained_depth import warn_beyond_training
 from ..settings.validation import check_integer
 from .recurrence_insight import RecurrenceInsight
-from .settling import sway
 from .timing import timed_generate
 
 LOGITS_AT_ONCE = 2**25

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from .settling import contraction, drifts, is_settled, rounding_floor
+from ..hooks.settling import rounding_floor
+from .settling import contraction, drifts, is_settled
 
 VERDICTS = ("settled", "converged", "moving", "drifting")
 
@@ -35,7 +36,7 @@ class RecurrenceInsight:
         margins: float32 [num_steps, n], log-probability of the likeliest token minus that of the second, in nats.
         entropies: float32 [num_steps, n], of the next token's distribution, in nats.
         divergences: float32 [num_steps, n], KL(p_last, p_k) in nats, with p_last the distribution at the last depth.
-        sways: float32 [num_steps, n], share of the margin that a recurrence moved; see `evaluation.settling`.
+        sways: float32 [num_steps, n], share of the margin that a recurrence moved; see `hooks.settling`.
         exits: bool [num_steps, n], where the exit criterion says that the position has converged.
         exit_values: float32 [num_steps, n], what the criterion compared with its threshold; NaN if it has no values.
     """
@@ -58,7 +59,7 @@ class RecurrenceInsight:
     exits: torch.Tensor
     exit_values: torch.Tensor
     contractions: torch.Tensor = field(init=False)
-    """float32 [num_steps, n], the measured contraction factor; see `evaluation.settling`."""
+    """float32 [num_steps, n], the measured contraction factor; see `hooks.settling`."""
 
     def __post_init__(self):
         self.contractions = contraction(self.changes, self.floor)

@@ -7,8 +7,9 @@ wider model has about k^2 times the weights and converges like the trained origi
 
 import torch
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
-from .. import RavenConfig, RavenForCausalLM
+from ..models.widening import Widening
 
 
 def tile(weight: torch.Tensor, factor: int, outputs: int = 1, inputs: int = 1) -> torch.Tensor:
@@ -22,39 +23,48 @@ def tile(weight: torch.Tensor, factor: int, outputs: int = 1, inputs: int = 1) -
     return torch.cat([part.repeat(1, factor) for part in rows.chunk(inputs, dim=1)], dim=1) / factor
 
 
-def widen_tensor(name: str, weight: torch.Tensor, factor: int) -> torch.Tensor:
+def widen_tensor(name: str, weight: torch.Tensor, factor: int, widening: Widening) -> torch.Tensor:
     """The tensor of the same name in the widened model."""
     if name.endswith("qk_bias"):
         return weight.repeat(1, 1, factor, 1)
     if weight.ndim == 1:
         return weight.repeat(factor)
-    if name.endswith("wte.weight"):
-        return weight.repeat(1, factor)
     if name == "lm_head.weight":
         return weight.repeat(1, factor) / factor
-    packed_outputs = {"Wqkv.weight": 3, "fc.weight": 2}
-    outputs = next((parts for ending, parts in packed_outputs.items() if name.endswith(ending)), 1)
-    return tile(weight, factor, outputs, inputs=2 if name.endswith("adapter.weight") else 1)
+    if name.endswith(widening.fixed_inputs):
+        return weight.repeat(factor, 1)
+    outputs, inputs = (
+        next((parts for ending, parts in packed.items() if name.endswith(ending)), 1)
+        for packed in (widening.packed_outputs, widening.packed_inputs)
+    )
+    return tile(weight, factor, outputs, inputs)
 
 
-def widen(model: RavenForCausalLM, factor: int) -> RavenForCausalLM:
+def widen(model: PreTrainedModel, factor: int) -> PreTrainedModel:
     """A model `factor` times as wide that gives the same logits.
 
     Raises:
-        ValueError: `factor` < 1.
+        ValueError: `factor` < 1, or a family that cannot be widened.
     """
     if factor < 1:
         raise ValueError(f"factor={factor} must be at least 1.")
-    values = {name: value for name, value in model.config.to_dict().items() if name not in RavenConfig.attribute_map}
-    for name in ("n_embd", "n_heads", "num_key_value_heads", "intermediate_size"):
+    config, widening = model.config, getattr(model, "widening", None)
+    if widening is None:
+        raise ValueError(f"{type(model).__name__} ({config.model_type}) cannot be widened: pass a Huginn or a Parcae.")
+    values = {name: value for name, value in config.to_dict().items() if name not in config.attribute_map}
+    for name in widening.sizes:
         values[name] *= factor
     # The head divides by the factor but the embedding does not, so they are no longer tied. The initial state is the
     # original's, repeated; init_values and head_dim do not change.
     values |= {"tie_embeddings": False, "tie_word_embeddings": False}
     with torch.device("meta"):
-        wide = RavenForCausalLM(RavenConfig(**values)).to(model.dtype)
-    tensors = model.state_dict()
-    state = {name: widen_tensor(name, tensors[name], factor) for name in tqdm(wide.state_dict(), desc="widening")}
+        wide = type(model)(type(config)(**values)).to(model.dtype)
+    embeddings = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding)}
+    tensors, state = model.state_dict(), {}
+    for name in tqdm(wide.state_dict(), desc="widening"):
+        is_embedding = name in embeddings
+        tensor = tensors[name]
+        state[name] = tensor.repeat(1, factor) if is_embedding else widen_tensor(name, tensor, factor, widening)
     wide.load_state_dict(state, assign=True)
     wide.generation_config = model.generation_config
     return wide.eval()

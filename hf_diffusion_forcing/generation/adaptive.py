@@ -40,6 +40,7 @@ class Adaptive(EarlyExitSampler):
         wave = Wave(rows, self.device)
         if self.at is None:
             self.at = cache.place_rows(wave.positions, wave.seats, wave.widths, wave.extent, wave.start)
+            self.at.ids = wave.ids  # a tick without new tokens does not embed any
         at = self.at
         at.depth = 0 if cache.kv_sharing == "last" else wave.steps
         refinement = self.refinement(wave, 1, budget)
@@ -56,14 +57,16 @@ class Adaptive(EarlyExitSampler):
         # 4. and 5. Decide which rows exit, and read out what they predict.
         scores = self._read_out(wave, at, refinement) if self.criterion.needs_logits else None
         exits = self.has_converged(refinement) | (wave.steps.to(self.states.device) + 1 >= budget)
-        facts = [exits, *self.exit_bits(refinement)]
-        exits, *bits = torch.stack([fact[0].to(exits.device, torch.long) for fact in facts]).tolist()
+        traced = self.traced(refinement)
+        facts = [exits, *traced.values()]
+        exits, *values = torch.stack([fact[0].to(exits.device, torch.long) for fact in facts]).tolist()
         predictions = [None] * len(rows)
         if any(exits):
             scores = self._read_out(wave, at, refinement) if scores is None else scores
             chosen = refinement.predictions[0].tolist()
             predictions = [token if leaves else None for token, leaves in zip(chosen, exits, strict=True)]
-        self.observe(wave, self.states, 1, wave.split(predictions), list(map(wave.split, bits)))
+        values = dict(zip(traced, map(wave.split, values), strict=True))
+        self.observe(wave, self.states, 1, wave.split(predictions), values)
         self.count(wave, 1)
         self.memory = refinement.remembered
         wave.settle()

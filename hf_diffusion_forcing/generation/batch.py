@@ -174,6 +174,8 @@ class Batch:
         if self.trace is not None and self.criteria:
             for row, count in enumerate(counts):
                 self.trace.cut(row, count)
+        if self.trace is not None:
+            self.stats.settled = self.trace.settled
         sequences = self._padded([row.ids for row in self.rows], self.length + max(counts))
         if not self.returns_dict:
             return sequences

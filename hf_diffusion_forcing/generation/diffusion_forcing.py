@@ -78,10 +78,12 @@ class DiffusionForcing(EarlyExitSampler):
 
         # 5. Decide which positions have converged. This is the tick's only wait for the device.
         is_finite = state.isfinite().all(-1) & logits[..., 0].isfinite()
-        facts = (refinement.predictions, self.has_converged(refinement), is_finite, *self.exit_bits(refinement))
+        converged = self.has_converged(refinement)
+        traced = self.traced(refinement)
+        facts = (refinement.predictions, converged, is_finite, *traced.values())
         facts = [fact[0].to(refinement.predictions.device, torch.long) for fact in facts]
-        predictions, converged, is_finite, *bits = map(wave.split, torch.stack(facts).tolist())
-        self.observe(wave, state, self.inner_recurrence, predictions, bits)
+        predictions, converged, is_finite, *values = map(wave.split, torch.stack(facts).tolist())
+        self.observe(wave, state, self.inner_recurrence, predictions, dict(zip(traced, values, strict=True)))
         self.count(wave, self.inner_recurrence)
         if self._has_narrowed(rows, is_finite):
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..hooks.refinement import Refinement
+from ..hooks.settling import remaining_sway_of
 from ..settings.early_exit import EarlyExitConfig
 from .adaptive_prompt import AdaptivePromptReader
 from .prompt import PromptReader, PromptWatcher
@@ -60,21 +61,32 @@ class EarlyExitSampler(TickingSampler):
         """The exit criterion's verdict on each position, bool [1, n]."""
         return verdict(self.criterion, refinement)
 
-    def exit_bits(self, refinement: Refinement) -> list[torch.Tensor]:
-        """The criterion's values as integers for the trace, int64 [1, n]; empty if there are none.
+    def traced(self, refinement: Refinement) -> dict[str, torch.Tensor]:
+        """What the trace needs of a tick, as integers, int64 [1, n] each; empty without a trace.
+
+        Returns:
+            exit_values: the criterion's values as bits, if it has any. settled: whether the remaining recurrences are
+            estimated not to change the prediction, if the tick has logits when the criterion is called.
 
         Raises:
             ValueError: the criterion set values of another shape.
         """
-        values = refinement.exit_values
-        if self.recorder is None or values is None:
-            return []
-        if values.shape != refinement.positions.shape:
-            raise ValueError(
-                f"{type(self.criterion).__name__} set exit_values of shape {tuple(values.shape)}: "
-                f"{tuple(refinement.positions.shape)} is needed, one value per position."
-            )
-        return [as_bits(values)]
+        if self.recorder is None:
+            return {}
+        facts, values = {}, refinement.exit_values
+        if values is not None:
+            if values.shape != refinement.positions.shape:
+                raise ValueError(
+                    f"{type(self.criterion).__name__} set exit_values of shape {tuple(values.shape)}: "
+                    f"{tuple(refinement.positions.shape)} is needed, one value per position."
+                )
+            facts["exit_values"] = as_bits(values)
+        if refinement.logits is not None:
+            # The estimate is of the likeliest token; a processor may have chosen another.
+            is_likeliest = refinement.predictions == refinement.logits.argmax(-1).to(refinement.predictions.device)
+            settled = remaining_sway_of(refinement) < 1
+            facts["settled"] = (settled.to(is_likeliest.device) & is_likeliest).long()
+        return facts
 
     def observe(
         self,
@@ -82,15 +94,20 @@ class EarlyExitSampler(TickingSampler):
         states: torch.Tensor,
         core_passes: int,
         predictions: list[list[int | None]],
-        bits: list[list[list[int]]],
+        traced: dict[str, list[list[int]]],
     ) -> None:
-        """Record what the current tick did to every row; `bits` is `exit_bits` on the host, split by row."""
+        """Record what the current tick did to every row; `traced` is that of `traced()` on the host, split by row."""
         if self.recorder is None:
             return
         latents = self.recorder.latents(states)
-        values = bits[0] if bits else [None] * len(wave.rows)
+        unknown = [None] * len(wave.rows)
+        values, settled = (traced.get(name, unknown) for name in ("exit_values", "settled"))
         begin = 0
-        for row, width, predicted, exits in zip(wave.rows, wave.widths, predictions, values, strict=True):
+        for row, width, predicted, exits, flags in zip(
+            wave.rows, wave.widths, predictions, values, settled, strict=True
+        ):
+            # A sampled token depends on noise that the estimate does not know.
+            is_known = flags is not None and not row.call.choice.is_sampling
             self.recorder.observe(
                 row,
                 self.stats.ticks + 1,
@@ -99,6 +116,7 @@ class EarlyExitSampler(TickingSampler):
                 predicted,
                 None if exits is None else from_bits(exits),
                 None if latents is None else latents[begin : begin + width],
+                list(map(bool, flags)) if is_known else [],
             )
             begin += width
 

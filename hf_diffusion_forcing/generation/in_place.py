@@ -49,6 +49,7 @@ class RowsInPlace:
     ) -> torch.Tensor:
         if at.grid is None:
             return self.model.embed(input_ids, at, inputs_embeds)
+        at.ids = input_ids  # the passes after this one may make the grid again
         grid = self._grid(at)
         ids, embeds = (None if x is None else grid.pad(x) for x in (input_ids, inputs_embeds))
         return grid.unpad(self.model.embed(ids, grid.at, embeds))
@@ -105,7 +106,8 @@ class PlacedGrid:
         """int64 [batch * width], each cell's position; a cell without one has the first."""
         self.places[self.cells] = torch.arange(len(cells), device=device)
         rows = torch.arange(batch, device=device)[:, None]
-        self.at = Placement(_EndToEnd(self), self.pad(owner.positions), owner.extent, range(batch), rows)
+        ids = None if owner.ids is None else self.pad(owner.ids)
+        self.at = Placement(_EndToEnd(self), self.pad(owner.positions), owner.extent, range(batch), rows, ids=ids)
 
     def pad(self, x: torch.Tensor) -> torch.Tensor:
         """[1, n, ...] -> [batch, width, ...]."""

@@ -23,6 +23,7 @@ from ..compat import (
     pad_token_id,
 )
 from ..models.attention_choice import check_attentions
+from ..models.forward_call import check_embeds_allowed
 from ..models.token_types import refuse_token_types
 from ..precision import warn_if_slow
 from ..randomness import row_seeds
@@ -199,6 +200,7 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         if given is None:
             name, given = "input_ids", inputs if inputs is not None else model_kwargs.get("input_ids")
         else:
+            check_embeds_allowed(self, given)
             check_embeds(given, model_kwargs.get("attention_mask"))
         if given is not None and 0 in given.shape:
             raise ValueError(f"The prompt is empty: {name} has shape {tuple(given.shape)}. Pass at least one token.")

@@ -22,6 +22,8 @@ class SamplerStats:
         waves: how often the speculative wavefront started a wave: once per row and after every wrong draft.
         wasted_recurrences: recurrences of positions that were dropped.
         proposals: by readout depth, how many drafts were later checked and how many of them were right.
+        settled: with a trace, how many of each row's tokens the remaining recurrences were estimated not to change when
+            they were committed (`TokenTrace.settled`); None where this is not known.
         tokens_committed: new tokens per row; the first of a row comes from the prompt's own pass.
     """
 
@@ -36,6 +38,7 @@ class SamplerStats:
     waves: int = 0
     wasted_recurrences: int = 0
     proposals: dict[int, tuple[int, int]] = field(default_factory=dict)
+    settled: list[int] | None = None
 
     def count_proposals(self, proposals: dict[int, int], token: int) -> None:
         """Count a position's drafts of the next token, by depth, once that token is known."""

@@ -77,6 +77,7 @@ class Prompt:
         alike = len(set(widths)) == len(set(starts)) == 1
         positions, seats = self.without(self.positions, skipped), self.without(self.seats, skipped)
         at = cache.place_rows(positions, seats, widths, extent, starts[0] if alike else None, self.first_seat)
+        at.ids = self.without(self.ids, skipped)
         if self.block is not None:
             at.open_block(self.without(self.block, skipped))
         return at

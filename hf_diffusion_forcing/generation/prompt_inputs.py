@@ -10,7 +10,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig
 
 from ..cache import RecurrentDepthCache, absolute_positions
 from ..compat import CACHE, mask_length
-from ..models.forward_call import check_embeds_shape
+from ..models.forward_call import check_embeds_allowed, check_embeds_shape
 from ..models.positions import agree, check_shape
 from ..models.token_types import prompt_block
 from .call import Call
@@ -47,6 +47,7 @@ class PromptInputs:
         """The inputs of the first pass. `prepare_inputs_for_generation` may embed the ids, as for soft prompts."""
         inputs = model.prepare_inputs_for_generation(ids, is_first_iteration=True, **model_kwargs)
         mask, embeds = inputs.get("attention_mask"), inputs.get("inputs_embeds")
+        check_embeds_allowed(model, embeds)
         mask = None if mask is None else mask.long()
         columns, cache = columns_of(mask, embeds, generation_config), model_kwargs.get(CACHE)
         seen = cache.columns if cache is not None else 0

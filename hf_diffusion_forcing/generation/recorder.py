@@ -34,6 +34,7 @@ class Recorder:
         predictions: list[int | None],
         exit_values: list[float | None] | None = None,
         latents: torch.Tensor | None = None,
+        settled: list[bool] | None = None,
     ) -> None:
         """Record what the current tick did to a row, before its tokens are committed; see `WaveTick`.
 
@@ -49,6 +50,7 @@ class Recorder:
             recurrences=recurrences,
             predictions=predictions,
             exit_values=[None] * len(row.wave) if exit_values is None else exit_values,
+            settled=settled or [],
             latents=None if latents is None else latents.clone(),
         )
 

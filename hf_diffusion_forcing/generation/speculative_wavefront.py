@@ -118,11 +118,15 @@ class SpeculativeWavefront(TickingSampler):
         if index is None:
             depths = tuple(position.steps for members in wave.members for _, position in members)
             slots = Slots(depths, wave.steps[0])
-            return self.cache.place_rows(wave.positions, wave.seats, wave.widths, wave.extent, depth=slots)
+            at = self.cache.place_rows(wave.positions, wave.seats, wave.widths, wave.extent, depth=slots)
+            at.ids = wave.ids
+            return at
         chosen = set(index)
         widths = [sum(cell in chosen for cell in cells) for cells in wave.split(list(range(len(wave))))]
         positions, seats = wave.take(wave.positions, index), wave.take(wave.seats, index)
-        return self.cache.place_rows(positions, seats, widths, wave.extent, start)
+        at = self.cache.place_rows(positions, seats, widths, wave.extent, start)
+        at.ids = wave.take(wave.ids, index)
+        return at
 
     def _read_out(self, wave: Wave, positions: list[Position], read: list[int]):
         """The tokens some positions predict, int64 [read], with logits and scores, [read, vocabulary] each."""

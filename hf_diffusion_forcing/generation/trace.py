@@ -52,6 +52,9 @@ class WaveTick:
         discarded: for the speculative wavefront, the recurrences of each position dropped after the tick because its
             token, or one before it, was a wrong draft.
         abandoned: the tick does not count: a draft overflowed, and the tick was repeated with only the fronts.
+        settled: whether the remaining recurrences are estimated not to change each position's prediction (see
+            `hooks.settling`); empty where this is not estimated: in `"adaptive"` with a criterion that reads no logits,
+            in the lossless wavefront, whose tokens have all recurrences, and when sampling.
         latents: float32 [width, channels] on the CPU, the states after the tick; None unless requested. `to_dict()`
             omits them and == ignores them.
     """
@@ -67,6 +70,7 @@ class WaveTick:
     committed: list[int] = field(default_factory=list)
     discarded: list[int] = field(default_factory=list)
     abandoned: bool = False
+    settled: list[bool] = field(default_factory=list)
     latents: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -91,6 +95,8 @@ class TokenTrace:
         tick: the tick that committed it; None for a row's first token, which comes from the prompt's own pass.
         recurrences: all that the position that predicted it had, including those on wrong drafts; 0 for a first token.
         exit_value: the criterion's value when it was committed.
+        settled: whether the remaining recurrences were then estimated not to change it; False for a token that only met
+            the criterion or spent its budget, None where this is not known.
         readouts: the earlier and final predictions of that position, in tick order, as pairs of its recurrences (since
             its input token last changed) and the predicted id.
     """
@@ -100,6 +106,7 @@ class TokenTrace:
     tick: int | None = None
     recurrences: int = 0
     exit_value: float | None = None
+    settled: bool | None = None
     readouts: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -166,6 +173,13 @@ class Trace:
         waves = self.of_row(row)
         return [self.first_tokens[row], *(token for wave in waves for token in wave.committed)]
 
+    @property
+    def settled(self) -> list[int] | None:
+        """Per row, how many tokens were settled when they were committed; None if this is not known of all."""
+        if self.unrecorded or not any(wave.settled for wave in self.waves):
+            return None
+        return [sum(token.settled is True for token in self.tokens(row)) for row in range(len(self.starts))]
+
     def tokens(self, row: int = 0) -> list[TokenTrace]:
         """A `TokenTrace` for each of a row's new tokens."""
         spent: dict[int, int] = {}
@@ -187,6 +201,7 @@ class Trace:
                         tick=wave.tick,
                         recurrences=spent[position],
                         exit_value=wave.exit_values[place],
+                        settled=wave.settled[place] if wave.settled and token == wave.predictions[place] else None,
                         readouts=readouts[position],
                     )
                 )
@@ -209,7 +224,8 @@ class Trace:
         waves = values.get("waves", [])
         for wave in waves:
             _check_keys(WaveTick, wave, set(WAVE_FIELDS), set(WAVE_FIELDS[:8]))
-            if len({len(wave[name]) for name in ("tokens", "recurrences", "predictions", "exit_values")}) > 1:
+            per_position = ("tokens", "recurrences", "predictions", "exit_values")
+            if len({len(wave[name]) for name in per_position} | {len(wave.get("settled") or wave["tokens"])}) > 1:
                 raise ValueError(
                     f"The wave of row {wave['row']} in tick {wave['tick']} has lists of different lengths."
                 )

@@ -50,6 +50,8 @@ class Wave:
         packed = torch.tensor(moved, device=device)
         self.ids, self.positions, self.steps, self.seeds, self.seats, self._cells = packed.unbind()
         self.fresh = self._cells < 0
+        self._moved: dict[tuple[tuple[int, ...], torch.device], torch.Tensor] = {}
+        """Index tensors of `take`, by index and device."""
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -126,7 +128,11 @@ class Wave:
         """Select positions of [1, n, ...] by index."""
         if index == list(range(index[0], index[0] + len(index))):
             return x[:, index[0] : index[0] + len(index)]
-        return x.index_select(1, torch.tensor(index, device=x.device))
+        key = tuple(index), x.device
+        if key not in self._moved:
+            # Moving it waits for the device, so it is moved once, whatever is selected by it.
+            self._moved[key] = torch.tensor(index, device=x.device)
+        return x.index_select(1, self._moved[key])
 
     def split(self, values: list) -> list[list]:
         """Split a list of n values by row."""

@@ -3,6 +3,6 @@
 Importing these modules registers their hooks.
 """
 
-from . import latent_criteria, latent_processors, logits_criteria
+from . import latent_criteria, latent_processors, logits_criteria, settling
 
-__all__ = ["latent_criteria", "latent_processors", "logits_criteria"]
+__all__ = ["latent_criteria", "latent_processors", "logits_criteria", "settling"]

@@ -23,7 +23,8 @@ def _fresh(refinement: Refinement, like: torch.Tensor) -> torch.Tensor:
 class EmbeddingMomentum(LatentProcessor):
     """e <- (1 - eta) e + eta e_before, if the position existed in the last tick (arXiv 2510.14961, Algorithm 1).
 
-    e_before is the last tick's mixed embedding. Remembers one [batch, width, channels].
+    e_before is the last tick's mixed embedding. Remembers one [batch, width, channels]. Only e is mixed: a model that
+    also reads the ids themselves (Parcae's value embeddings) reads those of the current draft.
 
     Args:
         eta: between 0 and 1.

@@ -13,6 +13,7 @@ from ..compat import CACHE, CacheOutput, takes_cache
 from .forward_call import ForwardCall
 from .interface import RecurrentDepthInterface
 from .unrolled import UnrolledModel
+from .widening import Widening
 
 
 @dataclass
@@ -167,6 +168,9 @@ def _collecting(states: list[torch.Tensor], then: Callable[[torch.Tensor, torch.
 
 class HeadedForCausalLM(RecurrentDepthForCausalLM):
     """A language model made of a `RecurrentDepthModel` (`base_model`) and a head (`lm_head`)."""
+
+    widening: Widening | None = None
+    """How the model can be made wider; None if it cannot."""
 
     # With a tied head the embedding must be split over the vocabulary, too, as the configs' plans say.
     _tp_plan = {"lm_head": "colwise_gather_output"}

@@ -72,3 +72,12 @@ class ForwardCall:
             if name not in known and value is not None and value is not False:
                 raise ValueError(f"forward() does not take {name}: leave it out.")
         check_flash_arguments(self.others, self.position_ids, self.shape[1])
+
+
+def check_embeds_allowed(model: Any, inputs_embeds: torch.Tensor | None) -> None:
+    """ValueError for embeddings where a model has `reads_token_ids`, so that they cannot take the place of ids."""
+    if inputs_embeds is not None and model.reads_token_ids:
+        raise ValueError(
+            f"inputs_embeds cannot take the place of input_ids here: {type(model).__name__} also reads the ids "
+            "themselves, in every recurrence. Pass input_ids. (Soft prompts, as of prompt tuning, have none; use LoRA.)"
+        )

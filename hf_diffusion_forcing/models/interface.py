@@ -29,6 +29,10 @@ class RecurrentDepthInterface(metaclass=ABCMeta):
     has_exit_gate: bool = False
     """Whether the model has an `exit_gate`, as the criterion of that name requires."""
 
+    reads_token_ids: bool = False
+    """Whether a token reaches the states by more than e: the core or the coda read the ids of a pass, `at.ids`, too.
+    A changed draft then reaches every recurrence both ways. Embeddings in place of ids are refused."""
+
     has_readable_shallow_states: bool = True
     """Whether training also read out states before the last recurrence, so that shallow readouts mean something."""
 

@@ -11,7 +11,7 @@ from ..cache import NoCache, Placement, RecordedAttention, RecurrentDepthCache, 
 from ..randomness import fold_in, row_seeds
 from ..settings.trained_depth import warn_beyond_training
 from .attention_choice import check_attentions
-from .forward_call import ForwardCall
+from .forward_call import ForwardCall, check_embeds_allowed
 from .positions import packed_sequences
 from .token_types import prompt_block
 
@@ -47,6 +47,9 @@ class UnrolledModel:
 
     has_bidirectional_prompt = False
     """Whether tokens of a prompt may see each other in both directions, where `token_type_ids` is 1."""
+
+    reads_token_ids = False
+    """Whether the core or the coda read the ids of a pass, `at.ids`, beside e."""
 
     def latents(self, s: torch.Tensor) -> torch.Tensor:
         """States [batch, width, channels] as `forward()` returns them."""
@@ -94,6 +97,7 @@ class UnrolledModel:
             ValueError, TypeError: see `RecurrentDepthForCausalLM.forward`.
         """
         call.check()
+        check_embeds_allowed(self, call.inputs_embeds)
         keeps_states, keeps_attentions = self._outputs(call)
         num_steps = call.num_steps
         if num_steps is None:

@@ -30,6 +30,13 @@ SHADES = 12
 """Steps of the colour scale for text."""
 
 
+SETTLED_WORDS = {
+    True: "settled: further recurrences are estimated not to change it",
+    False: "not settled: further recurrences may change it",
+}
+"""What the page says of a token."""
+
+
 def json_for_script(values: Any) -> Markup:
     """JSON that is safe inside a script element, whatever its strings contain."""
     text = json.dumps(values, allow_nan=False)  # escapes everything but ASCII, including U+2028 and U+2029
@@ -113,6 +120,9 @@ class Report:
             report=self,
             prompt=self.tokenizer.decode(self.prompt_ids, skip_special_tokens=False),
             tokens=tokens,
+            settled=None if self.trace.settled is None else self.trace.settled[0],
+            known=sum(token["settled"] is not None for token in tokens),
+            settled_words=SETTLED_WORDS,
             data=json_for_script(data),
             ticks=len(data["frames"]) - 1,
             shades=data["shades"],
@@ -146,6 +156,7 @@ class Report:
                 "text": text,
                 "recurrences": token.recurrences,
                 "value": token.exit_value,
+                "settled": token.settled,
                 "tick": token.tick,
                 "position": token.position,
                 "special": token.token in special,

@@ -33,7 +33,7 @@ from hf_diffusion_forcing import (
 # The gate is a model's own: tests/families has models with one.
 NAMES = sorted(EXIT_CRITERIA.keys() - {"exit_gate"})
 DISTANCES = [name for name in NAMES if hasattr(EXIT_CRITERIA[name], "threshold")]
-ACROSS_TICKS = ["argmax_stability", "entropy", "kl", "latent_acceleration", "min_p_kl", "token_stability"]
+ACROSS_TICKS = ["argmax_stability", "entropy", "kl", "latent_acceleration", "min_p_kl", "settling", "token_stability"]
 NAN, INF = math.nan, math.inf
 # Nothing that is finite is too far apart for these.
 EAGER = {
@@ -43,20 +43,24 @@ EAGER = {
 } | {name: {"threshold": 1e9} for name in DISTANCES}
 
 
+BEFORE_IT = torch.tensor([[[1.0, 2.0, 3.0], [1.0, 0.0, 0.0]]])
+STATE = torch.tensor([[[1.1, 2.0, 2.9], [1.0, 0.2, 0.0]]])
+
+
 def refinement(last=None, **values):
     """A tick of one row of two positions and three channels, a vocabulary of three; what `last` remembered moves in."""
     values = {
-        "before": torch.tensor([[[1.0, 2.0, 3.0], [1.0, 0.0, 0.0]]]),
-        "states": torch.tensor([[[1.1, 2.0, 2.9], [1.0, 0.2, 0.0]]]),
+        "before": BEFORE_IT,
+        "states": STATE,
         "logits": torch.tensor([[[2.0, 1.0, 0.0], [0.0, 1.0, 0.5]]]),
         "predictions": torch.tensor([[0, 1]]),
-        "steps": torch.zeros(1, 2, dtype=torch.long),
         "fresh": torch.full((1, 2), last is None),
         "recurrences": 4,
         "budget": 32,
     } | values
     values = {key: torch.as_tensor(value) if isinstance(value, list) else value for key, value in values.items()}
     batch, width = values["fresh"].shape
+    values = {"steps": torch.zeros(batch, width, dtype=torch.long)} | values
     return Refinement(
         positions=torch.arange(width).repeat(batch, 1),
         input_ids=torch.zeros(batch, width, dtype=torch.long),
@@ -200,8 +204,9 @@ def test_the_same_again_has_converged(name):
 def test_a_first_observation_never_converges(name):
     """In the first tick, and where a later tick has a position that is new: what is recalled there is not its own."""
     criterion = exit_criterion({"name": name} | EAGER[name])
-    assert ticks(criterion, {}, {"fresh": [[False, True]]}) == [[[False, False]], [[True, False]]]
-    assert ticks(criterion, {}, {"fresh": [[True, True]]}, {})[1:] == [[[False, False]], [[True, True]]]
+    calmer, still = ({"before": STATE + share * (BEFORE_IT - STATE)} for share in (0.5, 0.25))
+    assert ticks(criterion, {}, calmer | {"fresh": [[False, True]]}) == [[[False, False]], [[True, False]]]
+    assert ticks(criterion, {}, calmer | {"fresh": [[True, True]]}, still)[1:] == [[[False, False]], [[True, True]]]
 
 
 @pytest.mark.parametrize("name", DISTANCES)

@@ -9,14 +9,16 @@ from transformers import AutoConfig
 
 from hf_diffusion_forcing import RavenConfig, enable_recurrent_depth
 from hf_diffusion_forcing.models.base_model import RecurrentDepthModel
-from support import FAMILIES, SAMPLERS, left_pad, tiny_config
+from support import EMBEDDABLE, FAMILIES, SAMPLERS, left_pad, tiny_config
 from support.looped_adapter import LoopedAdapter
 from support.looped_model import LoopedConfig, LoopedLM
 from support.matrix import cases
 
 ROWS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3]]
 CALL = {"seed": 1, "num_steps": 4, "max_new_tokens": 5}
-TWO_FAMILIES = pytest.mark.parametrize("family", cases(FAMILIES, keep=["llama", "ouro"]), indirect=True)
+ALL = pytest.mark.parametrize("family", EMBEDDABLE, indirect=True)
+TWO_FAMILIES = pytest.mark.parametrize("family", cases(EMBEDDABLE, keep=["llama", "ouro"]), indirect=True)
+READS_IDS = pytest.mark.parametrize("family", [name for name in FAMILIES if name not in EMBEDDABLE], indirect=True)
 
 
 def samplers_of(model):
@@ -27,6 +29,7 @@ def samplers_of(model):
     }
 
 
+@ALL
 @torch.no_grad()
 def test_forward_reads_the_embeddings_of_ids_as_it_reads_ids(family):
     inputs, common = left_pad(ROWS), {"seeds": torch.tensor([1, 2, 3]), "num_steps": 3}
@@ -123,6 +126,7 @@ def soft(model):
     return get_peft_model(copy.deepcopy(model), config)
 
 
+@ALL
 def test_a_soft_prompt_trains(family):
     model = soft(family).train()
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=0.1)
@@ -160,6 +164,23 @@ def test_every_sampler_decodes_behind_a_soft_prompt(family, tmp_path):
             text = model.generate(**inputs, **sampled).tolist()
             expected = family.generate(ids, inputs_embeds=embeds, attention_mask=mask, **sampled)
             assert text == expected.tolist(), name
+
+
+@READS_IDS
+def test_models_that_read_ids_refuse_embeddings(family):
+    """By forward() and generate(), alone and with ids, and as a soft prompt; with every sampler."""
+    embeds, message = torch.randn(1, 5, family.config.hidden_size), "inputs_embeds cannot take the place of input_ids"
+    bases = [family.base_model] if isinstance(family.base_model, RecurrentDepthModel) else []
+    for model in (family, *bases):
+        with pytest.raises(ValueError, match=message):
+            model(inputs_embeds=embeds)
+    ids = torch.tensor(ROWS[:1])
+    for call in samplers_of(family).values():
+        for prompt in ({}, {"input_ids": ids}):
+            with pytest.raises(ValueError, match=message):
+                family.generate(**prompt, inputs_embeds=embeds, **call)
+        with pytest.raises(ValueError, match=message):
+            soft(family).generate(input_ids=ids, **call)
 
 
 # --- the names PEFT reads ---

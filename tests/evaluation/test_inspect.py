@@ -14,7 +14,8 @@ from hf_diffusion_forcing.evaluation.insight_summary import by_depth, by_token, 
 from hf_diffusion_forcing.evaluation.inspection import inspect_prompts, inspect_recurrences
 from hf_diffusion_forcing.evaluation.measure import recurrences_to_converge
 from hf_diffusion_forcing.evaluation.recurrence_insight import VERDICTS, RecurrenceInsight
-from hf_diffusion_forcing.evaluation.settling import contraction, drifts, is_settled, sway
+from hf_diffusion_forcing.evaluation.settling import contraction, drifts, is_settled
+from hf_diffusion_forcing.hooks.settling import sway
 from support import FAMILIES, left_pad, tiny_config
 
 ROWS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3]]

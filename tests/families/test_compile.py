@@ -6,7 +6,15 @@ from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import Trainer
 
-from hf_diffusion_forcing import NanbeigeConfig, NanbeigeForCausalLM, OuroConfig, OuroForCausalLM, RavenForCausalLM
+from hf_diffusion_forcing import (
+    NanbeigeConfig,
+    NanbeigeForCausalLM,
+    OuroConfig,
+    OuroForCausalLM,
+    ParcaeConfig,
+    ParcaeForCausalLM,
+    RavenForCausalLM,
+)
 from support import left_pad, tiny_config
 from support.matrix import cases
 from support.training import few_steps
@@ -22,12 +30,25 @@ OURO = {
     "max_position_embeddings": 128,
 }
 RAVEN = {"n_layers_in_recurrent_block": 1, "n_layers_in_coda": 0, "mean_recurrence": 3, "mean_backprop_depth": 2}
+PARCAE = {
+    "vocab_size": 61,
+    "n_embd": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 2,
+    "n_layers_in_prelude": 1,
+    "n_layers_in_recurrent_block": 1,
+    "n_layers_in_coda": 1,
+    "mean_recurrence": 3,
+    "mean_backprop_depth": 2,
+    "block_size": 128,
+}
 SHAPES = {
     "huginn": lambda: RavenForCausalLM(tiny_config(**RAVEN)),
     "llama": lambda: RavenForCausalLM(tiny_config(**RAVEN, layout="llama", n_heads=4, num_key_value_heads=2)),
     "olmo": lambda: RavenForCausalLM(tiny_config(**RAVEN, layout="olmo")),
     "ouro": lambda: OuroForCausalLM(OuroConfig(**OURO)),
     "nanbeige": lambda: NanbeigeForCausalLM(NanbeigeConfig(**OURO, num_key_value_heads=1, head_dim=8)),
+    "parcae": lambda: ParcaeForCausalLM(ParcaeConfig(**PARCAE)),
     "ouro's exits": lambda: OuroForCausalLM(OuroConfig(**OURO, exit_entropy_weight=0.1)),
 }
 # Tracing costs seconds a graph.

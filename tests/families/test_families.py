@@ -48,6 +48,10 @@ KEPT = [
     ("nanbeige", "adaptive"),
     ("nanbeige", "autoregressive 3 slots"),
     ("nanbeige", "speculative_wavefront twice"),
+    ("parcae", "adaptive"),
+    ("parcae", "adaptive prefill"),
+    ("parcae", "diffusion_forcing stabilised"),
+    ("parcae", "speculative_wavefront"),
 ]
 """Every family with several samplers, and every sampler with some family."""
 every_case = pytest.mark.parametrize(("family", "name"), cases(CASES, KEPT), indirect=["family"])
@@ -244,6 +248,7 @@ STORED = ("diffusion_forcing", "adaptive", "speculative_wavefront", "autoregress
             ("ouro", "speculative_wavefront"),
             ("hrm_text", "speculative_wavefront"),
             ("nanbeige", "speculative_wavefront"),
+            ("parcae", "diffusion_forcing"),
         ],
     ),
     indirect=["family"],

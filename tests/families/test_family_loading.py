@@ -21,6 +21,8 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+AUTO_MAP = {"AutoConfig": "configuration_other.OtherConfig", "AutoModelForCausalLM": "modeling_other.OtherModel"}
+"""For a published config that names no code."""
 SMALL = {"vocab_size": 61, "n_embd": 32, "n_heads": 4, "intermediate_size": 48}
 
 
@@ -63,7 +65,7 @@ def test_native_classes_load_without_a_warning(name, warnings):
 @pytest.mark.parametrize("trust_remote_code", [None, False, True])
 def test_auto_map_never_runs_code_from_the_folder(folder, tmp_path, trust_remote_code, auto, kind):
     proof = tmp_path / "executed"
-    stored = json.loads((folder / "config.json").read_text())["auto_map"]
+    stored = json.loads((folder / "config.json").read_text()).get("auto_map", AUTO_MAP)
     change_config(folder, auto_map=stored | {auto.__name__: stored["AutoModelForCausalLM"]})
     for module in {reference.split(".")[0] for reference in stored.values()}:
         (folder / f"{module}.py").write_text(f"open({str(proof)!r}, 'w').write('executed')\n")

@@ -13,7 +13,7 @@ from support.matrix import cases
 from support.training import few_steps
 
 IDS = torch.randint(0, 128, (2, 16), generator=torch.manual_seed(0))
-LINEAR = ("Wqkv", "fc", "proj", "adapter", "q_proj", "v_proj", "down_proj")
+LINEAR = ("Wqkv", "fc", "proj", "adapter", "c_q", "c_v", "q_proj", "v_proj", "down_proj")
 
 
 @pytest.fixture(params=NATIVE)
@@ -98,7 +98,8 @@ def test_lora(model, name, tmp_path):
     """Adapters learn, the rest stays; what is merged generates as the adapted model does, by every sampler."""
     frozen = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     torch.manual_seed(0)
-    targets = {key.split(".")[-1] for key, _ in model.named_modules()} & set(LINEAR)
+    linear = (key for key, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    targets = {key.split(".")[-1] for key in linear} & set(LINEAR)
     config = LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=sorted(targets), lora_alpha=32)
     adapted = get_peft_model(model, config).train()
     losses = train(adapted, lr=1e-2)

@@ -27,6 +27,10 @@ PARAMETERS = {
     "ouro-2.6b": 2_667_974_657,
     "nanbeige4.2-3b": 4_169_800_704,
     "nanbeige4.2-3b-base": 4_169_800_704,
+    "parcae-140m": 144_323_136,
+    "parcae-370m": 388_003_328,
+    "parcae-770m": 776_655_680,
+    "parcae-1.3b": 1_338_591_744,
 }
 
 
@@ -41,6 +45,7 @@ def published(name):
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_published_shapes(name):
     config, stored = published(name)
+    stored |= stored.get("rope_settings", {})
     assert config.rope_parameters["rope_theta"] == stored.get("rope_theta", stored.get("rope_base"))
     loops = [stored[each] for each in ("mean_recurrence", "total_ut_steps", "num_loops") if each in stored]
     assert [config.mean_recurrence] == loops
@@ -50,6 +55,13 @@ def test_published_shapes(name):
     model.tie_weights()
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
     assert len(model.base_model.inverse_frequencies) == config.head_dim // 2
+
+
+def test_a_published_parcae_has_117_tensors():
+    """Among them a copy of the tied head, and a table of rotations, which is no tensor here."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(published("parcae-370m")[0])
+    assert len(model.state_dict()) + len(["freqs_cis"]) == 117
 
 
 def test_every_published_config_is_counted():

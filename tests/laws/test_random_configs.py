@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hf_diffusion_forcing import NanbeigeConfig, OuroConfig
+from hf_diffusion_forcing import NanbeigeConfig, OuroConfig, ParcaeConfig
 from support import left_pad, tiny_config
 
 HEADS = st.sampled_from([(1, 1), (2, 1), (4, 2), (6, 2), (3, 3)])
@@ -46,12 +46,29 @@ def raven(layout):
     )
 
 
+def parcae():
+    """Its heads make up the channels, of which there are at least 32."""
+    return st.builds(
+        lambda heads, **drawn: ParcaeConfig(
+            vocab_size=61, n_embd=32, intermediate_size=20, block_size=64, num_attention_heads=heads, **drawn
+        ),
+        heads=st.sampled_from([1, 2, 4, 8]),
+        n_layers_in_prelude=st.integers(0, 2),
+        n_layers_in_recurrent_block=st.integers(1, 3),
+        n_layers_in_coda=st.integers(0, 2),
+        mean_recurrence=st.integers(2, 5),
+        mean_backprop_depth=st.integers(1, 3),
+        tie_word_embeddings=st.booleans(),
+    )
+
+
 CONFIGS = {
     "huginn": raven("huginn"),
     "llama": raven("llama"),
     "olmo": raven("olmo"),
     "ouro": looped(OuroConfig, total_ut_steps=st.integers(2, 5)),
     "nanbeige": looped(NanbeigeConfig, num_loops=st.integers(2, 5), skip_loop_final_norm=st.booleans()),
+    "parcae": parcae(),
 }
 
 

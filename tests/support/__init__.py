@@ -1,11 +1,11 @@
 """What tests share: checkpoints, small models, and inputs for generate()."""
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from transformers import AutoConfig
 
 from hf_diffusion_forcing import RavenConfig, RavenForCausalLM, registration
 
@@ -18,6 +18,7 @@ FAMILIES = {
     "olmo": FIXTURES / "raven-olmo-tiny",
     "ouro": FIXTURES / "ouro-tiny",
     "nanbeige": FIXTURES / "nanbeige-tiny",
+    "parcae": FIXTURES / "parcae-tiny",
     "hrm_text": FIXTURES / "hrm-text-tiny",
 }
 """A checkpoint of every family and layout; all but the first have random weights."""
@@ -33,13 +34,15 @@ class Classes(NamedTuple):
     token: type
 
 
-_REGISTERED = {each[0].model_type: Classes(*each) for each in registration.FAMILIES}
-_TYPES = {name: json.loads((path / "config.json").read_text())["model_type"] for name, path in FAMILIES.items()}
+_REGISTERED = {each[0].model_type: Classes(*each) for each in registration.CLASSES}
+_TYPES = {name: AutoConfig.from_pretrained(path).model_type for name, path in FAMILIES.items()}
 CLASSES = {name: _REGISTERED[kind] for name, kind in _TYPES.items() if kind in _REGISTERED}
 NATIVE = list(CLASSES)
 """Families with a base model and classifiers of this package; those of the others are transformers' own."""
 INJECTED = tuple(name for name, classes in CLASSES.items() if classes.causal.has_injected_embedding)
 """Families that diffusion forcing is defined for."""
+EMBEDDABLE = tuple(name for name in FAMILIES if not (name in CLASSES and CLASSES[name].causal.reads_token_ids))
+"""Families that read embeddings in place of ids."""
 GATED = tuple(name for name, classes in CLASSES.items() if classes.causal.has_exit_gate)
 """Families with an exit gate of their own."""
 SAMPLERS = {

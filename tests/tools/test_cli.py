@@ -109,6 +109,7 @@ def test_the_commands():
         "diff",
         "inspect",
         "tune",
+        "calibrate",
         "report",
         "verify",
         "export",

@@ -8,33 +8,28 @@ import pytest
 from transformers_suite.shipped import shipped
 from transformers_suite.testers import ModelTester
 
-from hf_diffusion_forcing import OuroForCausalLM, RavenForCausalLM
 from hf_diffusion_forcing.evaluation.compatibility.suites import NOT_APPLICABLE
-from hf_diffusion_forcing.models import (
-    OuroForSequenceClassification,
-    OuroForTokenClassification,
-    OuroModel,
-    RavenForSequenceClassification,
-    RavenForTokenClassification,
-    RavenModel,
-)
+from support import CLASSES
 
 common = shipped("test_modeling_common")
 configuration = shipped("test_configuration_common")
 training = shipped("test_training_mixin")
 
-RAVEN = (RavenModel, RavenForCausalLM, RavenForSequenceClassification, RavenForTokenClassification)
-OURO = (OuroModel, OuroForCausalLM, OuroForSequenceClassification, OuroForTokenClassification)
-
-SIZES = {
-    "huginn": {
-        "n_layers": 3,
-        "n_layers_in_prelude": 1,
-        "n_layers_in_recurrent_block": 1,
-        "n_layers_in_coda": 1,
-    }
+SMALL = {
+    "n_layers": 3,
+    "n_layers_in_prelude": 1,
+    "n_layers_in_recurrent_block": 1,
+    "n_layers_in_coda": 1,
 }
-"""Fewer layers where a fixture has more weights than transformers allows in its tests."""
+DEPTH = {"mean_recurrence": 3, "mean_backprop_depth": 2}
+CHANGES = {
+    "huginn": {"layout": "huginn"} | SMALL | DEPTH,
+    "llama": {"layout": "llama"} | DEPTH,
+    "olmo": {"layout": "olmo"} | DEPTH,
+    "parcae": {"value_embed_layers": [0, 2], "ve_gate_layers": [0, 2]} | SMALL | DEPTH,
+}
+"""What differs from a fixture's config: fewer layers where it has more weights than transformers allows in its tests,
+and another depth where that is cheap."""
 
 KINDS = (
     "MODEL_MAPPING_NAMES",
@@ -61,12 +56,11 @@ class Suite(common.ModelTesterMixin, training.TrainingTesterMixin):
     def setUp(self):
         if reason := reason_to_skip(self._testMethodName, self.family):
             self.skipTest(reason)
-        changes = dict(SIZES.get(self.family, {}))
-        if self.family != "ouro":
-            changes |= {"layout": self.family, "mean_recurrence": 3, "mean_backprop_depth": 2}
+        _, *self.all_model_classes = CLASSES[self.family]
         # Depth and noise of a pass are drawn otherwise.
-        self.model_tester = ModelTester(self.family, self.all_model_classes, training_depth=3, state_seed=0, **changes)
-
+        self.model_tester = ModelTester(
+            self.family, self.all_model_classes, training_depth=3, state_seed=0, **CHANGES.get(self.family, {})
+        )
         for kind, model_class in zip(KINDS, self.all_model_classes, strict=True):
             self.enterContext(unittest.mock.patch.dict(getattr(common, kind), {self.family: model_class.__name__}))
 
@@ -92,20 +86,28 @@ class Suite(common.ModelTesterMixin, training.TrainingTesterMixin):
 
 @pytest.mark.full
 class TestHuginn(Suite, unittest.TestCase):
-    family, all_model_classes = "huginn", RAVEN
+    family = "huginn"
 
 
 class TestLlama(Suite, unittest.TestCase):
-    family, all_model_classes = "llama", RAVEN
+    family = "llama"
 
 
 @pytest.mark.full
 class TestOlmo(Suite, unittest.TestCase):
-    family, all_model_classes = "olmo", RAVEN
+    family = "olmo"
 
 
 class TestOuro(Suite, unittest.TestCase):
-    family, all_model_classes = "ouro", OURO
+    family = "ouro"
+
+
+class TestParcae(Suite, unittest.TestCase):
+    family = "parcae"
+
+    def test_reverse_loading_mapping(self):
+        # Only a model with a head has value embeddings under another name than its files.
+        super().test_reverse_loading_mapping(skip_base_model=True)
 
 
 @pytest.mark.parametrize("row", NOT_APPLICABLE, ids=lambda row: row.test)

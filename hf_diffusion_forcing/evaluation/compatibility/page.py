@@ -47,9 +47,10 @@ SUITES = """\
 ## transformers' own tests
 
 `tests/transformers_suite` runs the tests that transformers has for its own models (`ModelTesterMixin`, `ConfigTester`,
-`TrainingTesterMixin`) on Huginn's, Llama's and OLMo's layout of Raven and on Ouro: base models, language models and
-classifiers. `python scripts/fetch_transformers_tests.py` fetches them from transformers' source distribution, as CI
-does. They pass, except for tests that skip themselves (for other architectures, or without a GPU) and these:
+`TrainingTesterMixin`) on Huginn's, Llama's and OLMo's layout of Raven, on Ouro and on Parcae: base models, language
+models and classifiers. `python scripts/fetch_transformers_tests.py` fetches them from transformers' source
+distribution, as CI does. They pass, except for tests that skip themselves (for other architectures, or without a GPU)
+and these:
 
 {table}
 

@@ -20,6 +20,7 @@ from ..loading import HEADS, HUB_KEYWORDS, CheckedLoading, ClassifierLoading, st
 from ..norm import RMSNorm
 from ..rotary import rotate_halves, rotate_pairs
 from ..special_tokens import correct_token_id, tokenizer_ids
+from ..widening import Widening
 from .configuration_huginn_raven import RavenConfig, layout_of, nearest_layout
 
 
@@ -320,6 +321,11 @@ class RavenModel(RecurrentDepthModel, RavenPreTrainedModel):
 class RavenLanguageModel(HeadedForCausalLM, RavenPreTrainedModel):
     """A language model of any layout."""
 
+    widening = Widening(
+        sizes=("n_embd", "n_heads", "num_key_value_heads", "intermediate_size"),
+        packed_outputs={"Wqkv.weight": 3, "fc.weight": 2},
+        packed_inputs={"adapter.weight": 2},
+    )
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
 
     def __init__(self, config: RavenConfig):
