@@ -24,6 +24,12 @@ NAMES: dict[str, tuple[str, ...]] = {
         "Trace",
         "WaveTick",
     ),
+    ".hooks.draft_source": (
+        "DraftSource",
+        "PromptLookup",
+        "draft_source",
+        "register_draft_source",
+    ),
     ".hooks.exit_criterion": (
         "ExitCriterion",
         "ExitCriterionList",
@@ -81,6 +87,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     ".settings.diffusion_forcing": ("DiffusionForcingConfig",),
     ".settings.generation_config": ("RecurrentDepthGenerationConfig",),
     ".settings.registry": (
+        "DRAFT_SOURCES",
         "EXIT_CRITERIA",
         "LATENT_PROCESSORS",
     ),

@@ -5,6 +5,7 @@ from .checkpoints import bundled_checkpoint
 from .generation.mixin import RecurrentDepthGenerationMixin
 from .generation.output import DiffusionForcingOutput, SamplerStats
 from .generation.trace import TokenTrace, Trace, WaveTick
+from .hooks.draft_source import DraftSource, PromptLookup, draft_source, register_draft_source
 from .hooks.exit_criterion import ExitCriterion, ExitCriterionList, exit_criterion, register_exit_criterion
 from .hooks.latent_criteria import (
     CosineCriterion,
@@ -64,12 +65,13 @@ from .settings.adaptive import AdaptiveConfig
 from .settings.autoregressive import AutoregressiveConfig
 from .settings.diffusion_forcing import DiffusionForcingConfig
 from .settings.generation_config import RecurrentDepthGenerationConfig
-from .settings.registry import EXIT_CRITERIA, LATENT_PROCESSORS
+from .settings.registry import DRAFT_SOURCES, EXIT_CRITERIA, LATENT_PROCESSORS
 from .settings.sampler_config import SamplerConfig
 from .settings.speculative_wavefront import SpeculativeWavefrontConfig
 from .version import __version__
 
 __all__ = [
+    "DRAFT_SOURCES",
     "EXIT_CRITERIA",
     "LATENT_PROCESSORS",
     "AdaptiveConfig",
@@ -82,6 +84,7 @@ __all__ = [
     "CosineCriterion",
     "DiffusionForcingConfig",
     "DiffusionForcingOutput",
+    "DraftSource",
     "EmbeddingMomentum",
     "EntropyCriterion",
     "ExitCriterion",
@@ -112,6 +115,7 @@ __all__ = [
     "ParcaeForSequenceClassification",
     "ParcaeForTokenClassification",
     "ParcaeModel",
+    "PromptLookup",
     "RavenConfig",
     "RavenForCausalLM",
     "RavenForSequenceClassification",
@@ -137,10 +141,12 @@ __all__ = [
     "WaveTick",
     "__version__",
     "bundled_checkpoint",
+    "draft_source",
     "enable_recurrent_depth",
     "exit_criterion",
     "latent_processor",
     "pack_linear_weights",
+    "register_draft_source",
     "register_exit_criterion",
     "register_latent_processor",
     "unpack_linear_weights",

@@ -1,15 +1,21 @@
-"""Measure how often lossless text equals autoregression's, and the passes and memory it takes.
+"""Measure how often lossless text equals autoregression's, the passes and memory it takes, and what guesses change.
 
     python scripts/measure_lossless.py
+    python scripts/measure_lossless.py --part guesses
+    python scripts/measure_lossless.py --part speed
 
-Both trained checkpoints run at full depth, in float32 and in bfloat16. Writes docs/benchmarks/lossless.json and
-lossless.md.
+Both trained checkpoints run at full depth: without guesses in float32 and bfloat16, with guesses (`draft_tokens`) in
+float32, and made 4 times as wide for the speed. Writes docs/benchmarks/lossless.json and lossless.md; a part replaces
+only its own rows.
 """
 
 import json
 import platform
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import date
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -18,23 +24,56 @@ import typer
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_diffusion_forcing import bundled_checkpoint
+from hf_diffusion_forcing import DraftSource, bundled_checkpoint
 from hf_diffusion_forcing.evaluation.problems import problem_prompts
 from hf_diffusion_forcing.evaluation.python_source import source_prompts
+from hf_diffusion_forcing.evaluation.timing import timed_generate
+from hf_diffusion_forcing.evaluation.widening import widen
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINTS = {"problems": bundled_checkpoint(), "Python source": ROOT / "tests" / "fixtures" / "python-source"}
 CHOICES = {"greedy": {}, "sampled": {"do_sample": True, "top_k": 0}}
 
 
+WAYS = [
+    {"draft_depth": depth, "draft_tokens": tokens, "draft_source": source}
+    for depth in (2, 1)
+    for tokens, source in ((1, None), (2, "prompt_lookup"), (4, "prompt_lookup"), (8, "prompt_lookup"), (8, None))
+] + [{"draft_depth": 2, "draft_tokens": "auto", "draft_source": "prompt_lookup"}]
+"""Settings with and without guesses. Without a source only dropped drafts are guessed."""
+FACTOR = 4
+"""How many times as wide the models are that are timed: about 30 million weights in a core pass and the ends."""
+
+
+class Part(StrEnum):
+    all = "all"
+    equality = "equality"
+    guesses = "guesses"
+    speed = "speed"
+
+
+@dataclass
+class Oracle(DraftSource):
+    """Knows the text: the most that any source can do."""
+
+    text: list[int]
+
+    def propose(self, ids: list[int], count: int) -> list[int]:
+        return self.text[len(ids) : len(ids) + count] if self.text[: len(ids)] == ids else []
+
+
+def prompts(domain: str, count: int) -> list[torch.Tensor]:
+    """The prompts of a domain, int64 [1, length] each."""
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINTS[domain])
+    if domain == "problems":
+        return problem_prompts(tokenizer, count, seed=2027, kind="worked")
+    return source_prompts(tokenizer, count, 96)
+
+
 def rows(count: int, room: int) -> Iterator[dict]:
     """Yield one row per domain, dtype and way of choosing tokens."""
     for domain, path in CHECKPOINTS.items():
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        if domain == "problems":
-            asked = problem_prompts(tokenizer, count, seed=2027, kind="worked")
-        else:
-            asked = source_prompts(tokenizer, count, 96)
+        asked = prompts(domain, count)
         for dtype in (torch.float32, torch.bfloat16):
             model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
             for choice, settings in CHOICES.items():
@@ -67,13 +106,84 @@ def rows(count: int, room: int) -> Iterator[dict]:
                 }
 
 
-def page(record: dict) -> str:
-    """Return the record as Markdown."""
+def counted(domain: str, model, asked: list[torch.Tensor], room: int, ways: list[dict], **common) -> Iterator[dict]:
+    """Yield the counts of each way to guess, over all texts."""
+    common = {"seed": 0, "max_new_tokens": room, "return_dict_in_generate": True} | common
+    texts = [model.generate(ids, sampler="autoregressive", **common).sequences.tolist() for ids in asked]
+    for way in ways:
+        total, made, right, changed = Counter(), Counter(), Counter(), 0
+        for ids, text in zip(asked, tqdm(texts, desc=f"{domain}, {way}", leave=False), strict=True):
+            source = Oracle(text[0]) if way["draft_source"] == "oracle" else way["draft_source"]
+            output = model.generate(ids, sampler="speculative_wavefront", **way | {"draft_source": source}, **common)
+            stats = output.stats
+            changed += output.sequences.tolist() != text
+            names = ("decoded_tokens", "core_passes", "positions_refined", "waves")
+            total.update({name: getattr(stats, name) for name in names})
+            for name, (guessed, correct) in stats.guesses.items():
+                made[name] += guessed
+                right[name] += correct
+        yield {
+            "domain": domain,
+            **way,
+            "num_steps": common.get("num_steps", model.config.mean_recurrence),
+            "texts": len(texts),
+            "changed": changed,
+            "tokens": total["decoded_tokens"],
+            "waves": total["waves"],
+            "core_passes_per_token": total["core_passes"] / total["decoded_tokens"],
+            "recurrences_per_token": total["positions_refined"] / total["decoded_tokens"],
+            "guesses": {name: [made[name], right[name]] for name in sorted(made)},
+        }
+
+
+def guess_rows(count: int, room: int) -> Iterator[dict]:
+    """Yield the counts of every way in both domains, and what an oracle would reach."""
+    oracle = [{"draft_depth": 2, "draft_tokens": 8, "draft_source": "oracle"}]
+    for domain, path in CHECKPOINTS.items():
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        yield from counted(domain, model, prompts(domain, count), room, WAYS + oracle)
+    tiny = AutoModelForCausalLM.from_pretrained(ROOT / "tests" / "fixtures" / "nanbeige-tiny").eval()
+    asked = list(torch.arange(8 * count).remainder(61).view(count, 1, 8))
+    ways = [{"draft_depth": 1, "draft_tokens": m, "draft_source": "oracle"} for m in (1, 2, 4, 8)]
+    yield from counted("random weights", tiny, asked, room, ways, num_steps=2, eos_token_id=None)
+
+
+def speed_rows(count: int, room: int) -> Iterator[dict]:
+    """Yield seconds per token of decoding, of autoregression and of every way, with plain weights made wider."""
+    for domain, path in CHECKPOINTS.items():
+        model = widen(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(), FACTOR).eval()
+        asked = prompts(domain, count)
+        baseline = None
+        for way in [{}, *(way for way in WAYS if way["draft_tokens"] == 1 or way["draft_source"])]:
+            settings = {"sampler": "speculative_wavefront", "seed": 0, "max_new_tokens": room} | way
+            if not way:
+                settings |= {"sampler": "autoregressive", "max_new_tokens": room // 4}
+            timed_generate(model, {"input_ids": asked[0]}, settings | {"max_new_tokens": 8})
+            calls = [
+                timed_generate(model, {"input_ids": ids}, settings, first=True) for ids in tqdm(asked, leave=False)
+            ]
+            seconds = sum(call.decoding for call in calls) / sum(call.tokens for call in calls)
+            baseline = baseline or seconds
+            yield {"domain": domain, **way, "seconds_per_token": seconds, "speedup": baseline / seconds}
+
+
+def signature(part: dict) -> str:
+    """When, where and how a part was measured."""
+    return f"Measured on {part['date']} on {part['machine']}, by `{part['command']}`."
+
+
+def way_cells(row: dict) -> str:
+    """The settings of a row as cells of a table."""
+    if "draft_tokens" not in row:
+        return f"| {row['domain']} | autoregression | | |"
+    source = "" if row["draft_tokens"] == 1 else row["draft_source"] or "dropped drafts alone"
+    return f"| {row['domain']} | {row['draft_depth']} | {row['draft_tokens']} | {source} |"
+
+
+def equality_page(part: dict) -> list[str]:
+    """The rows without guesses as Markdown."""
     lines = [
-        "# The lossless wavefront against autoregression",
-        "",
-        f"Measured on {record['date']} on {record['machine']}, by `{record['command']}`. Both trained checkpoints "
-        "decode at r = 32, batch 1.",
+        f"{signature(part)} Both trained checkpoints decode at r = 32, batch 1.",
         "",
         "- *Changed* counts the texts in which any token differs from autoregression.",
         "- *Fewer core passes* is the recurrences that autoregression runs in sequence, divided by the core passes of "
@@ -83,27 +193,86 @@ def page(record: dict) -> str:
         "| text | weights | choice | texts | changed | mean accepted length | fewer core passes | of the bound | KV |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for row in record["rows"]:
+    for row in part["rows"]:
         lines.append(
             f"| {row['domain']} | {row['dtype']} | {row['choice']} | {row['texts']} | {row['changed']} | "
             f"{row['mean_accepted_length']:.1f} | {row['fewer_core_passes']:.1f}x | {100 * row['of_bound']:.0f} % | "
             f"{row['kv_ratio']:.2f}x |"
         )
+    return lines
+
+
+def guesses_page(part: dict) -> list[str]:
+    """The counts with guesses as Markdown."""
+    lines = [
+        "## Guesses",
+        "",
+        f"{signature(part)} Float32, greedy, batch 1; r = 32, and r = 2 for the model with random weights, where only "
+        "an oracle that knows the text can guess. *Refined* is positions refined per token. *Right* counts the guesses "
+        "whose earlier tokens were all right.",
+        "",
+        "| text | k | m | source | texts | changed | core passes per token | refined | right |",
+        "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for row in part["rows"]:
+        right = ", ".join(f"{name}: {right} of {made}" for name, (made, right) in row["guesses"].items())
+        lines.append(
+            f"{way_cells(row)} {row['texts']} | {row['changed']} | {row['core_passes_per_token']:.2f} | "
+            f"{row['recurrences_per_token']:.1f} | {right} |"
+        )
+    return lines
+
+
+def speed_page(part: dict) -> list[str]:
+    """The timings as Markdown."""
+    lines = [
+        "## Speed with guesses",
+        "",
+        f"{signature(part)} The models are {FACTOR} times as wide, float32, plain weights, r = 32, batch 1; decoding "
+        "alone, without the prompt.",
+        "",
+        "| text | k | m | source | ms per token | against autoregression |",
+        "| --- | ---: | ---: | --- | ---: | ---: |",
+    ]
+    for row in part["rows"]:
+        lines.append(f"{way_cells(row)} {1e3 * row['seconds_per_token']:.1f} | {row['speedup']:.2f}x |")
+    return lines
+
+
+PARTS = {
+    Part.equality: (rows, equality_page),
+    Part.guesses: (guess_rows, guesses_page),
+    Part.speed: (speed_rows, speed_page),
+}
+
+
+def page(record: dict) -> str:
+    """Return the record as Markdown."""
+    lines = ["# The lossless wavefront against autoregression"]
+    for part, (_, write) in PARTS.items():
+        if part in record:
+            lines += ["", *write(record[part])]
     return "\n".join(lines) + "\n"
 
 
 def main(
     count: Annotated[int, typer.Option(help="Texts per row.")] = 48,
     max_new_tokens: int = 128,
+    part: Annotated[Part, typer.Option(help="What to measure.")] = Part.all,
     output: Path = ROOT / "docs" / "benchmarks",
 ):
-    record = {
-        "date": date.today().isoformat(),
-        "machine": f"{platform.machine()} CPU, torch {torch.__version__}",
-        "command": f"scripts/measure_lossless.py --count {count} --max-new-tokens {max_new_tokens}",
-        "rows": list(rows(count, max_new_tokens)),
-    }
-    (output / "lossless.json").write_text(json.dumps(record, indent=1) + "\n")
+    stored = output / "lossless.json"
+    record = json.loads(stored.read_text()) if stored.exists() else {}
+    for name, (measure, _) in PARTS.items():
+        if part in (Part.all, name):
+            record[name] = {
+                "date": date.today().isoformat(),
+                "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}",
+                "command": f"scripts/measure_lossless.py --part {name} --count {count} "
+                f"--max-new-tokens {max_new_tokens}",
+                "rows": list(measure(count, max_new_tokens)),
+            }
+    stored.write_text(json.dumps(record, indent=1) + "\n")
     (output / "lossless.md").write_text(page(record))
     typer.echo(page(record))
 

@@ -10,6 +10,7 @@ import torch
 
 from .attention import attention
 from .grid import Grid
+from .runs import Run, find_runs
 
 
 @dataclass(frozen=True)
@@ -119,21 +120,23 @@ class Placement:
         return self._bias
 
     def bias_of_positions(self, query: torch.Tensor) -> torch.Tensor:
-        """`bias` of each position, [n, 1, 1, extent], for a pass over rows end to end; cached.
+        """`bias` of each position, [n, extent], for a pass over rows end to end; cached.
 
         Made from the positions: a placement with `start` need not have a mask, or has one for all rows.
         """
         if self._position_bias is None or self._position_bias.dtype != query.dtype:
             hidden = torch.arange(self.extent, device=query.device) > self.positions[0][:, None]
             bias = query.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
-            self._position_bias = bias[:, None, None]
+            self._position_bias = bias
         return self._position_bias
 
     def runs(self, slots: tuple[int, ...]) -> list[Run]:
-        """The runs of positions with evenly spaced slots (see `Run`); cached for each tuple."""
-        if slots not in self._runs:
-            self._runs[slots] = _runs(slots, self.widths)
-        return self._runs[slots]
+        """The runs of positions whose slots are a constant more than `slots` (see `Run`); cached."""
+        base = slots[0]
+        relative = tuple(slot - base for slot in slots) if base else slots
+        if relative not in self._runs:
+            self._runs[relative] = find_runs(relative, self.widths, self.positions.device)
+        return self._runs[relative]
 
     def open_block(self, block: torch.Tensor) -> None:
         """Let positions of a row see each other in both directions; to be called before any of them attends.
@@ -166,47 +169,6 @@ class Placement:
             moved = {name: None if tensor is None else tensor.to(device) for name, tensor in tensors.items()}
             self._copies[device] = replace(self, **moved, _bias=None, _position_bias=None, _runs={}, _copies={})
         return self._copies[device]
-
-
-@dataclass(frozen=True)
-class Run:
-    """Neighbouring positions of one row with evenly spaced slots, so that one strided view covers them.
-
-    Attributes:
-        row: index of the row in the pass.
-        cells: indices of the positions in the pass.
-        first, step: the slots are first, first + step, ...; step is 0 or more.
-    """
-
-    row: int
-    cells: slice
-    first: int
-    step: int
-
-    def view(self, stored: torch.Tensor) -> torch.Tensor:
-        """The run's part of a row's entries [slots, ...]: [positions, ...], without a copy."""
-        count = self.cells.stop - self.cells.start
-        if self.step == 0:
-            return stored[self.first].expand(count, *stored.shape[1:])
-        return stored[self.first : self.first + self.step * (count - 1) + 1 : self.step]
-
-
-def _runs(slots: tuple[int, ...], widths: list[int]) -> list[Run]:
-    runs, begin = [], 0
-    for row, width in enumerate(widths):
-        end, first = begin + width, begin
-        while first < end:
-            last = first + 1
-            step = slots[last] - slots[first] if last < end else 0
-            if step < 0:
-                step = 0
-            else:
-                while last < end and slots[last] - slots[last - 1] == step:
-                    last += 1
-            runs.append(Run(row, slice(first, last), slots[first], step))
-            first = last
-        begin = end
-    return runs
 
 
 def absolute_positions(

@@ -283,15 +283,20 @@ class RecurrentDepthCache(Seats, Cache):
         return y.reshape(1, width, heads, head_dim).transpose(1, 2)
 
     def _attend_by_run(self, keys, values, query, key, value, at: Placement, slots: Slots):
-        """`attend` for slots known on the host: one view of the row for each run, without copies."""
+        """`attend` for slots known on the host: one view of the row for each run, without copies.
+
+        All positions write before any reads, so those at one slot see each other as in a prompt.
+        """
         where = slots.device.to(key.device)
         for stored, new in ((keys, key), (values, value)):
             stored[where, at.rows[0], :, at.positions[0]] = new[0].transpose(0, 1)
-        queries, bias, read = query[0].transpose(0, 1)[:, :, None], at.bias_of_positions(query), []
+        queries, bias, read = query[0].transpose(0, 1), at.bias_of_positions(query), []
         for run in at.runs(slots.host):
-            seen, read_values = (run.view(stored[:, run.row, :, : at.extent]) for stored in (keys, values))
-            read.append(at.kernel(queries[run.cells], seen, read_values, bias[run.cells]))
-        return torch.cat(read)[:, :, 0].transpose(0, 1)[None]
+            seen, read_values = (
+                run.view(stored[:, run.row, :, : at.extent], slots.host[0]) for stored in (keys, values)
+            )
+            read.append(run.attend(at.kernel, queries, seen, read_values, bias))
+        return torch.cat(read).transpose(0, 1)[None]
 
     def start_readout(self, readout: int, source: int, seats: range) -> None:
         """Start another readout in the coda layers of some seats, with a copy of the entries of `source`."""

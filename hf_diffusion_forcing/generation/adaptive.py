@@ -5,7 +5,8 @@ import torch
 from ..cache import Placement
 from ..settings.adaptive import AdaptiveConfig
 from .early_exit import EarlyExitSampler
-from .row import Position, Row
+from .position import Position
+from .row import Row
 from .state_starts import StateStarts
 from .wave import Wave
 

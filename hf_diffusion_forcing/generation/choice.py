@@ -83,6 +83,8 @@ class TokenChoice:
         is_sampling: bool,
     ):
         batch, length = input_ids.shape
+        self.refused: set[tuple[int, int]] = set()
+        """Row and length of the drafts' prefixes on which a processor raised in the last call."""
         self.asked: set[int] = set()
         """The rows whose results of the current call are used."""
         self.everything: torch.Tensor | None = None
@@ -133,6 +135,7 @@ class TokenChoice:
             tokens, positions, seeds: int64 [1, n]: input ids, absolute positions, and the seeds of their rows.
             prefixes: the prefix of each position.
         """
+        self.refused.clear()
         if self.ids is not None:
             # Write the wave's ids at their columns.
             # (Of a prompt given as embeddings alone the prefix is empty: column -1, the last, is in no prefix.)
@@ -141,12 +144,16 @@ class TokenChoice:
         scores = self.process(logits, prefixes) if self.groups else logits
         return self._drawn(scores, positions, seeds), scores
 
+    def must_choose_again(self, row: int, length: int) -> bool:
+        """Whether the token after a row's first `length` ids, now final, needs `choose_final`."""
+        return self.waits or (row, length) in self.refused
+
     def choose_final(
         self, row: int, ids: list[int], position: int, seed: int, logits: torch.Tensor
     ) -> tuple[int, torch.Tensor]:
         """The token that follows a row's committed ids, by all processors, and the scores behind it, [vocabulary].
 
-        Must be called once for each of a row's tokens, in order.
+        With processors of the kind "calls" it must be called once for each of a row's tokens, in order.
 
         Args:
             row, seed: number and seed of the row.
@@ -224,6 +231,7 @@ class TokenChoice:
         except Exception:  # a processor may raise anything on a prefix it was not written for
             if all(prefix.length == prefix.final for prefix in members):
                 raise
+        self.refused.update((prefix.row, prefix.length) for prefix in members if prefix.length > prefix.final)
         if len(members) > 1:
             step = step.clone()
             for prefix in members:

@@ -6,7 +6,8 @@ from ..settings.diffusion_forcing import DiffusionForcingConfig
 from .cost_curve import cost_curve
 from .early_exit import EarlyExitSampler
 from .freezing import frozen_prefix
-from .row import Position, Row
+from .position import Position
+from .row import Row
 from .state_starts import StateStarts
 from .wave import Wave
 from .wave_choice import PromptDepth, choose_wave

@@ -53,3 +53,25 @@ def choose_draft_depth(curve: CostCurve, shares: dict[int, float], steps: int) -
         return ticks * curve.seconds_per_tick(width, depth, ends=2)
 
     return min(shares, key=seconds)
+
+
+def choose_guesses(curve: CostCurve, chances: list[float], steps: int, depth: int) -> int:
+    """How many guesses should enter behind a draft, for the least estimated time per token.
+
+    A tick adds one token, and each guess with the chance that it and all before it are right. A token stays for r / k
+    ticks, a wrong guess for one.
+
+    Args:
+        chances: of each guess, that it is right if those before it are.
+        steps, depth: r and k.
+    """
+    tokens = chance = 1.0
+    best, least = 0, curve.seconds_per_tick(steps / depth, depth, ends=2)
+    for count, each in enumerate(chances, start=1):
+        chance *= each
+        tokens += chance
+        width = steps / depth * tokens + count + 1 - tokens
+        seconds = curve.seconds_per_tick(width, depth, ends=tokens + count + 1) / tokens
+        if seconds < least:
+            best, least = count, seconds
+    return best

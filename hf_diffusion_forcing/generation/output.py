@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from ..compat import CacheOutput
+from .position import Position
 from .trace import Trace
 
 
@@ -22,6 +23,8 @@ class SamplerStats:
         waves: how often the speculative wavefront started a wave: once per row and after every wrong draft.
         wasted_recurrences: recurrences of positions that were dropped.
         proposals: by readout depth, how many drafts were later checked and how many of them were right.
+        guesses: the same for guesses made before any readout (`draft_tokens`), by their source: a draft source's name,
+            or "dropped_drafts".
         settled: with a trace, how many of each row's tokens the remaining recurrences were estimated not to change when
             they were committed (`TokenTrace.settled`); None where this is not known.
         tokens_committed: new tokens per row; the first of a row comes from the prompt's own pass.
@@ -38,13 +41,23 @@ class SamplerStats:
     waves: int = 0
     wasted_recurrences: int = 0
     proposals: dict[int, tuple[int, int]] = field(default_factory=dict)
+    guesses: dict[str, tuple[int, int]] = field(default_factory=dict)
     settled: list[int] | None = None
 
-    def count_proposals(self, proposals: dict[int, int], token: int) -> None:
-        """Count a position's drafts of the next token, by depth, once that token is known."""
-        for depth, proposed in proposals.items():
+    def count_proposals(self, position: Position, token: int) -> None:
+        """Count a position's drafts and its guess of the next token, once that token is known."""
+        for depth, proposed in position.proposals.items():
             made, right = self.proposals.get(depth, (0, 0))
             self.proposals[depth] = made + 1, right + (proposed == token)
+        if position.guess is not None:
+            source, guessed = position.guess
+            made, right = self.guesses.get(source, (0, 0))
+            self.guesses[source] = made + 1, right + (guessed == token)
+
+    @property
+    def core_passes_per_token(self) -> float:
+        """Core passes per decoded token of all rows; 0.0 without any."""
+        return self.core_passes / self.decoded_tokens if self.decoded_tokens else 0.0
 
     @property
     def acceptance(self) -> dict[int, float]:
@@ -74,7 +87,7 @@ class SamplerStats:
     def to_dict(self) -> dict:
         """Counts and ratios as plain JSON values."""
         names = ("recurrences_per_token", "tokens_per_forward", "acceptance", "mean_accepted_length")
-        ratios = {name: getattr(self, name) for name in names}
+        ratios = {name: getattr(self, name) for name in ("core_passes_per_token", *names)}
         return asdict(self) | ratios
 
 

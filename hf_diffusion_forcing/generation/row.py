@@ -7,26 +7,8 @@ from dataclasses import dataclass, field
 import torch
 
 from .call import Call
-
-NEW = -1
-"""The cell of a position that has no state yet."""
-
-
-@dataclass(slots=True, eq=False)
-class Position:
-    """One position of a row's wave.
-
-    Attributes:
-        token: its input id. The front's is committed; the others are drafts.
-        steps: recurrences since its token last changed.
-        cell: index of its state in the last tick's tensors; `NEW` while it has none.
-        proposals: its drafts of the next token, by readout depth (lossless decoding).
-    """
-
-    token: int
-    steps: int = 0
-    cell: int = NEW
-    proposals: dict[int, int] = field(default_factory=dict)
+from .guesses import Guesses
+from .position import Position
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +31,7 @@ class Row:
         logits, scores: those of each committed token, before and after the processors, if kept.
         logprobs: the logarithm of each committed token's probability, after the processors, if kept.
         starts: initial states drawn ahead for later positions; see `StateStarts`.
+        guesses: guesses tokens after the newest draft (lossless decoding).
     """
 
     call: Call
@@ -67,6 +50,7 @@ class Row:
     scores: list[torch.Tensor] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     starts: tuple[int, torch.Tensor] | None = None
+    guesses: Guesses | None = None
 
     def __post_init__(self):
         self.prompt_length = len(self.ids)
@@ -101,14 +85,15 @@ class Row:
         """Make the token after the front final, and set `has_ended`. Moves the front, but not the wave.
 
         Args:
-            predicted: the token, unless a processor that keeps a state chooses another one for the final prefix.
+            predicted: the token, unless a processor that keeps a state, or one that raised while the prefix was a
+                draft, chooses another one for the final prefix.
             logits, scores: [vocabulary], those of the token; copied if they are kept.
 
         Returns:
             The token.
         """
         call, token = self.call, predicted
-        if call.choice.waits:
+        if call.choice.must_choose_again(self.number, len(self.ids)):
             token, scores = call.choice.choose_final(self.number, self.ids, self.front, self.seed, logits)
         self.ids.append(token)
         if call.keeps_logits:

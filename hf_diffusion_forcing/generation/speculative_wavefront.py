@@ -5,14 +5,18 @@ Pipelines over (position x depth) like LoopSpec (arXiv 2609.17184) and Wavefront
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 import torch
 
 from ..cache import Placement, Slots
 from ..settings.speculative_wavefront import SpeculativeWavefrontConfig
-from .cost_curve import cost_curve
-from .draft_choice import PromptAgreement, choose_draft_depth
+from .cost_curve import CostCurve, cost_curve
+from .draft_choice import PromptAgreement, choose_draft_depth, choose_guesses
+from .guesses import Guesses
+from .position import NEW, Position
 from .prompt import PromptReader
-from .row import Position, Row
+from .row import Row
 from .sampler import TickingSampler
 from .wave import Wave
 
@@ -23,11 +27,14 @@ TRUTH, DRAFT = 0, 1
 class SpeculativeWavefront(TickingSampler):
     """`sampler="speculative_wavefront"`: a tick refines every position of the wave by `draft_depth` recurrences.
 
-    After `draft_depth` recurrences a position drafts the next token, which joins the wave. After `second_draft_depth`
-    it drafts again; if the drafts differ, the positions after it start over from the second draft. After all
-    `num_steps` it predicts the true token, which is committed; if the draft was wrong, the positions after it start
-    over from the true token. As in autoregression, later positions at recurrence d read only keys and values of
-    recurrence d, so no committed token depends on drafts.
+    After `draft_depth` recurrences a position drafts the next token, which joins the wave, with up to
+    `draft_tokens` - 1 guesses of the tokens after it. After `second_draft_depth` it drafts again; if the drafts differ,
+    the positions after it start over from the second draft. After all `num_steps` it predicts the true token, which is
+    committed; if the draft was wrong, the positions after it start over from the true token. A guess is a draft like
+    any other: a readout that says something else drops it (but see `Guesses.preferred`).
+
+    As in autoregression, later positions at recurrence d read only keys and values of recurrence d, so no committed
+    token depends on drafts.
     """
 
     config_class = SpeculativeWavefrontConfig
@@ -39,6 +46,9 @@ class SpeculativeWavefront(TickingSampler):
         super().__init__(*args, **kwargs)
         self.draft_depth = self.config.draft_depth
         self.second_depth = self.config.second_depth(self.draft_depth)
+        self.source = self.config.source()
+        self.curve: CostCurve | None = None
+        """What ticks cost, with `draft_tokens="auto"`."""
         self.is_finite = True
         """Whether all states so far were finite."""
         self.rows: list[Row] = []
@@ -54,10 +64,14 @@ class SpeculativeWavefront(TickingSampler):
         watcher = PromptAgreement(self.model, config.draft_depths, config.num_steps) if is_auto else None
         reader = PromptReader(self.model, self.cache, config, self.stats, self.device, self.chunk)
         logits = yield from reader.read(rows, first_seat, watcher)
+        if watcher is not None or (config.draft_tokens == "auto" and self.curve is None):
+            self.curve = cost_curve(self.model, len(rows), self.device)
         if watcher is not None:
-            curve = cost_curve(self.model, len(rows), self.device)
-            self.draft_depth = choose_draft_depth(curve, watcher.shares, config.num_steps)
+            self.draft_depth = choose_draft_depth(self.curve, watcher.shares, config.num_steps)
             self.second_depth = config.second_depth(self.draft_depth)
+        if config.most_draft_tokens > 1:
+            for row in rows:
+                row.guesses = Guesses(self.source, logits.shape[-1], row.call.stopping.eos)
         self.cache.start_readout(DRAFT, TRUTH, range(first_seat, first_seat + len(rows)))
         self.stats.draft_depth = self.draft_depth
         return self.first_tokens(rows, logits)
@@ -65,6 +79,7 @@ class SpeculativeWavefront(TickingSampler):
     def begin(self, row: Row) -> None:
         row.wave = [Position(row.ids[-1])]
         self.stats.waves += 1
+        self._guess(row)
 
     def end(self, row: Row) -> None:
         self._drop(row, 0)
@@ -109,8 +124,10 @@ class SpeculativeWavefront(TickingSampler):
             position.steps += depth
 
         # 6. Commit full-depth predictions. 7. Add shallow ones as drafts; positions after a wrong draft start over.
+        # 8. Guesses of the tokens after the newest draft enter with it.
         for row in rows:
             self._advance(row, said, logits, scores)
+            self._guess(row)
         self.record()
 
     def _place(self, wave: Wave, index: list[int] | None, start: int | None = None) -> Placement:
@@ -169,12 +186,12 @@ class SpeculativeWavefront(TickingSampler):
                 self._propose(row, position, token)
                 continue
             token = row.commit(token, logits[index], scores[index])
-            self.stats.count_proposals(position.proposals, token)
-            is_right = not row.has_ended and len(row.wave) > 1 and row.wave[1].token == token
-            if not is_right:
-                self._drop(row, 1)
+            self.stats.count_proposals(position, token)
+            if row.guesses is not None:
+                row.guesses.learn(position, token)
             del row.wave[0]
-            if not is_right:
+            if row.has_ended or not row.wave or row.wave[0].token != token:
+                self._drop(row, 0)
                 if not row.has_ended:
                     # The committed token is the new front; its draft was wrong or missing.
                     self.stats.waves += 1
@@ -184,6 +201,8 @@ class SpeculativeWavefront(TickingSampler):
     def _propose(self, row: Row, position: Position, token: int) -> None:
         """Add a shallow readout's prediction as the next draft, unless that is the draft already."""
         position.proposals[position.steps] = token
+        if row.guesses is not None:
+            token = row.guesses.preferred(position, token)
         place = row.wave.index(position)
         if place + 1 < len(row.wave) and row.wave[place + 1].token == token:
             return
@@ -191,9 +210,31 @@ class SpeculativeWavefront(TickingSampler):
         if token not in row.call.stopping.eos and place + 1 < row.room:
             row.wave.append(Position(token))
 
+    def _guess(self, row: Row) -> None:
+        """Add guesses of the tokens after the newest draft, if it enters in the next tick."""
+        if row.guesses is None or row.has_ended or not row.wave or row.wave[-1].cell != NEW:
+            return
+        count = min(self.config.most_draft_tokens - 1, row.room - len(row.wave))
+        if count < 1:
+            return
+        # One more than may enter: it competes with the readout of the last that enters.
+        guesses = row.guesses.propose(row.ids + [position.token for position in row.wave[1:]], count + 1)
+        if self.config.draft_tokens == "auto":
+            chances = [row.guesses.rates[source] for source, _ in guesses[:count]]
+            count = choose_guesses(self.curve, chances, self.config.num_steps, self.draft_depth)
+        for index, guess in enumerate(guesses[: count + 1]):
+            row.wave[-1].guess = guess
+            if index < count:
+                row.wave.append(Position(guess[1]))
+
     def _drop(self, row: Row, place: int) -> None:
         """Drop a row's positions from `place` on and count their recurrences as wasted."""
         spent = [position.steps for position in row.wave[place:]]
+        if row.guesses is not None:
+            # The front is the last of the ids. A guess that no readout has confirmed is not worth keeping.
+            read = zip(row.wave[max(place - 1, 0) :], row.wave[place:], strict=False)
+            kept = [after.token for before, after in takewhile(lambda pair: pair[0].proposals, read)]
+            row.guesses.keep(len(row.ids) - 1 + place, kept)
         del row.wave[place:]
         self.stats.wasted_recurrences += sum(spent)
         if self.recorder is not None and row in self.recorder.observed:

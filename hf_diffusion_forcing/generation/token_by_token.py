@@ -1,8 +1,9 @@
 """Autoregression in ticks: one token of every row, at full depth."""
 
 from ..settings.autoregressive import AutoregressiveConfig
+from .position import Position
 from .prompt import PromptReader
-from .row import Position, Row
+from .row import Row
 from .sampler import TickingSampler
 from .wave import Wave
 

@@ -7,7 +7,8 @@ from functools import cached_property
 import torch
 
 from .choice import Prefix, TokenChoice, choose
-from .row import NEW, Position, Row
+from .position import NEW, Position
+from .row import Row
 
 Members = list[tuple[int, Position]]
 """Positions of one row, each with its distance from the row's front."""

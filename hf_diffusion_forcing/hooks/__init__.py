@@ -1,8 +1,8 @@
-"""Exit criteria, latent processors, and the `Refinement` they see.
+"""Exit criteria, latent processors, the `Refinement` they see, and draft sources.
 
 Importing these modules registers their hooks.
 """
 
-from . import latent_criteria, latent_processors, logits_criteria, settling
+from . import draft_source, latent_criteria, latent_processors, logits_criteria, settling
 
-__all__ = ["latent_criteria", "latent_processors", "logits_criteria", "settling"]
+__all__ = ["draft_source", "latent_criteria", "latent_processors", "logits_criteria", "settling"]

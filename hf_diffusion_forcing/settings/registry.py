@@ -9,7 +9,7 @@ from .validation import nearest
 
 
 class Hook(Protocol):
-    """All that settings need of an exit criterion or a latent processor: its description in plain values."""
+    """All that settings need of a criterion, a processor or a draft source: its description in plain values."""
 
     def to_dict(self) -> dict[str, Any]: ...
 
@@ -142,3 +142,6 @@ EXIT_CRITERIA = Registry("exit_criterion", "hf_diffusion_forcing.hooks.exit_crit
 
 LATENT_PROCESSORS = Registry("latent_processor", "hf_diffusion_forcing.hooks.latent_processor", "LatentProcessor")
 """The registered latent processors."""
+
+DRAFT_SOURCES = Registry("draft_source", "hf_diffusion_forcing.hooks.draft_source", "DraftSource")
+"""The registered draft sources."""

@@ -122,6 +122,8 @@ SPACED = {
     "rising": lambda width: list(range(width)),
     "two apart": lambda width: list(range(0, 2 * width, 2)),
     "all alike": lambda width: [3] * width,
+    "in pairs": lambda width: [place // 2 * 2 for place in range(width)],
+    "cohorts of any size": lambda width: sorted(random.choices(range(0, 9, 2), k=width)),
 }
 
 
@@ -139,7 +141,7 @@ def test_each_position_at_a_slot_known_on_the_host(widths, order, first_seat):
         at = rows.pass_over(draw(widths), depth, written=written, read=read)
         runs = at.runs(depth.host)
         assert [cell for run in runs for cell in range(run.cells.start, run.cells.stop)] == list(range(len(flat)))
-        if order in ("rising", "two apart", "all alike"):
+        if order in ("rising", "two apart", "all alike", "in pairs"):
             assert len(runs) == sum(width > 0 for width in widths)  # a view of each row
 
 

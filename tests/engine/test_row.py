@@ -6,7 +6,8 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from hf_diffusion_forcing.generation.call import Call
 from hf_diffusion_forcing.generation.choice import Prefix, TokenChoice
-from hf_diffusion_forcing.generation.row import NEW, Position, Row
+from hf_diffusion_forcing.generation.position import NEW, Position
+from hf_diffusion_forcing.generation.row import Row
 from hf_diffusion_forcing.generation.stopping import Stopping
 from hf_diffusion_forcing.generation.wave import Wave
 

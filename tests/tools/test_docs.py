@@ -17,6 +17,7 @@ from unittest.mock import patch
 import pytest
 
 from hf_diffusion_forcing import (
+    DRAFT_SOURCES,
     EXIT_CRITERIA,
     LATENT_PROCESSORS,
     AdaptiveConfig,
@@ -60,7 +61,7 @@ def test_python(page):
     namespace = {"__name__": "docs"}
     with contextlib.ExitStack() as running:
         # What a page registers is gone after it.
-        for registry in (EXIT_CRITERIA, LATENT_PROCESSORS, SAMPLERS, SAMPLER_CONFIGS):
+        for registry in (DRAFT_SOURCES, EXIT_CRITERIA, LATENT_PROCESSORS, SAMPLERS, SAMPLER_CONFIGS):
             running.enter_context(patch.dict(registry))
         port = 8000
         for server in filter(is_server, commands(page)):

@@ -1,0 +1,112 @@
+"""Guesses of the tokens after a row's newest draft."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from itertools import takewhile
+
+from ..hooks.draft_source import DraftSource
+from .position import Position
+
+DROPPED = "dropped_drafts"
+"""The name, in statistics, of guesses that were drafts before: a wrong draft drops all later ones, though some of them
+may be right."""
+
+MEMORY = 16
+"""How many of the latest guesses the rates and leads look back to, roughly."""
+
+
+class Guesses:
+    """Guesses of one row: the drafts it has dropped and those of its source, first whichever were right more often.
+
+    Args:
+        source: the draft source; None for dropped drafts alone.
+        vocabulary: how many ids the model has.
+        ends: ids that end a text; no position follows one.
+
+    Attributes:
+        rates: the share of right guesses, by source, over the last ones.
+        leads: by source and readout depth, how much more often the guess was right than the readout where they
+            disagreed; the past counts less and less.
+    """
+
+    def __init__(self, source: DraftSource | None, vocabulary: int, ends: set[int]):
+        self.source, self.vocabulary, self.ends = source, vocabulary, ends
+        self.dropped: dict[int, int] = {}
+        """The dropped drafts, by their place in the row's ids."""
+        self.leads: dict[tuple[str, int], float] = {}
+        self.rates: dict[str, float] = {DROPPED: 0.5}
+        if source is not None:
+            self.rates[getattr(source, "name", type(source).__name__)] = 0.5
+
+    def keep(self, start: int, tokens: list[int]) -> None:
+        """Keep drafts that were dropped; they stood at `start`, `start + 1`, ... of the row's ids."""
+        further = {place: token for place, token in self.dropped.items() if place >= start + len(tokens)}
+        self.dropped = dict(enumerate(tokens, start)) | further
+
+    def learn(self, position: Position, token: int) -> None:
+        """Learn from a position's guess and drafts of the next token, now that it is committed."""
+        if position.guess is None:
+            return
+        source, guessed = position.guess
+        self.rates[source] += ((guessed == token) - self.rates[source]) / MEMORY
+        for depth, drafted in position.proposals.items():
+            if drafted != guessed:
+                lead = self.leads.get((source, depth), 0.0) * (1 - 1 / MEMORY)
+                self.leads[source, depth] = lead + (guessed == token) - (drafted == token)
+
+    def preferred(self, position: Position, drafted: int) -> int:
+        """The token to follow a position that has just been read out as `drafted`: that one, or its guess.
+
+        A guess wins if its source was right more often where it and a readout of this depth disagreed.
+        """
+        if position.guess is None:
+            return drafted
+        source, guessed = position.guess
+        return guessed if self.leads.get((source, position.steps), 0.0) > 0 else drafted
+
+    def propose(self, ids: list[int], count: int) -> list[tuple[str, int]]:
+        """Up to `count` tokens that may follow, each with the name of its source; none ends a text.
+
+        Args:
+            ids: the row's ids and drafts.
+
+        Raises:
+            TypeError, ValueError: the source returned something else than tokens of the vocabulary.
+        """
+        guessed: list[tuple[str, int]] = []
+        for name in sorted(self.rates, key=self.rates.get, reverse=True):
+            ask = self._from_dropped if name == DROPPED else self._from_source
+            text, room = ids + [token for _, token in guessed], count - len(guessed)
+            for token in ask(text, room) if room else []:
+                if token in self.ends:
+                    return guessed
+                guessed.append((name, token))
+        return guessed
+
+    def _from_dropped(self, ids: list[int], count: int) -> list[int]:
+        places = range(len(ids), len(ids) + count)
+        return [self.dropped[place] for place in takewhile(self.dropped.__contains__, places)]
+
+    def _from_source(self, ids: list[int], count: int) -> list[int]:
+        proposed = self.source.propose(ids, count)
+        if not isinstance(proposed, Iterable):
+            raise TypeError(f"draft_source {self.source!r} returned {proposed!r}: return a list of token ids.")
+        return [self._checked(token) for _, token in zip(range(count), proposed, strict=False)]
+
+    def _checked(self, token: object) -> int:
+        try:
+            if isinstance(token, bool):
+                raise TypeError
+            number = operator.index(token)
+        except TypeError:
+            raise TypeError(
+                f"draft_source {self.source!r} returned {token!r} among its tokens: every token must be an int."
+            ) from None
+        if not 0 <= number < self.vocabulary:
+            raise ValueError(
+                f"draft_source {self.source!r} returned the token {number}, but the vocabulary has ids from 0 to "
+                f"{self.vocabulary - 1}: return only those."
+            )
+        return number
