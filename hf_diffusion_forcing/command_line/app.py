@@ -16,6 +16,7 @@ from .export import export
 from .generate import generate
 from .inspect import inspect
 from .lm_eval import lm_eval
+from .map import map
 from .options import grouped
 from .push import push
 from .report import report
@@ -31,6 +32,7 @@ COMMANDS = (
     generate,
     compare,
     serve,
+    map,
     benchmark,
     verify,
     evaluate,

@@ -28,8 +28,9 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Decode a dataset with several samplers and report the accuracy, speed, work and agreement of each."""
-    from ..evaluation.evaluator import evaluate_samplers, process_state
+    from ..evaluation.evaluator import evaluate_samplers
     from ..evaluation.journal import check_writable
+    from ..evaluation.processes import process_state
     from ..settings.spelling import named_samplers
 
     with exit_on_error():

@@ -130,7 +130,7 @@ class DeviceOptions:
         Raises:
             typer.Exit: the checkpoint cannot be loaded, or several processes have a device map.
         """
-        from ..evaluation.evaluator import process_state
+        from ..evaluation.processes import process_state
         from .console import load
 
         state = process_state()

@@ -55,8 +55,8 @@ def tune(
 
     with exit_on_error():
         from ..evaluation.candidates import parse_space
-        from ..evaluation.evaluator import process_state
         from ..evaluation.journal import check_writable
+        from ..evaluation.processes import process_state
         from ..evaluation.stored_settings import check_save
         from ..evaluation.tuning import tune as search_settings
 

@@ -76,6 +76,7 @@ _MODELS = "/v1/models answers with it; a served model overrides it"
 _LOADING = "checkpoints are searched for files that may be missing"
 _SERVER = "the server is put together of it, around one loaded model"
 _SERVER_ERRORS = "overridden: a request is refused before its stream begins"
+_SERVER_ENGINE = "overridden: the handlers generate with the engine"
 _SERVER_SEED = "overridden: a request's seed is the sampler's"
 _SERVER_MODEL = "overridden: the model that is served is loaded already"
 _INIT = "initial weights are written by it, and loading skips what a checkpoint has"
@@ -282,14 +283,24 @@ NAMES: tuple[Name, ...] = (
     ),
     Name("transformers.cli.serving.utils:GenerationState.get_manager(model_id, use_cb)", VERSIONS, _SERVER),
     Name(
-        "transformers.cli.serving.utils:GenerateManager.generate_streaming(model)",
+        "transformers.cli.serving.utils:BaseGenerateManager.generate_streaming"
+        "(model, processor, inputs, gen_config, request_id, response_parser)",
         VERSIONS,
-        "overridden: a stream is looked at before it is answered",
+        _SERVER_ENGINE,
     ),
     Name(
-        "transformers.cli.serving.utils:_StreamError#msg",
+        "transformers.cli.serving.utils:BaseGenerateManager.generate_non_streaming"
+        "(model, processor, inputs, gen_config, request_id)",
         VERSIONS,
-        "the last item of a stream that failed",
+        _SERVER_ENGINE,
+    ),
+    Name("transformers.cli.serving.utils:GenerationState.use_continuous_batching", VERSIONS, _SERVER_ENGINE),
+    Name("transformers.cli.serving.utils:GenerationState.is_cb_alive", VERSIONS, "/health answers with it"),
+    Name("transformers.cli.serving.utils:_StreamError#msg", VERSIONS, "the last item of a stream that failed"),
+    Name(
+        "transformers.cli.serving.utils:response_events_to_chunks(events)",
+        VERSIONS,
+        "tool calls and thoughts of a text, as the handlers stream them",
     ),
     Name(
         "transformers.cli.serving.chat_completion:ChatCompletionHandler.handle_request(body, request_id)",

@@ -27,7 +27,7 @@ from .inspection import inspect_prompts, inspect_recurrences
 from .recurrence_insight import RecurrenceInsight
 from .stored_settings import save_with_settings
 
-STEPS_PER_DECADE, DECADES_BELOW, DECADES_ABOVE = 12, 4, 2
+STEPS_PER_DECADE, DECADES_BELOW, DECADES_ABOVE = 12, 4, 4
 """Of the default thresholds, around the criterion's own."""
 
 
@@ -174,7 +174,7 @@ def calibrate(
         criterion: one that compares a distance with a threshold.
         epsilon: share of tokens that may differ, between 0 and 1.
         confidence: probability that the true share is at most epsilon, between 0 and 1.
-        thresholds: increasing, chosen without a look at the texts; when None, 12 a decade from 1e-4 to 100 times the
+        thresholds: increasing, chosen without a look at the texts; when None, 12 a decade from 1e-4 to 10,000 times the
             criterion's own.
         num_steps: full depth; `mean_recurrence` when None.
         seed: seed of the initial states; text i has seed + i.

@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from datetime import date
 from typing import Any
 
-import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object, parse_flag_from_env
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from ..settings.spelling import named_samplers
 from ..settings.validation import check_integer
 from .decoding import WARM_UP_TOKENS, check_prompts, run_batch
 from .journal import Journal
+from .processes import begin_together, is_split, process_state
 from .provenance import describe_machine, describe_model, versions
 from .report import Evaluation
 from .task import Sample, Task, batched
@@ -80,7 +79,9 @@ def evaluate_samplers(
     check_prompts(model, tokenizer, task, max_new_tokens)
     journal = None if output is None else Journal(output, identity, overwrite)
     batches = batched(task.samples, batch_size)
-    done = _finished_batches(journal)
+    begin_together(journal)
+    done = {record["batch"]: record for record in (journal.read() if journal else [])}
+    process_state().wait_for_everyone()
     mine = _share(model, [number for number in range(len(batches)) if number not in done])
     records = []
     for number, runs in _decode(model, tokenizer, batches, mine, calls, seed, journal, progress):
@@ -95,7 +96,7 @@ def evaluate_samplers(
     settings = identity | {
         "machine": describe_machine(model),
         "date": date.today().isoformat(),
-        "processes": 1 if _is_split(model) else state.num_processes,
+        "processes": 1 if is_split(model) else state.num_processes,
     }
     result = Evaluation(task, settings, [done[number]["runs"] for number in range(len(batches))])
     if journal is not None and state.is_main_process:
@@ -103,27 +104,10 @@ def evaluate_samplers(
     return result
 
 
-def _finished_batches(journal: Journal | None) -> dict[int, dict[str, Any]]:
-    """The records of an earlier run by batch number; the main process begins the journal, then all read it."""
-    state = process_state()
-    state.wait_for_everyone()
-    if journal is not None and state.is_main_process:
-        journal.begin()
-    state.wait_for_everyone()
-    done = {record["batch"]: record for record in (journal.read() if journal else [])}
-    state.wait_for_everyone()
-    return done
-
-
-def _is_split(model) -> bool:
-    """Whether the model is split over the processes, which then decode every batch together."""
-    return (getattr(model, "tp_size", None) or 1) > 1
-
-
 def _share(model, pending: list[int]) -> list[int]:
     """The batches that this process decodes."""
     state = process_state()
-    return pending if _is_split(model) else pending[state.process_index :: state.num_processes]
+    return pending if is_split(model) else pending[state.process_index :: state.num_processes]
 
 
 def _decode(
@@ -142,17 +126,10 @@ def _decode(
         for kwargs in calls.values():
             few = {"max_new_tokens": min(WARM_UP_TOKENS, kwargs["max_new_tokens"])}
             run_batch(model, tokenizer, batches[mine[0]], kwargs | few, seed)
-    if journal is not None and (state.is_main_process or not _is_split(model)):
+    if journal is not None and (state.is_main_process or not is_split(model)):
         journal.open(state.process_index)
     for number in tqdm(mine, desc="batches", disable=not (progress and state.is_main_process and mine)):
         yield (
             number,
             {name: run_batch(model, tokenizer, batches[number], kwargs, seed) for name, kwargs in calls.items()},
         )
-
-
-def process_state() -> PartialState:
-    """This process's rank and the number of processes. accelerate must be told if there is no accelerator; otherwise
-    each process believes that it is the only one."""
-    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    return PartialState(cpu=on_cpu)

@@ -48,14 +48,14 @@ class Journal:
         if not self.folder.is_dir() or not {path.name for path in self.folder.iterdir()} - {f"{RUN}.partial"}:
             return
         if not (self.folder / RUN).is_file():
-            raise ValueError(f"{self.folder} holds files that are no evaluation: choose another folder.")
+            raise ValueError(f"{self.folder} holds files that are no record of a run: choose another output.")
         if overwrite:
             return
         there = json.loads((self.folder / RUN).read_text())
         if changes := differences(there, self.identity):
             raise ValueError(
                 f"{self.folder} has a run with {changes[0]}{f' (and {len(changes) - 1} more)' if changes[1:] else ''}. "
-                "Resume it with the same arguments, choose another folder, or discard it with overwrite (--overwrite)."
+                "Resume it with the same arguments, choose another output, or discard it with overwrite (--overwrite)."
             )
 
     def begin(self) -> None:
@@ -86,11 +86,11 @@ class Journal:
         written = path.read_bytes()
         self.file.truncate(written.rfind(b"\n") + 1)
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Write a record to disk before returning. Does nothing in a process that has not opened the journal."""
+    def append(self, *records: dict[str, Any]) -> None:
+        """Write records to disk before returning. Does nothing in a process that has not opened the journal."""
         if self.file is None:
             return
-        self.file.write(json.dumps(record).encode() + b"\n")
+        self.file.write(b"".join(json.dumps(record).encode() + b"\n" for record in records))
         self.file.flush()
         os.fsync(self.file.fileno())
 

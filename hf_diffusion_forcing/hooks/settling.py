@@ -32,8 +32,8 @@ WINDOW = 4
 """Ticks over which a contraction factor is measured."""
 
 CANDIDATES = 8
-"""The likeliest tokens whose logits the exit criterion compares. With the whole vocabulary, the estimate hardly differs and costs more
-(9 times as much for 32 positions and 65,536 tokens on a CPU)."""
+"""The likeliest tokens whose logits the exit criterion compares. With the whole vocabulary, the estimate hardly differs
+and costs 9 times as much (32 positions and 65,536 tokens on a CPU)."""
 
 
 def rounding_floor(dtype: torch.dtype) -> float:

@@ -22,7 +22,7 @@ from .engine import Engine
 from .outputs import Outputs
 from .request import Request, prepare, request_of
 from .scheduler import Limits
-from .statistics import BatchingStats
+from .statistics import BatchingLoad, BatchingStats
 
 logger = logging.get_logger(__name__)
 
@@ -68,6 +68,15 @@ class ContinuousBatchingManager:
         self._stops: str | None = None
         """How to stop: "after the last request", "now", or not at all."""
         self._keeps_cache = False
+
+    @property
+    def load(self) -> BatchingLoad:
+        """What there is to carry now."""
+        with self._changed:
+            if self._engine is None:
+                return BatchingLoad()
+            waiting = len(self._engine.scheduler.waiting)
+            return BatchingLoad(waiting, len(self._requests) - waiting, self._engine.cache_bytes)
 
     # --- the thread ---
 
@@ -163,6 +172,7 @@ class ContinuousBatchingManager:
         record_timestamps: bool = False,
         eos_token_id: int | list[int] | None = None,
         generation_config: GenerationConfig | None = None,
+        return_logprobs: bool | None = None,
         **keywords: Any,
     ) -> str:
         """Add a request; it waits until there is room.
@@ -175,6 +185,7 @@ class ContinuousBatchingManager:
             max_new_tokens, eos_token_id, keywords: of `generate()`: sampler settings, `seed`, `logits_processor`,
                 `stopping_criteria`, `streamer`, `stop_strings` with `tokenizer`, and so on.
             generation_config: of this request; the manager's when None.
+            return_logprobs: whether its results have log probabilities; as the manager says when None.
 
         Returns:
             Its id. With `num_return_sequences=n`, the others are `{id}__child#0` and so on.
@@ -190,7 +201,7 @@ class ContinuousBatchingManager:
         config = self.generation_config if generation_config is None else generation_config
         call = prepare(self.model, input_ids, config, keywords)
         name = self._new_id() if request_id is None else request_id
-        make = (streaming, record_timestamps, self.return_logprobs)
+        make = (streaming, record_timestamps, self.return_logprobs if return_logprobs is None else return_logprobs)
         copies = len(call.prompt.ids)
         if copies == 1:
             requests = [request_of(name, call, *make)]

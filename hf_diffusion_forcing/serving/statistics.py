@@ -8,6 +8,21 @@ from ..generation.output import SamplerStats
 from .request import Request
 
 
+@dataclass(frozen=True)
+class BatchingLoad:
+    """What a manager carries at a moment.
+
+    Attributes:
+        waiting: requests in the queue.
+        rows: requests that are being read or decoded.
+        cache_bytes: allocated for keys and values.
+    """
+
+    waiting: int = 0
+    rows: int = 0
+    cache_bytes: int = 0
+
+
 @dataclass
 class BatchingStats:
     """Counts of a manager since it was made.

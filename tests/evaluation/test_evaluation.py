@@ -124,7 +124,7 @@ def test_other_weights_are_another_run(tmp_path):
         Journal(tmp_path / "run", {"model": {"weights": "b"}, "seed": 1})
     (tmp_path / "notes.txt").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(ValueError, match="no evaluation"):
+        with pytest.raises(ValueError, match="no record of a run"):
             Journal(tmp_path, there, overwrite)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
@@ -291,7 +291,7 @@ WRONG = [
     (["--answer-pattern", "(x)"], "has its own"),
     (["--count", "0"], "count=0"),
     (["--output", "{data}/rows.csv/run"], "cannot be written"),
-    (["--output", "{data}"], "no evaluation"),
+    (["--output", "{data}"], "no record of a run"),
     (["--max-new-tokens", "100000"], "fewer new tokens"),
 ]
 

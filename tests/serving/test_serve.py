@@ -55,7 +55,7 @@ def server(bundled, tmp_path_factory):
     model.generation_config.sampler, model.generation_config.sampler_config = "diffusion_forcing", HASTY
     model.save_pretrained(folder)
     bundled[1].save_pretrained(folder)
-    with serving(str(folder)) as port:
+    with serving(str(folder), "--prefill-chunk-size", "0") as port:
         yield str(folder), port
 
 
@@ -118,7 +118,9 @@ def test_limits(ask, telling, bundled):
     assert cut.choices[0].message.content == generate(bundled, prompt, max_new_tokens=5, **HASTY)
     stopped = ask(prompt, stop=["."])
     expected = generate(bundled, prompt, stop_strings=["."], tokenizer=bundled[1], **HASTY)
-    assert stopped.choices[0].message.content == expected
+    assert stopped.choices[0].message.content == expected[: expected.index(".")]
+    pieces = [chunk.choices[0].delta.content or "" for chunk in ask(prompt, stop=[". ", "."], stream=True)]
+    assert "".join(pieces) == expected[: expected.index(".")]
 
 
 def test_a_request_can_bring_its_own_settings(ask, bundled, telling):
@@ -218,7 +220,7 @@ def test_an_error_is_json_whatever_its_message_holds(bundled, stream):
             raise RuntimeError(MESSAGE)
 
     model.transformer.core_block[0].register_forward_hook(failing)
-    with running(build_app(model, tokenizer, "it")) as port:
+    with running(build_app(model, tokenizer, "it", max_batch_size=1)) as port:
         sent = {"prompt": "Q: Start at 3 + 2.", "max_tokens": 500, "stream": stream}
         answer = httpx2.post(f"http://localhost:{port}/v1/completions", json=sent, timeout=120)
         lines = answer.text.strip().split("\n\n") if stream else [answer.text]
@@ -270,9 +272,10 @@ def test_what_cannot_be_served(arguments, message):
     assert message in result.stderr
 
 
-@pytest.mark.parametrize("package", ["fastapi", "uvicorn", "openai"])
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn", "openai", "prometheus_client"])
 def test_without_the_extra(package, monkeypatch):
-    monkeypatch.delitem(sys.modules, "hf_diffusion_forcing.serving.server")
+    for name in [name for name in sys.modules if name.startswith("hf_diffusion_forcing.serving.")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     result = CliRunner().invoke(app, ["serve"])
     assert result.exit_code == 2

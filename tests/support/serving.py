@@ -16,9 +16,7 @@ import uvicorn
 @contextlib.contextmanager
 def serving(*arguments: str) -> Iterator[int]:
     """Run the server on a free port while the context lasts; gives the port once it listens. Ctrl+C ends it."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "hf_diffusion_forcing", "serve", *arguments, "--port", str(port)]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
@@ -32,6 +30,13 @@ def serving(*arguments: str) -> Iterator[int]:
         finally:
             process.kill()
             process.wait()
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
 
 
 def listens(process: subprocess.Popen, port: int, seconds: int = 120) -> bool:
@@ -54,7 +59,10 @@ def running(app) -> Iterator[int]:
     thread = Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
+        assert thread.is_alive(), "the server did not start"
         time.sleep(0.05)
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    thread.join(30)
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(30)

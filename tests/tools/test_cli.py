@@ -105,6 +105,7 @@ def test_the_commands():
         "compare",
         "benchmark",
         "serve",
+        "map",
         "evaluate",
         "diff",
         "inspect",

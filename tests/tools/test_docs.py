@@ -53,7 +53,7 @@ def commands(page):
 
 
 def is_server(command):
-    return command.startswith(SERVE) and "--help" not in command
+    return command.startswith(SERVE) and "--help" not in command and "--plan" not in command
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -15,7 +15,7 @@ LEVELS = [
     {"generation"},
     {"serving"},
     {"registration"},
-    {"evaluation", "hub", "visualization"},
+    {"evaluation", "hub", "jobs", "visualization"},
     {"command_line"},
 ]
 LEAVES = {"checkpoints", "compat", "files", "packing", "randomness", "version"}
