@@ -39,6 +39,8 @@ def attention(
     few = mask is not None and query.device.type == "cpu"
     # A graph of torch.compile or torch.export is for every width.
     few = few and not torch.compiler.is_compiling() and 1 < width <= FEW
+    # A product over a batch would first copy keys that are strided views, as those of several slots are.
+    few = few and (batch == 1 or key.stride(0) == key.shape[1] * key.stride(1))
     if few and not grouped and not torch.is_grad_enabled():
         if batch > 1:
             scores = (query * head_dim**-0.5 @ key.transpose(2, 3)).add_(mask)
