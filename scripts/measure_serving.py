@@ -213,19 +213,21 @@ def measure_way(checkpoint: str | None, way: str, clients: list[int], requests: 
     }
     with serving(*model, *WAYS[way]) as engine, serving(*model, *WAYS[way], *SERIAL) as serial:
         urls = {"engine": engine, "serial": serial}
-        for url in urls.values():
-            measured(url, lambda client: closed_loop(client, 2, 1, chats()))
+        # The same questions for both, and none twice: only their beginning is shared.
+        asked = {name: chats() for name in urls}
+        for name, url in urls.items():
+            measured(url, lambda client, own=asked[name]: closed_loop(client, 2, 1, own))
         for number in tqdm(clients, desc=way):
             found[f"{number} clients"] = {
-                name: measured(url, lambda client, n=number: closed_loop(client, n, requests, chats()))
+                name: measured(url, lambda client, n=number, own=asked[name]: closed_loop(client, n, requests, own))
                 for name, url in urls.items()
             }
         busiest = found[f"{8 if 8 in clients else clients[-1]} clients"]["engine"]["requests_per_second"]
         found["poisson"] = {
-            name: measured(url, lambda client: poisson(client, LOAD * busiest, 4 * requests, chats()))
+            name: measured(url, lambda client, own=asked[name]: poisson(client, LOAD * busiest, 4 * requests, own))
             for name, url in urls.items()
         }
-        found["turns"] = turns(engine, requests, chats())
+        found["turns"] = turns(engine, requests, asked["engine"])
     return found
 
 
