@@ -75,7 +75,7 @@ class NanbeigeForCausalLM(ContinuousGenerationMixin, NanbeigeLanguageModel):
     """
 
 
-class ParcaeForCausalLM(RecurrentDepthGenerationMixin, ParcaeLanguageModel):
+class ParcaeForCausalLM(ContinuousGenerationMixin, ParcaeLanguageModel):
     """A Parcae language model that decodes by any of this package's samplers.
 
     A token reaches the state twice at every recurrence: by the injected embedding e, and by the value embeddings of the
