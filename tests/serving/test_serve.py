@@ -264,6 +264,9 @@ def test_the_sampler_of_a_served_model():
         (["--wavefront", "0"], "wavefront=0 must be at least 1"),
         (["--dtype", "int3"], "could not be loaded"),
         (["no/such/folder"], "could not be loaded"),
+        (["--host", "0.0.0.0"], "there is no API key"),
+        (["--max-batch-tokens", "many"], "--max-batch-tokens many must be an integer or auto"),
+        (["--request-timeout", "0"], "request_timeout=0 leaves no time"),
     ],
 )
 def test_what_cannot_be_served(arguments, message):

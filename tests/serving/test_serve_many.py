@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import math
+import os
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 from hf_diffusion_forcing.evaluation.problems import problems
 from hf_diffusion_forcing.serving.access import check_host
 from hf_diffusion_forcing.serving.server import ServiceLimits, build_app, reuse_prompts
+from hf_diffusion_forcing.serving.text_stream import StopCut
 from support.batching import no_thread_left
 from support.serving import free_port, listens, running
 
@@ -279,10 +281,13 @@ def test_the_second_turn_of_a_chat_reuses_the_first(bundled):
 
 
 def test_sigterm_finishes_what_has_begun():
-    """The stream goes on to its end, a new request gets 503, the log has a line for each, and the exit is clean."""
+    """The stream goes on to its end, a new request gets 503, the log has a line for each, and the exit is clean.
+
+    It is the second process of a launcher, so it takes the port after the one it is told."""
     port = free_port()
-    command = [sys.executable, "-m", "hf_diffusion_forcing", "serve", "--preset", "fast", "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    command = [sys.executable, "-m", "hf_diffusion_forcing", "serve", "--preset", "fast", "--port", str(port - 1)]
+    second = {"env": os.environ | {"LOCAL_RANK": "1"}, "text": True}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **second) as process:
         try:
             assert listens(process, port)
             body = {"prompt": PROMPTS[0], "max_tokens": 400, "stream": True} | {
@@ -306,6 +311,16 @@ def test_sigterm_finishes_what_has_begun():
     (ended,) = (each for each in requests if each["status"] == 200 and each["path"] == "/v1/completions")
     assert ended["completion_tokens"] == 400 and ended["outcome"] == "finished" and ended["first_token_seconds"] > 0
     assert PROMPTS[0][:20] not in log
+
+
+@pytest.mark.parametrize("stops", [[], ["END"], ["ND", "aab"], ["x"]])
+def test_a_stop_string_is_cut_however_the_text_is_split(stops):
+    text = "aaab EN EENDx"
+    ends = [text.index(stop) for stop in stops] or [len(text)]
+    for size in (1, 2, 5, len(text)):
+        cut = StopCut(stops)
+        shown = [cut.feed(text[start : start + size]) for start in range(0, len(text), size)] + [cut.rest()]
+        assert "".join(shown) == text[: min(ends)] and cut.is_over == bool(stops)
 
 
 @pytest.mark.parametrize(
