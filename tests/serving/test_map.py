@@ -2,11 +2,9 @@
 
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -89,28 +87,33 @@ def test_parquet_keeps_types(bundled, tmp_path):
 
 
 @pytest.mark.parametrize("torn", [False, True])
-def test_a_job_goes_on_where_it_stopped(bundled, rows, alone, tmp_path, torn):
+def test_a_job_goes_on_where_it_stopped(bundled, rows, alone, tmp_path, monkeypatch, torn):
     """By Ctrl+C, and with the last record cut off as by a loss of power."""
     output = tmp_path / "out.jsonl"
     journal = tmp_path / "out.jsonl.journal/journal-0.jsonl"
 
-    def interrupt():
-        while not (journal.exists() and journal.read_bytes().count(b"\n") >= 2):
-            time.sleep(0.001)
-        os.kill(os.getpid(), signal.SIGINT)
+    append, written = Journal.append, []
 
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    # One at a time: there is always a row left when the second has ended.
-    with pytest.raises(KeyboardInterrupt, match=r"Interrupted. \d of 7 rows are finished and kept in .*run the same"):
-        job(bundled, rows, output, max_batch_size=1)
-    thread.join()
+    def interrupted(self, *records):
+        """Ctrl+C after the second record, however many are written at once."""
+        records = records[: 2 - len(written)]
+        written.extend(records)
+        append(self, *records)
+        if len(written) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", interrupted)
+        with pytest.raises(
+            KeyboardInterrupt, match=r"Interrupted. 2 of 7 rows are finished and kept in .*run the same"
+        ):
+            job(bundled, rows, output, max_batch_size=1)
     assert not output.exists()
     kept = journal.read_bytes()
     if torn:
         journal.write_bytes(kept[: kept.rfind(b"\n", 0, -1) + 20])
     complete = kept.count(b"\n") - torn
-    assert 0 < complete < 7
+    assert complete == 2 - torn
     result = job(bundled, rows, output)
     assert texts(output) == alone and result.decoded == 7 - complete
     assert sorted(record["row"] for record in lines(journal)) == list(range(7))

@@ -19,6 +19,7 @@ from hf_diffusion_forcing.command_line.sampler_options import (
     owners,
     setting_names,
 )
+from hf_diffusion_forcing.command_line.serve_options import AccessOptions, EngineOptions, ListenOptions
 from hf_diffusion_forcing.settings.sampler_config import SAMPLER_CONFIGS, field_help
 from hf_diffusion_forcing.settings.spelling import parse_sampler
 from support import HUGINN_MINI
@@ -145,10 +146,11 @@ def test_every_setting_of_every_sampler_is_an_option():
     """Of the commands that decode by one configuration; their own options are few."""
     settings = {name for config_class in SAMPLER_CONFIGS.values() for name in config_class.fields()}
     assert set(setting_names()) == settings - {"seed"}
+    of_serve = {field.name for group in (ListenOptions, AccessOptions, EngineOptions) for field in fields(group)}
     own = {
         "generate": {"model", "dtype", "prompt", "sampler", "max_new_tokens", "seed", "as_json"},
         "compare": {"model", "dtype", "prompt", "sampler", "max_new_tokens", "as_json"},
-        "serve": {"model", "host", "port", "sampler", "seed", "device", "dtype", "enable_cors", "log_level"},
+        "serve": {"model", "sampler", "seed", "device", "dtype", "plan", *of_serve},
         "report": {"model", "dtype", "prompt", "html", "sampler", "max_new_tokens", "seed"},
     }
     assert options("inspect") >= {"num_steps", "exit_criterion", "exit_threshold", "state_scale"}
