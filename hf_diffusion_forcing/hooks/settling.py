@@ -60,8 +60,9 @@ def contraction_factor(
     Returns:
         NaN where `change` or `earlier` is; 0 where the state is at rest and was never seen to move.
     """
-    factor = (change.clamp_min(floor) / earlier.clamp_min(floor)) ** (1 / ticks)
-    at_rest = torch.where(before < 1, before, torch.where(factor < 1, factor, 0.0))
+    exponent = 1 / ticks if isinstance(ticks, int) else ticks.to(change).reciprocal()
+    factor = (change.clamp_min(floor) / earlier.clamp_min(floor)) ** exponent
+    at_rest = torch.where(before < 1, before, factor.masked_fill(~(factor < 1), 0.0))
     return torch.where(change <= floor, at_rest, factor)
 
 
@@ -83,13 +84,14 @@ def sway(logits: torch.Tensor, before: torch.Tensor, candidates: int | None = No
     lead = top - logits
     moved = (lead - (before.gather(-1, best) - before)).abs()
     # A tie may go either way, even if nothing has moved it so far. A token whose logit is -inf is no rival.
-    share = torch.where(lead == 0, math.inf, moved / lead).masked_fill(lead == math.inf, 0.0)
+    share = (moved / lead).masked_fill(lead == 0, math.inf).masked_fill(lead == math.inf, 0.0)
     return share.scatter(-1, best, 0.0).amax(-1).masked_fill(~top[..., 0].isfinite(), math.nan)
 
 
 def remaining_sway(sways: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """The largest share of a lead that all remaining ticks are estimated to move, float32; inf if there is no bound."""
-    return torch.where(factors < 1, sways * factors / (1 - factors), math.inf).nan_to_num(nan=math.inf, posinf=math.inf)
+    remaining = sways * factors / (1 - factors)
+    return remaining.masked_fill(~(factors < 1), math.inf).nan_to_num(nan=math.inf, posinf=math.inf)
 
 
 def remaining_sway_of(refinement: Refinement) -> torch.Tensor:

@@ -263,7 +263,8 @@ class ParcaeModel(RecurrentDepthModel, ParcaePreTrainedModel):
 
         Drawn from torch's global generator.
         """
-        return max(int(torch.poisson(torch.tensor(float(self.config.mean_recurrence)))), 1)
+        rate = torch.tensor(self.config.mean_recurrence, dtype=torch.float32)
+        return max(int(torch.poisson(rate)), 1)
 
 
 class ParcaeLanguageModel(HeadedForCausalLM, ParcaePreTrainedModel):
