@@ -9,7 +9,7 @@ from support import FAMILIES
 from support.matrix import cases
 
 IDS = torch.tensor([[55, 2, 103, 95, 53]])
-FIXED = {"ouro": 4, "nanbeige": 2}
+FIXED = {"ouro": 4, "nanbeige": 2, "hrm_text": 2}
 """Families whose every training example has the same depth, and that depth."""
 
 

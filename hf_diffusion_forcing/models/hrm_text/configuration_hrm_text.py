@@ -53,6 +53,11 @@ class HrmTextConfig(transformers.HrmTextConfig, UnrolledConfig):
         """Every cycle carries gradients, as in transformers; through which of its passes, `L_bp_cycles` says."""
         return sys.maxsize
 
+    @property
+    def trained_recurrences(self) -> int:
+        """The number of cycles, of the original training or of one's own, whichever is more."""
+        return max(self.H_cycles, self.training_depth or 0)
+
     def to_dict(self):
         """As transformers' own config: without the settings of training that are not set."""
         values = super().to_dict()
