@@ -8,18 +8,17 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ...cache import Placement, RecurrentDepthCache, Slots
+from ...cache import Placement, Slots
 from ...compat import GenericForSequenceClassification, GenericForTokenClassification, GradientCheckpointingLayer
 from ...compat import initialization as init
 from ...randomness import STATE, keyed_truncated_normal
 from ..attention import rotary_attention
 from ..attention_choice import ChosenAttention
-from ..base_model import RecurrentDepthModel
-from ..causal_lm import HeadedForCausalLM
 from ..loading import HEADS, HUB_KEYWORDS, CheckedLoading, ClassifierLoading, stored_config, tensor_names
 from ..norm import RMSNorm
 from ..rotary import rotate_halves, rotate_pairs
 from ..special_tokens import correct_token_id, tokenizer_ids
+from ..three_parts import ThreePartLanguageModel, ThreePartModel
 from ..widening import Widening
 from .configuration_huginn_raven import RavenConfig, layout_of, nearest_layout
 
@@ -222,7 +221,7 @@ class RavenPreTrainedModel(CheckedLoading, ChosenAttention, PreTrainedModel):
             init.zeros_(module.qk_bias)
 
 
-class RavenModel(RecurrentDepthModel, RavenPreTrainedModel):
+class RavenModel(ThreePartModel, RavenPreTrainedModel):
     """A model of any layout without its head."""
 
     _keys_to_ignore_on_load_unexpected = [TABLE, *HEADS]
@@ -288,17 +287,6 @@ class RavenModel(RecurrentDepthModel, RavenPreTrainedModel):
             x = block(x, at, readout)
         return self.ln_f(x[:, kept])
 
-    def new_cache(self, num_steps, kv_sharing="last", capacity=0):
-        config = self.config
-        return RecurrentDepthCache(
-            config.n_layers_in_prelude,
-            config.n_layers_in_recurrent_block,
-            config.n_layers_in_coda,
-            num_steps,
-            kv_sharing,
-            capacity,
-        )
-
     # --- forward() ---
 
     def latents(self, s: torch.Tensor) -> torch.Tensor:
@@ -318,7 +306,7 @@ class RavenModel(RecurrentDepthModel, RavenPreTrainedModel):
         return int(torch.poisson(rate)) + 1
 
 
-class RavenLanguageModel(HeadedForCausalLM, RavenPreTrainedModel):
+class RavenLanguageModel(ThreePartLanguageModel, RavenPreTrainedModel):
     """A language model of any layout."""
 
     widening = Widening(
@@ -326,25 +314,7 @@ class RavenLanguageModel(HeadedForCausalLM, RavenPreTrainedModel):
         packed_outputs={"Wqkv.weight": 3, "fc.weight": 2},
         packed_inputs={"adapter.weight": 2},
     )
-    _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
-
-    def __init__(self, config: RavenConfig):
-        super().__init__(config)
-        self.transformer = RavenModel(config)
-        self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.transformer.wte
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.transformer.wte = value
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        self.lm_head = value
+    model_class = RavenModel
 
 
 class RavenForSequenceClassification(ClassifierLoading, GenericForSequenceClassification, RavenPreTrainedModel):

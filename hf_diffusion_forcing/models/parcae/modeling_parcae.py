@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from ...cache import Placement, RecurrentDepthCache, Slots
+from ...cache import Placement, Slots
 from ...compat import (
     GenericForSequenceClassification,
     GenericForTokenClassification,
@@ -20,12 +20,11 @@ from ...compat import initialization as init
 from ...randomness import STATE, keyed_truncated_normal
 from ..attention import project, rotary_attention
 from ..attention_choice import ChosenAttention
-from ..base_model import RecurrentDepthModel
-from ..causal_lm import HeadedForCausalLM
 from ..loading import HEADS, CheckedLoading, ClassifierLoading
 from ..norm import RMSNorm
 from ..pickled import PickledLoading
 from ..rotary import rotate_pairs
+from ..three_parts import ThreePartLanguageModel, ThreePartModel
 from ..widening import Widening
 from .configuration_parcae import GATE_CHANNELS, ParcaeConfig
 
@@ -180,7 +179,7 @@ class ParcaePreTrainedModel(PickledLoading, CheckedLoading, ChosenAttention, Pre
             init.trunc_normal_(module.proj.weight, std=std / math.sqrt(2 * depth))
 
 
-class ParcaeModel(RecurrentDepthModel, ParcaePreTrainedModel):
+class ParcaeModel(ThreePartModel, ParcaePreTrainedModel):
     """A Parcae without its head."""
 
     reads_token_ids = True
@@ -245,17 +244,6 @@ class ParcaeModel(RecurrentDepthModel, ParcaePreTrainedModel):
     def read_out(self, s, at, readout=0, kept=slice(None)):
         return self.ln_f(self.run(self.coda, self.C(s), at, readout)[:, kept])
 
-    def new_cache(self, num_steps, kv_sharing="last", capacity=0):
-        config = self.config
-        return RecurrentDepthCache(
-            config.n_layers_in_prelude,
-            config.n_layers_in_recurrent_block,
-            config.n_layers_in_coda,
-            num_steps,
-            kv_sharing,
-            capacity,
-        )
-
     # A graph of torch.compile has one depth, so it begins after the draw.
     @torch.compiler.disable
     def sample_depth(self) -> int:
@@ -267,7 +255,7 @@ class ParcaeModel(RecurrentDepthModel, ParcaePreTrainedModel):
         return max(int(torch.poisson(rate)), 1)
 
 
-class ParcaeLanguageModel(HeadedForCausalLM, ParcaePreTrainedModel):
+class ParcaeLanguageModel(ThreePartLanguageModel, ParcaePreTrainedModel):
     """A Parcae language model.
 
     A token reaches the state twice at every recurrence: by the injected embedding e, and by the value embeddings of the
@@ -279,25 +267,7 @@ class ParcaeLanguageModel(HeadedForCausalLM, ParcaePreTrainedModel):
         sizes=("n_embd", "num_attention_heads", "num_key_value_heads", "intermediate_size"),
         fixed_inputs=("ve_gate.weight",),
     )
-    _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
-
-    def __init__(self, config: ParcaeConfig):
-        super().__init__(config)
-        self.transformer = ParcaeModel(config)
-        self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.transformer.wte
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.transformer.wte = value
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        self.lm_head = value
+    model_class = ParcaeModel
 
 
 class ParcaeForSequenceClassification(ClassifierLoading, GenericForSequenceClassification, ParcaePreTrainedModel):
