@@ -8,6 +8,7 @@ a multiple of 16; four queries or more have the same sums as any other four or m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -33,14 +34,19 @@ def fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: tor
     return F.scaled_dot_product_attention(query, key, value, mask, enable_gqa=query.shape[1] != key.shape[1])
 
 
+def of_all_widths(kernel: Kernel) -> Kernel:
+    """The kernel itself; torch's own for `attention`, which chooses between two by the number of queries."""
+    return fused if kernel is attention else kernel
+
+
 def exact_kernel(kernel: Kernel, at: Placement) -> Kernel:
     """The kernel of a pass in exact arithmetic.
 
     Args:
-        kernel: the model's own; `attention`, which chooses by width, is replaced by torch's alone.
+        kernel: the model's own.
         at: the pass; has `starts` if it reads prompts.
     """
-    kernel = fused if kernel is attention else kernel
+    kernel = of_all_widths(kernel)
     return QueryByQuery(kernel) if at.starts is None else Tiles(kernel, at.starts, at.widths)
 
 
@@ -90,7 +96,7 @@ class Tiles:
         if mask is None:
             borders[1:1] = range(TILE - start % TILE, width, TILE)
         parts = []
-        for begin, end in zip(borders, borders[1:], strict=False):
+        for begin, end in pairwise(borders):
             extent = rounded(start + end)
             part = F.pad(query[:, :, begin:end], (0, 0, 0, (begin - end) % TOGETHER))
             if mask is None:

@@ -27,8 +27,8 @@ class BatchInvariant:
     """
 
     def __init__(self, model: RecurrentDepthInterface, device: torch.device):
-        self.model = model
-        self.rounding = Rounding.of(model, device)
+        self.model, self.device = model, device
+        self._rounding: Rounding | None = None
         self._latest: PaddedPass | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -41,7 +41,11 @@ class BatchInvariant:
         return self._latest
 
     def _width(self, positions: int) -> int:
-        return self.rounding.width(self.model, positions)
+        """The width of a pass over so many positions."""
+        if self._rounding is None:
+            # Not earlier: the passes may be under autocast.
+            self._rounding = Rounding.of(self.model, self.device)
+        return self._rounding.width(self.model, positions)
 
     def embed(
         self, input_ids: torch.Tensor | None, at: Placement, inputs_embeds: torch.Tensor | None = None

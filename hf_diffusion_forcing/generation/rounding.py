@@ -10,7 +10,7 @@ import torch
 from transformers.utils import logging
 
 from ..cache import Placement
-from ..cache.exact import ALONE, TILE, TOGETHER, Kernel, QueryByQuery, Tiles, exact_kernel, rounded
+from ..cache.exact import ALONE, TILE, TOGETHER, Kernel, QueryByQuery, Tiles, of_all_widths, rounded
 from ..compat import attn_implementation
 from ..models.interface import RecurrentDepthInterface
 from ..packing import PackedLinear
@@ -104,7 +104,7 @@ class Rounding:
         order = self._order(width, shift)
         ids, positions = self.ids[order][None], self.positions[order][None]
         rows = torch.zeros_like(ids)
-        at = Placement(self.attention, positions, int(PLACES[-1]) + 1, range(1), rows, ids=ids)
+        at = Placement(self.attention, positions, PLACES[-1] + 1, range(1), rows, ids=ids)
         e = model.embed(ids, at)
         start = s = model.initialize_state(e, positions, torch.ones_like(ids))
         for depth in range(2):
@@ -153,7 +153,11 @@ def alone_as_in_company(
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
-    query, keys, values = random(heads, head_dim), random(kv_heads, max(SEEN), head_dim), random(kv_heads, max(SEEN), head_dim)
+    query, keys, values = (
+        random(heads, head_dim),
+        random(kv_heads, max(SEEN), head_dim),
+        random(kv_heads, max(SEEN), head_dim),
+    )
 
     def output(seen: int, rows: int, width: int, extent: int, place: int, is_prompt: bool) -> torch.Tensor:
         """The query's output as the last row, in some place of `width`."""
@@ -169,7 +173,7 @@ def alone_as_in_company(
             return QueryByQuery(kernel)(queries, *stored, mask)[-1, :, place]
         return Tiles(kernel, [seen - 1 - place] * rows, [width] * rows)(queries, *stored, None)[-1, :, place]
 
-    kernel = exact_kernel(kernel, Placement(None, None, 0, range(1), None)).kernel
+    kernel = of_all_widths(kernel)
     for seen in SEEN:
         extent, tile = rounded(seen), (seen - 1) % TILE + 1
         alone = output(seen, 1, 1, rounded(seen, ALONE), 0, False)

@@ -74,7 +74,8 @@ class TickingSampler(Sampler):
         recorder: Recorder | None = None,
     ):
         if config.is_exact:
-            model, cache = BatchInvariant(model, device), RoundedExtents(cache)
+            model = BatchInvariant(model, device)  # type: ignore[assignment]  # it has the verbs
+            cache = RoundedExtents(cache)  # type: ignore[assignment]  # it has all that samplers call
         self.model, self.cache, self.config = model, cache, config
         self.device, self.chunk, self.recorder = device, chunk, recorder
         self.stats = SamplerStats()
