@@ -85,7 +85,7 @@ class Tiles:
         for row, (start, own) in enumerate(zip(self.starts, self.widths, strict=True)):
             one = slice(row, row + 1)
             y = self._row(start, query[one, :, :own], key[one], value[one], None if mask is None else mask[one])
-            rows.append(F.pad(y, (0, 0, 0, width - own)))
+            rows.append(widened(y, width))
         return torch.cat(rows)
 
     def _row(self, start: int, query, key, value, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -98,11 +98,12 @@ class Tiles:
         parts = []
         for begin, end in pairwise(borders):
             extent = rounded(start + end)
-            part = F.pad(query[:, :, begin:end], (0, 0, 0, (begin - end) % TOGETHER))
+            count = rounded(end - begin, TOGETHER)
+            part = widened(query[:, :, begin:end], count)
             if mask is None:
-                hidden = self._mask(start + begin, part.shape[2], extent, query)
+                hidden = self._mask(start + begin, count, extent, query)
             else:
-                hidden = F.pad(mask[:, :, begin:end, :extent], (0, 0, 0, (begin - end) % TOGETHER))
+                hidden = widened(mask[:, :, begin:end, :extent], count)
             y = self.kernel(part, key[:, :, :extent], value[:, :, :extent], hidden)
             parts.append(y[:, :, : end - begin])
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
@@ -116,9 +117,15 @@ class Tiles:
         return self._hidden[first, width]
 
 
-def rounded(extent: int, multiple: int = TILE) -> int:
+def rounded(count: int, multiple: int = TILE) -> int:
     """The next multiple of `multiple`."""
-    return extent + -extent % multiple
+    return count + -count % multiple
+
+
+def widened(x: torch.Tensor, width: int) -> torch.Tensor:
+    """[..., n, channels] -> [..., width, channels], with zeros; a copy only if there are any."""
+    extra = width - x.shape[-2]
+    return F.pad(x, (0, 0, 0, extra)) if extra else x
 
 
 class RoundedExtents:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..cache import Placement, exact_kernel
+from ..cache.exact import widened
 from ..models.interface import RecurrentDepthInterface
 from .rounding import Rounding
 
@@ -133,4 +134,4 @@ class _RealPositions:
             owner.kernel, owner.is_exact = exact_kernel(at.kernel, owner), True
         heads = (x[:, :, : padded.count] for x in (query, key, value))
         y = owner.attend(layer, *heads, slot)
-        return F.pad(y, (0, 0, 0, padded.width - padded.count))
+        return widened(y, padded.width)

@@ -77,8 +77,7 @@ class Rounding:
     def width(self, model: RecurrentDepthInterface, positions: int) -> int:
         """The width of a pass over so many positions."""
         step = self.least if positions <= WIDE else max(self.least, 16)
-        width = max(positions, self.least)
-        width += -width % step
+        width = rounded(positions, step)
         if width not in self.known:
             self.known.add(width)
             if not self._agrees(model, width):
