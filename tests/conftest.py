@@ -19,7 +19,7 @@ import hf_diffusion_forcing
 from hf_diffusion_forcing import RavenForCausalLM
 from support import FAMILIES, HUGINN_MINI, tiny_config
 
-settings.register_profile("few", max_examples=15, deadline=None)
+settings.register_profile("few", max_examples=10, deadline=None)
 settings.register_profile("full", max_examples=60, deadline=None)
 
 
