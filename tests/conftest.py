@@ -8,6 +8,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -57,6 +58,16 @@ def prompts():
 def bundled():
     path = hf_diffusion_forcing.bundled_checkpoint()
     return AutoModelForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+
+
+@pytest.fixture(scope="session")
+def brief(tmp_path_factory):
+    """The folder of the bundled checkpoint, with texts of 24 tokens and 8 recurrences unless a call says otherwise."""
+    folder = shutil.copytree(hf_diffusion_forcing.bundled_checkpoint(), tmp_path_factory.mktemp("brief") / "bundled")
+    for name, changes in (("config.json", {"mean_recurrence": 8}), ("generation_config.json", {"max_new_tokens": 24})):
+        values = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(values | changes))
+    return str(folder)
 
 
 @pytest.fixture

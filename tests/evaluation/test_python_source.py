@@ -39,7 +39,7 @@ def test_it_has_learned_and_depth_matters(source_model):
     model, tokenizer = source_model
     losses = {1: [], 32: []}
     for path in source_files(held_out=True)[:4]:
-        ids = tokenizer(read_source(path)[:1500], return_tensors="pt").input_ids[:, :400]
+        ids = tokenizer(read_source(path)[:1500], return_tensors="pt").input_ids[:, :200]
         for steps in losses:
             with torch.no_grad():
                 losses[steps].append(model(ids, labels=ids, num_steps=steps, seeds=torch.tensor([0])).loss.item())

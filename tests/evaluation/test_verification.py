@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_diffusion_forcing.evaluation.verification import compared, verify
 from hf_diffusion_forcing.evaluation.verified_model import Text, VerifiedModel
-from support import FAMILIES
+from support import FAMILIES, FIXTURES
 from support.commands import run
 from support.matrix import cases
 
@@ -89,14 +89,14 @@ def test_bad_input(tiny, changes, words):
 
 def test_the_command(tmp_path):
     report = tmp_path / "report.md"
-    common = ("verify", FAMILIES["llama"], "--max-new-tokens", 2, "--prompt", "1+2=", "--prompt", "7")
-    result = run("verify", *common[2:], "--output", report, "--json")
+    common = ("--max-new-tokens", 2, "--prompt", "1+2=", "--prompt", "7")
+    result = run("verify", FIXTURES / "parcae-problems", *common, "--output", report, "--json")
     assert result.exit_code == 0, result.output
     assert {verdict["outcome"] for verdict in json.loads(result.stdout)["verdicts"]} == {"holds"}
     text = report.read_text()
     assert "| A row's text does not depend on its batch. | adaptive | holds |" in text and "torch" in text
-    # The fixture has no tokenizer.
-    assert run(*common).exit_code == 2
+    # It has no tokenizer.
+    assert run("verify", FAMILIES["llama"], *common).exit_code == 2
     for wrong, words in {"report.txt": "must end in .json or .md", "missing/report.md": "there is no folder"}.items():
         refused = run("verify", "--output", tmp_path / wrong)
         assert refused.exit_code == 2 and words in refused.stderr

@@ -1,7 +1,7 @@
 """Every code block of README and docs runs: Python in order in one namespace per file, our commands as commands.
 
-A page's server runs while the page's Python does, on a free port instead of the default one. Texts that a page does not
-limit are short.
+A page's server runs while the page's Python does, on a free port instead of the default one. Texts are short and have
+few recurrences where a page says neither.
 """
 
 import contextlib
@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,20 +58,16 @@ def is_server(command):
     return command.startswith(SERVE) and "--help" not in command and "--plan" not in command
 
 
-@pytest.fixture(scope="module")
-def brief(tmp_path_factory):
-    """The bundled checkpoint, with another limit of its texts."""
-    folder = shutil.copytree(hf_diffusion_forcing.bundled_checkpoint(), tmp_path_factory.mktemp("brief") / "bundled")
-    path = folder / "generation_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_new_tokens": 24}))
-    return folder
+@pytest.fixture
+def soon_done(monkeypatch, brief):
+    monkeypatch.setattr(hf_diffusion_forcing, "bundled_checkpoint", lambda: brief)
 
 
+@pytest.mark.usefixtures("soon_done")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_python(page, brief):
+def test_python(page):
     namespace = {"__name__": "docs"}
     with contextlib.ExitStack() as running:
-        running.enter_context(patch.object(hf_diffusion_forcing, "bundled_checkpoint", lambda: str(brief)))
         # What a page registers is gone after it.
         for registry in (DRAFT_SOURCES, EXIT_CRITERIA, LATENT_PROCESSORS, SAMPLERS, SAMPLER_CONFIGS):
             running.enter_context(patch.dict(registry))
@@ -104,6 +99,7 @@ def one_of_each(commands):
     return list({tuple(line.split()[:2]): line for line in ordered}.values())
 
 
+@pytest.mark.usefixtures("soon_done")
 @pytest.mark.parametrize("command", cases(ONCE, keep=one_of_each(ONCE)))
 def test_commands(command):
     """In this process, with the words that a shell makes of the command."""

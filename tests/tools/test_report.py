@@ -3,14 +3,16 @@
 import json
 import re
 import shutil
+from unittest.mock import patch
 
 import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
+import hf_diffusion_forcing
 from hf_diffusion_forcing import Trace
 from hf_diffusion_forcing.command_line import report as report_command
 from hf_diffusion_forcing.command_line.app import app
@@ -91,18 +93,19 @@ def run(*arguments):
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def page(tmp_path_factory, brief):
     path = tmp_path_factory.mktemp("report") / "page.html"
-    result = run("--html", path, "--max-new-tokens", 24)
+    with patch.object(hf_diffusion_forcing, "bundled_checkpoint", lambda: brief):
+        result = run("--html", path, "--max-new-tokens", 24)
     assert result.exit_code == 0, result.stderr
     assert str(path) in result.stdout
     return path
 
 
 @pytest.fixture(scope="module")
-def text(bundled):
+def text(bundled, brief):
     """What the default report is about."""
-    model, tokenizer = bundled
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(brief).eval(), bundled[1]
     inputs = tokenizer(next(problems(7, held_out=True, kind="worked")).prompt, return_tensors="pt")
     ids = model.generate(**inputs, sampler="diffusion_forcing", inner_recurrence=1, seed=0, max_new_tokens=24)
     return tokenizer.decode(ids[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
