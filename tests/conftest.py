@@ -9,6 +9,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import json
 import logging
 import shutil
+from functools import partialmethod
 
 import pytest
 import torch
@@ -68,6 +69,13 @@ def brief(tmp_path_factory):
         values = json.loads((folder / name).read_text())
         (folder / name).write_text(json.dumps(values | changes))
     return str(folder)
+
+
+@pytest.fixture
+def few_tasks(monkeypatch):
+    """lm-evaluation-harness reads no more than the tasks it is given: the thousands of its own take it many seconds."""
+    manager = pytest.importorskip("lm_eval.tasks", reason="not installed: pip install '.[lm-eval]'").TaskManager
+    monkeypatch.setattr(manager, "__init__", partialmethod(manager.__init__, include_defaults=False))
 
 
 @pytest.fixture
