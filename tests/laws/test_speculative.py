@@ -62,7 +62,7 @@ def wild():
 )
 def test_law_5_on_a_trained_model(huginn_mini, prompts, depths, do_sample):
     num_steps, draft_depth, second = depths
-    common = {"num_steps": num_steps, "max_new_tokens": 16, "seed": 3, "do_sample": do_sample}
+    common = {"num_steps": num_steps, "max_new_tokens": 10, "seed": 3, "do_sample": do_sample}
     ids, expected = both(huginn_mini, left_pad(prompts), draft_depth, second, **common)
     assert ids == expected
     ids, expected = both(huginn_mini, {"input_ids": torch.tensor([prompts[1]])}, draft_depth, second, **common)
@@ -110,7 +110,7 @@ def test_law_5_on_the_bundled_checkpoint(bundled, kind, depths):
     model, tokenizer = bundled
     texts = [p.prompt for p in islice(problems(11, held_out=True, kind=kind), 6)]
     inputs = tokenizer(texts, return_tensors="pt", padding=True)
-    ids, expected = both(model, inputs, *depths, seed=0)
+    ids, expected = both(model, inputs, *depths, num_steps=16, seed=0, max_new_tokens=48)
     assert ids == expected
 
 
@@ -200,7 +200,7 @@ def test_stop_strings_across_restarts(huginn_mini, prompts, bundled):
     texts = [p.prompt for p in islice(problems(13, held_out=True, kind="worked"), 4)]
     inputs = tokenizer(texts, return_tensors="pt", padding=True)
     for stop in (["comes giving"], [". Then"], ["= 1", "is"]):
-        common = {"stop_strings": stop, "tokenizer": tokenizer, "seed": 0, "num_steps": 8}
+        common = {"stop_strings": stop, "tokenizer": tokenizer, "seed": 0, "num_steps": 4, "max_new_tokens": 64}
         ids, expected = both(model, inputs, 1, **common)
         assert ids == expected
 
@@ -379,13 +379,14 @@ def test_auto_chooses_by_agreement_and_cost():
 def test_auto_gives_the_same_text(bundled):
     model, tokenizer = bundled
     inputs = tokenizer(next(problems(14, held_out=True, kind="worked")).prompt, return_tensors="pt")
-    expected = model.generate(**inputs, sampler="autoregressive", seed=0, max_new_tokens=40)
+    common = {"num_steps": 16, "seed": 0, "max_new_tokens": 24}
+    expected = model.generate(**inputs, sampler="autoregressive", **common)
     chunked = {"prefill_chunk_size": 16}
     for more in ({}, chunked):
         output = model.generate(
-            **inputs, **SPECULATIVE, draft_depth="auto", seed=0, max_new_tokens=40, return_dict_in_generate=True, **more
+            **inputs, **SPECULATIVE, draft_depth="auto", return_dict_in_generate=True, **common, **more
         )
-        assert output.stats.draft_depth in (1, 2, 4, 8, 16)
+        assert output.stats.draft_depth in (1, 2, 4, 8)
         assert output.sequences.tolist() == expected.tolist()
 
 
