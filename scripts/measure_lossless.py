@@ -111,7 +111,7 @@ def counted(domain: str, model, asked: list[torch.Tensor], room: int, ways: list
     common = {"seed": 0, "max_new_tokens": room, "return_dict_in_generate": True} | common
     texts = [model.generate(ids, sampler="autoregressive", **common).sequences.tolist() for ids in asked]
     for way in ways:
-        total, made, right, changed = Counter(), Counter(), Counter(), 0
+        total, made, right, changed, drafts = Counter(), Counter(), Counter(), 0, [0, 0]
         for ids, text in zip(asked, tqdm(texts, desc=f"{domain}, {way}", leave=False), strict=True):
             source = Oracle(text[0]) if way["draft_source"] == "oracle" else way["draft_source"]
             output = model.generate(ids, sampler="speculative_wavefront", **way | {"draft_source": source}, **common)
@@ -119,6 +119,8 @@ def counted(domain: str, model, asked: list[torch.Tensor], room: int, ways: list
             changed += output.sequences.tolist() != text
             names = ("decoded_tokens", "core_passes", "positions_refined", "waves")
             total.update({name: getattr(stats, name) for name in names})
+            for index, number in enumerate(stats.proposals.get(stats.draft_depth, (0, 0))):
+                drafts[index] += number
             for name, (guessed, correct) in stats.guesses.items():
                 made[name] += guessed
                 right[name] += correct
@@ -132,6 +134,7 @@ def counted(domain: str, model, asked: list[torch.Tensor], room: int, ways: list
             "waves": total["waves"],
             "core_passes_per_token": total["core_passes"] / total["decoded_tokens"],
             "recurrences_per_token": total["positions_refined"] / total["decoded_tokens"],
+            "drafts": drafts,
             "guesses": {name: [made[name], right[name]] for name in sorted(made)},
         }
 

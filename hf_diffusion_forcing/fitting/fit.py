@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..evaluation.calibration import Calibration, calibrate_prompts, check_confidence
+from ..evaluation.calibration import Calibration, calibrate_prompts, check_confidence, fewest_tokens
 from ..evaluation.inspection import prompt_tokens
 from ..models.decoding_heads import DecodingHeads, ExitRisk, FittedModel
 from ..settings.speculative_wavefront import SpeculativeWavefrontConfig
@@ -137,6 +137,12 @@ def fit_heads(model, tokenizer, prompts: Sequence[str], settings: FitSettings = 
     if len(prompts) < 2 * HELD_OUT_SHARE:
         raise ValueError(f"{len(prompts)} prompts are too few: pass at least {2 * HELD_OUT_SHARE}, better hundreds.")
     held_out, fitted = list(prompts[::HELD_OUT_SHARE]), [p for i, p in enumerate(prompts) if i % HELD_OUT_SHARE]
+    most, needed = len(held_out) * settings.max_new_tokens, fewest_tokens(settings.epsilon, settings.confidence)
+    if most < needed:
+        raise ValueError(
+            f"The held-out prompts leave at most {most} tokens; to show epsilon={settings.epsilon:g} with "
+            f"confidence={settings.confidence:g}, {needed} are needed: use more prompts, or a larger epsilon."
+        )
     before, model.decoding_heads = model.decoding_heads, None
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
@@ -158,7 +164,7 @@ def _fitted(model, tokenizer, prompts, held_out, depths: list[int], settings: Fi
                 tokenizer,
                 prompt_tokens(model, tokenizer, texts, settings.max_new_tokens),
                 settings.max_new_tokens,
-                settings.batch_size,
+                4 * settings.batch_size,  # a pass of one position each is small
                 settings.seed + part,
                 settings.progress,
             ),
