@@ -75,7 +75,7 @@ def rows(count: int, room: int) -> Iterator[dict]:
     for domain, path in CHECKPOINTS.items():
         asked = prompts(domain, count)
         for dtype in (torch.float32, torch.bfloat16):
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, decoding_heads=False).eval()
             for choice, settings in CHOICES.items():
                 common = {"seed": 0, "max_new_tokens": room, "return_dict_in_generate": True} | settings
                 texts = tokens = waves = passes = changed = 0
@@ -143,7 +143,7 @@ def guess_rows(count: int, room: int) -> Iterator[dict]:
     """Yield the counts of every way in both domains, and what an oracle would reach."""
     oracle = [{"draft_depth": 2, "draft_tokens": 8, "draft_source": "oracle"}]
     for domain, path in CHECKPOINTS.items():
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, decoding_heads=False).eval()
         yield from counted(domain, model, prompts(domain, count), room, WAYS + oracle)
     tiny = AutoModelForCausalLM.from_pretrained(ROOT / "tests" / "fixtures" / "nanbeige-tiny").eval()
     asked = list(torch.arange(8 * count).remainder(61).view(count, 1, 8))
@@ -154,7 +154,9 @@ def guess_rows(count: int, room: int) -> Iterator[dict]:
 def speed_rows(count: int, room: int) -> Iterator[dict]:
     """Yield seconds per token of decoding, of autoregression and of every way, with plain weights made wider."""
     for domain, path in CHECKPOINTS.items():
-        model = widen(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(), FACTOR).eval()
+        model = widen(
+            AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, decoding_heads=False).eval(), FACTOR
+        ).eval()
         asked = prompts(domain, count)
         baseline = None
         for way in [{}, *(way for way in WAYS if way["draft_tokens"] == 1 or way["draft_source"])]:

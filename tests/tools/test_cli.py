@@ -112,6 +112,7 @@ def test_the_commands():
         "inspect",
         "tune",
         "calibrate",
+        "fit",
         "report",
         "verify",
         "export",
