@@ -154,8 +154,7 @@ class DecodingHeads:
 
     def extra_logits(self, model: Any, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [..., vocabulary] of the token after, by `extra.scale` [hidden_size] and the model's own head."""
-        head = model.get_output_embeddings()
-        return head((normed(hidden) * self._at("extra.scale", hidden)).to(head.weight.device))
+        return model.get_output_embeddings()(normed(hidden) * self._at("extra.scale", hidden))
 
     def exit_chance(self, states: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
         """The estimated chance that the readout differs from that at full depth, float32 [...]; NaN if a state is.

@@ -63,19 +63,20 @@ def test_law_5_for_every_family(name):
     assert output.stats.guesses[EXTRA][0] > 0
 
 
-@pytest.mark.parametrize("packed_hook", [False, True])
-def test_law_5_under_forward_hooks(wild, packed_hook):
-    """With a hook, a pass runs on a grid of rows; the heads still work on the rows end to end."""
+@pytest.mark.parametrize("part", ["coda", "head", "embedding"])
+def test_law_5_under_forward_hooks(wild, part):
+    """With a hook, a pass runs on a grid of rows: a hook may depend on a row's number, also one on the head."""
     inputs, common = left_pad([[1, 2, 3], [4, 5, 6, 7, 8]]), {"num_steps": 4, "seed": 0, "max_new_tokens": 12}
-    hook = wild.transformer.coda[0].register_forward_hook(lambda *_: None) if packed_hook else None
+    module = {"coda": wild.transformer.coda[0], "head": wild.lm_head, "embedding": wild.transformer.wte}[part]
+    added = torch.tensor([0.0, 0.5])[:, None, None]
+    hook = module.register_forward_hook(lambda module, args, output: output + added * output.roll(1, -1))
     try:
         expected = wild.generate(**inputs, sampler="autoregressive", **common).tolist()
         wild.decoding_heads = random_heads(wild)
         assert wild.generate(**inputs, **SPECULATIVE, draft_tokens=4, **common).tolist() == expected
     finally:
         wild.decoding_heads = None
-        if hook is not None:
-            hook.remove()
+        hook.remove()
 
 
 def test_readouts_change_drafts_and_auto_asks_them(wild):
