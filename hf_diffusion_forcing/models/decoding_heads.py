@@ -11,12 +11,16 @@ Every input is normed by its own root mean square, so that a widened model's rep
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+READOUT = r"readout\.\d+\.up"
+"""The names of the tensors that each readout has one of."""
 
 EPSILON = 1e-6
 """Added to mean squares."""
@@ -86,15 +90,12 @@ class DecodingHeads:
         risk: ExitRisk | None = None,
     ):
         self.fitted, self.tensors, self.extra_tokens, self.risk = fitted, tensors, extra_tokens, risk
+        self.readout_depths = sorted(int(name.split(".")[1]) for name in tensors if re.fullmatch(READOUT, name))
+        """The depths that have a readout, increasing."""
         self._moved: dict[tuple[str, torch.device, torch.dtype], torch.Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_moved": {}}
-
-    @property
-    def readout_depths(self) -> list[int]:
-        """The depths that have a readout, increasing."""
-        return sorted(int(name.split(".")[1]) for name in self.tensors if name.startswith("readout.") and "up" in name)
 
     @property
     def has_exit_probe(self) -> bool:
