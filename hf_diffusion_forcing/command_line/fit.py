@@ -30,7 +30,7 @@ def fit(
     extra_rank: Annotated[int, typer.Option(help="Rank of the map that guesses them.", min=1)] = 192,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens that the model writes after each prompt.", min=1)] = 128,
     epochs: Annotated[int, typer.Option(help="Passes over the texts.", min=1)] = 4,
-    batch_size: Annotated[int, typer.Option(help="Texts in a pass.", min=1)] = 16,
+    batch_size: Annotated[int, typer.Option(help="Texts in a step.", min=1)] = 4,
     epsilon: Annotated[
         float, typer.Option(help="Share of tokens that may differ from full depth with the learned exit criterion.")
     ] = 0.01,

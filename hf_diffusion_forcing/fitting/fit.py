@@ -38,7 +38,7 @@ class FitSettings:
         extra_rank: of the cell's map.
         max_new_tokens: tokens that the model writes after each prompt.
         epochs: passes over the texts.
-        batch_size: prompts and texts in a pass.
+        batch_size: texts in a step; 16 times as many are written at once.
         epsilon, confidence: of the exit threshold; see `evaluation.calibration`.
         seed: of the texts, the first tensors and the order of batches.
         progress: show progress bars.
@@ -53,7 +53,7 @@ class FitSettings:
     extra_rank: int = 192
     max_new_tokens: int = 128
     epochs: int = 4
-    batch_size: int = 16
+    batch_size: int = 4
     epsilon: float = 0.01
     confidence: float = 0.95
     seed: int = 0
@@ -164,7 +164,7 @@ def _fitted(model, tokenizer, prompts, held_out, depths: list[int], settings: Fi
                 tokenizer,
                 prompt_tokens(model, tokenizer, texts, settings.max_new_tokens),
                 settings.max_new_tokens,
-                4 * settings.batch_size,  # a pass of one position each is small
+                16 * settings.batch_size,  # a pass of one position each is small
                 settings.seed + part,
                 settings.progress,
             ),
@@ -188,7 +188,7 @@ def _fitted(model, tokenizer, prompts, held_out, depths: list[int], settings: Fi
         settings.epsilon,
         settings.confidence,
         max_new_tokens=settings.max_new_tokens,
-        batch_size=settings.batch_size,
+        batch_size=4 * settings.batch_size,
         progress=settings.progress,
     )
     if calibration.threshold is not None:

@@ -72,6 +72,8 @@ def load_heads(path: str | os.PathLike, config: Any) -> DecodingHeads:
             tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118 (not a dict)
         version, facts["risk"] = facts.pop("version"), facts["risk"] and ExitRisk(**facts["risk"])
         fitted = FittedModel(**{each.name: facts.pop(each.name) for each in fields(FittedModel)})
+        if type(facts["extra_tokens"]) is not int:
+            raise TypeError(f"extra_tokens={facts['extra_tokens']!r}")
         heads = DecodingHeads(fitted, tensors, **facts) if version == VERSION else None
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as decoding heads ({error!r}). {REMEDY}") from error
@@ -97,7 +99,9 @@ def _check_fit(path: str | os.PathLike, heads: DecodingHeads, expected: FittedMo
 
 def _shapes(heads: DecodingHeads) -> dict[str, tuple[int, ...]]:
     """The tensors that go with the maps to low ranks. A state may be several times as wide as an embedding."""
-    size, shapes = heads.fitted.hidden_size, {}
+    size = heads.fitted.hidden_size
+    # No shape: what has to be there and is not.
+    shapes: dict[str, tuple[int, ...]] = {"extra.down": ()} if heads.extra_tokens else {}
     for name, tensor in heads.tensors.items():
         part, _, role = name.rpartition(".")
         if role != "down" or tensor.ndim != 2:

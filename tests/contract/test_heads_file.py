@@ -60,13 +60,13 @@ def test_they_are_saved_beside_the_weights_and_loaded(headed, folder):
 def test_the_file_can_be_read_by_other_tools(folder):
     assert load_file(folder / HEADS_NAME)["extra.scale"].dtype == torch.float16
     facts = stored(folder)
-    assert facts["version"] == 1 and facts["depth"] == 8 and facts["model_type"] == "huginn_raven"
+    assert facts["version"] == 1 and facts["depth"] == 32 and facts["model_type"] == "huginn_raven"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"depth": 7}, r"fitted to another model: depth=7 \(the model has 8\)"),
+        ({"depth": 7}, r"fitted to another model: depth=7 \(the model has 32\)"),
         ({"vocabulary": 60}, "vocabulary=60"),
         ({"hidden_size": 32}, "hidden_size=32"),
         ({"model_type": "ouro"}, "model_type='ouro'"),
