@@ -21,9 +21,10 @@ import torch
 import typer
 from measure_lossless import CHECKPOINTS, ROOT, counted, prompts, signature
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_diffusion_forcing.evaluation.inspection import inspect_recurrences
+from hf_diffusion_forcing.evaluation.problems import problem_prompts
 from hf_diffusion_forcing.evaluation.recurrence_insight import RecurrenceInsight
 
 CLOSE = 0.5
@@ -35,8 +36,8 @@ WAYS = [
     for tokens, source in ((1, None), (8, None), (8, "prompt_lookup"))
 ]
 KINDS = {"none": (), "readout": ("readout",), "extra tokens": ("extra",), "both": ("readout", "extra")}
-LATENT = (0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01)
-"""Thresholds of `latent_difference`; its default is 0.03."""
+CRITERIA = ("latent_difference", "learned")
+AGREEMENTS = (0.999, 0.995, 0.99, 0.98, 0.95)
 
 
 class Part(StrEnum):
@@ -85,10 +86,11 @@ def exits_at(insight: RecurrenceInsight, threshold: float) -> tuple[float, float
     return same.float().mean().item(), exits.float().mean().item() + 1
 
 
-def cheapest(insight: RecurrenceInsight, agreement: float) -> tuple[float, float, float]:
-    """The threshold with the fewest recurrences and at least this agreement; its agreement and recurrences."""
-    found = [(threshold, *exits_at(insight, threshold)) for threshold in torch.logspace(-6, 0, 241).tolist()]
-    return min((each for each in found if each[1] >= agreement), key=lambda each: each[2])
+def cheapest(insight: RecurrenceInsight, agreement: float) -> dict:
+    """The threshold with the fewest recurrences and at least this agreement, with its agreement and recurrences."""
+    found = [(*exits_at(insight, threshold), threshold) for threshold in torch.logspace(-6, 1, 281).tolist()]
+    best = min((each for each in found if each[0] >= agreement), key=lambda each: each[1])
+    return dict(zip(("agreement", "recurrences", "threshold"), best, strict=True))
 
 
 def decoded(model, asked: list[torch.Tensor], texts: list[torch.Tensor], criterion: str, threshold: float) -> dict:
@@ -110,40 +112,26 @@ def decoded(model, asked: list[torch.Tensor], texts: list[torch.Tensor], criteri
 
 
 def exit_rows(count: int, room: int) -> Iterator[dict]:
-    """Yield recurrences a token of the exit probe and of latent distance, at equal agreement with full depth."""
+    """Yield recurrences a token of latent distance and of the exit probe, at equal agreement with full depth."""
     for domain in CHECKPOINTS:
         model, asked = model_of(domain), prompts(domain, count)
+        if domain == "problems":
+            tokenizer = AutoTokenizer.from_pretrained(CHECKPOINTS[domain])
+            asked += problem_prompts(tokenizer, 2 * count, seed=2027, kind="mental")
         texts = texts_of(model, asked, room)
-        latent, learned = (insight_of(model, asked, texts, name) for name in ("latent_difference", "learned"))
-        for threshold in LATENT:
-            agreement, recurrences = exits_at(latent, threshold)
-            own, own_agreement, own_recurrences = cheapest(learned, agreement)
-            yield {
-                "domain": domain,
-                "tokens": int(latent.is_new.sum()),
-                "threshold": threshold,
-                "agreement": agreement,
-                "recurrences": recurrences,
-                **decoded(model, asked, texts, "latent_difference", threshold),
-                "learned": {
-                    "threshold": own,
-                    "agreement": own_agreement,
-                    "recurrences": own_recurrences,
-                    **decoded(model, asked, texts, "learned", own),
-                },
-            }
-        risk, agreement = model.decoding_heads.risk, None
+        insights = {name: insight_of(model, asked, texts, name) for name in CRITERIA}
+        common = {"domain": domain, "tokens": int(insights["learned"].is_new.sum())}
+        for agreement in AGREEMENTS:
+            row = common | {"at_least": agreement}
+            for name, insight in insights.items():
+                best = cheapest(insight, agreement)
+                row[name] = best | decoded(model, asked, texts, name, best["threshold"])
+            yield row
+        risk = model.decoding_heads.risk
         if risk is not None:
-            agreement, recurrences = exits_at(learned, risk.threshold)
-            yield {
-                "domain": domain,
-                "tokens": int(latent.is_new.sum()),
-                "calibrated": risk.threshold,
-                "epsilon": risk.epsilon,
-                "agreement": agreement,
-                "recurrences": recurrences,
-                **decoded(model, asked, texts, "learned", risk.threshold),
-            }
+            found = dict(zip(("agreement", "recurrences"), exits_at(insights["learned"], risk.threshold), strict=True))
+            found |= {"threshold": risk.threshold} | decoded(model, asked, texts, "learned", risk.threshold)
+            yield common | {"epsilon": risk.epsilon, "learned": found}
 
 
 def wrong_rows(count: int, room: int) -> Iterator[dict]:
@@ -214,28 +202,29 @@ def exits_page(part: dict) -> list[str]:
     lines = [
         "## Exits",
         "",
-        f"{signature(part)} *Given text*: the text of full depth is given, as in calibration; *agreement* is the share "
-        "of tokens that equal full depth's at their exit. The exit probe has the threshold with the fewest recurrences "
-        'whose agreement is not lower. *Decoded*: the same thresholds in `sampler="adaptive"`; *equal* is the share '
-        "of tokens that stand where full depth has them.",
+        f"{signature(part)} Each criterion has the threshold with the fewest recurrences at which at least the share in "
+        "the second column of the tokens equals full depth's, given the text of full depth (as in calibration); the last "
+        "row of a text has the threshold that `fit` calibrated on other text. *Decoded* is the same threshold in "
+        '`sampler="adaptive"`: recurrences a token, and the share of tokens that stand where full depth has them.',
         "",
-        "| text | latent distance | agreement | recurrences | the probe's | fewer | decoded: recurrences, equal | "
-        "the probe's |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- | --- |",
+        "| text | agreement | recurrences: latent distance | exit probe | fewer | decoded: latent distance | exit probe |",
+        "| --- | --- | ---: | ---: | ---: | --- | --- |",
     ]
     for row in part["rows"]:
-        own = f"{row['decoded_recurrences']:.2f}, {row['equal_tokens']:.1%}"
-        if "calibrated" in row:
-            name = f"probe, calibrated to {row['epsilon']:.0%}: {row['calibrated']:.2g}"
+        told = [
+            f"{each['decoded_recurrences']:.2f}, {each['equal_tokens']:.1%}" for each in map(row.get, CRITERIA) if each
+        ]
+        probe = row["learned"]
+        if "epsilon" in row:
             lines.append(
-                f"| {row['domain']} | {name} | {row['agreement']:.2%} | | {row['recurrences']:.2f} | | | {own} |"
+                f"| {row['domain']} | {probe['agreement']:.2%}, calibrated to {1 - row['epsilon']:.0%} | | "
+                f"{probe['recurrences']:.2f} | | | {told[0]} |"
             )
             continue
-        probe = row["learned"]
+        latent = row["latent_difference"]["recurrences"]
         lines.append(
-            f"| {row['domain']} | {row['threshold']} | {row['agreement']:.2%} | {row['recurrences']:.2f} | "
-            f"{probe['recurrences']:.2f} | {1 - probe['recurrences'] / row['recurrences']:.0%} | {own} | "
-            f"{probe['decoded_recurrences']:.2f}, {probe['equal_tokens']:.1%} |"
+            f"| {row['domain']} | {row['at_least']:.1%} | {latent:.2f} | {probe['recurrences']:.2f} | "
+            f"{1 - probe['recurrences'] / latent:.0%} | {told[0]} | {told[1]} |"
         )
     return lines
 
