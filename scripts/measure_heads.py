@@ -202,12 +202,12 @@ def exits_page(part: dict) -> list[str]:
     lines = [
         "## Exits",
         "",
-        f"{signature(part)} Each criterion has the threshold with the fewest recurrences at which at least the share in "
-        "the second column of the tokens equals full depth's, given the text of full depth (as in calibration); the last "
-        "row of a text has the threshold that `fit` calibrated on other text. *Decoded* is the same threshold in "
+        f"{signature(part)} Each criterion has the threshold with the fewest recurrences at which at least the given "
+        "share of tokens equals full depth's, given the text of full depth (as in calibration). The last row of a text "
+        "has the threshold that `fit` calibrated on other text. *Decoded* is the same threshold in "
         '`sampler="adaptive"`: recurrences a token, and the share of tokens that stand where full depth has them.',
         "",
-        "| text | agreement | recurrences: latent distance | exit probe | fewer | decoded: latent distance | exit probe |",
+        "| text | agreement | recurrences: latent distance | probe | fewer | decoded: latent distance | probe |",
         "| --- | --- | ---: | ---: | ---: | --- | --- |",
     ]
     for row in part["rows"]:

@@ -36,7 +36,7 @@ def test_the_model_stays_as_it_is(fitted):
 
 
 def test_drafts_and_guesses_get_better(fitted):
-    *_, result, _ = fitted
+    model, _, result, _ = fitted
     assert result.heads.readout_depths == [1] and result.heads.fitted.depth == 8
     plain, better = result.drafts[1]
     assert better > plain
