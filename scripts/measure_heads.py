@@ -30,12 +30,11 @@ from hf_diffusion_forcing.evaluation.recurrence_insight import RecurrenceInsight
 CLOSE = 0.5
 """A margin of the likeliest token, in nats, below which a draft is a near tie."""
 
-WAYS = [
-    {"draft_depth": depth, "draft_tokens": tokens, "draft_source": source}
-    for depth in (2, 1)
-    for tokens, source in ((1, None), (8, None), (8, "prompt_lookup"))
-]
 KINDS = {"none": (), "readout": ("readout",), "extra tokens": ("extra",), "both": ("readout", "extra")}
+ONE, LOOKUP, ALONE = (1, None), (8, "prompt_lookup"), (8, None)
+"""`draft_tokens` and `draft_source`."""
+WAYS = {"none": (ONE, LOOKUP), "readout": (ONE, LOOKUP), "extra tokens": (LOOKUP,), "both": (ALONE, LOOKUP)}
+"""The ways to guess that each kind of heads is measured with."""
 CRITERIA = ("latent_difference", "learned")
 AGREEMENTS = (0.999, 0.995, 0.99, 0.98, 0.95)
 
@@ -59,7 +58,12 @@ def draft_rows(count: int, room: int) -> Iterator[dict]:
         fitted, asked = model.decoding_heads, prompts(domain, count)
         for kind, parts in KINDS.items():
             model.decoding_heads = fitted.only(*parts) if parts else None
-            for row in counted(domain, model, asked, room, WAYS):
+            ways = [
+                {"draft_depth": depth, "draft_tokens": tokens, "draft_source": source}
+                for depth in (2, 1)
+                for tokens, source in WAYS[kind]
+            ]
+            for row in counted(domain, model, asked, room, ways):
                 yield row | {"heads": kind}
 
 
