@@ -144,6 +144,21 @@ class TokenChoice:
         scores = self.process(logits, prefixes) if self.groups else logits
         return self._drawn(scores, positions, seeds), scores
 
+    def guess(self, logits: torch.Tensor, positions: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+        """The token each position may predict, int64 [1, n], by the processors that read only scores.
+
+        For guesses, whose prefixes are not known yet: what the other processors would choose is not asked.
+
+        Args:
+            logits: [1, n, vocabulary].
+            positions, seeds: int64 [1, n].
+        """
+        scores = logits[0].to(self.device, torch.float32)
+        for kind, group in self.groups:
+            for processor in group if kind == "scores" else ():
+                scores = processor(scores.new_empty((len(scores), 0), dtype=torch.int64), scores)
+        return self._drawn(scores[None], positions, seeds)
+
     def must_choose_again(self, row: int, length: int) -> bool:
         """Whether the token after a row's first `length` ids, now final, needs `choose_final`."""
         return self.waits or (row, length) in self.refused
@@ -247,6 +262,21 @@ class TokenChoice:
         for copies in group:
             step = copies[prefix.row](ids, step)
         return step[prefix.row, None].float()
+
+
+def guess(
+    logits: torch.Tensor, positions: torch.Tensor, seeds: torch.Tensor, choices: list[TokenChoice]
+) -> torch.Tensor:
+    """`TokenChoice.guess` for positions of several calls, each with its own `TokenChoice`."""
+    different = {id(choice): choice for choice in choices}
+    if len(different) == 1:
+        return choices[0].guess(logits, positions, seeds)
+    guessed = torch.empty_like(positions)
+    for choice in different.values():
+        cells = [cell for cell, each in enumerate(choices) if each is choice]
+        where = torch.tensor(cells, device=positions.device)
+        guessed[:, where] = choice.guess(*(x[:, where.to(x.device)] for x in (logits, positions, seeds)))
+    return guessed
 
 
 def choose(

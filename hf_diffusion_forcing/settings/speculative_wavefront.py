@@ -28,7 +28,8 @@ class SpeculativeWavefrontConfig(LosslessConfig):
             after it. 1 is no guesses. "auto" takes as many, up to 8, as are worth their time on this machine by how
             often a row's guesses were right.
         draft_source: guesses those tokens, after the drafts that a row has dropped: "prompt_lookup" (from the row's own
-            text), a dict {"name": ..., **parameters}, a `DraftSource`, or None for the dropped drafts alone.
+            text), a dict {"name": ..., **parameters}, a `DraftSource`, or None. A model's own extra-token head guesses
+            too.
     """
 
     sampler: ClassVar[str] = "speculative_wavefront"
