@@ -10,7 +10,7 @@ machine.
 import json
 import platform
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date
 from enum import StrEnum
 from functools import partial
@@ -37,7 +37,7 @@ CHOICES = {"greedy": {}, "sampled": {"do_sample": True, "top_k": 0}}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((96, 61), (128, 384), (512, 1536), (2048, 512), (512, 4096))
 """Inputs and outputs of the linear layers that are compared."""
-WIDTHS = (1, 2, 3, 4, 5, 7, 8, 12, 15, 16, 17, 31, 32, 33, 64, 65, 100, 128, 256)
+WIDTHS = (*range(1, 13), 15, 16, 17, 20, 31, 32, 33, 64, 65, 100, 128, 256)
 FACTOR = 4
 
 
@@ -65,12 +65,12 @@ def classes(outputs: dict[int, torch.Tensor]) -> list[list[int]]:
     return found
 
 
-def linear_rows() -> Iterator[dict]:
-    """Yield, for each kind of linear layer, the widths whose numbers are equal, and whether the place matters."""
+def linear_rows(threads: int) -> Iterator[dict]:
+    """Yield, for each kind of linear layer, the widths whose numbers are equal, and those at which the place matters."""
     torch.manual_seed(0)
     for dtype in DTYPES:
         for kind in ("plain", "packed") if dtype in packable_dtypes() else ("plain",):
-            found, moved = set(), False
+            found, mixed = set(), set()
             for inputs, outputs in SHAPES:
                 weight = (torch.randn(outputs, inputs) / inputs**0.5).to(dtype)
                 layer = partial(F.linear, weight=weight)
@@ -78,44 +78,57 @@ def linear_rows() -> Iterator[dict]:
                     layer = partial(packed_linear, packed=pack_weight(weight, 8))
                 x, by_width = torch.randn(inputs).to(dtype), {}
                 for width in WIDTHS:
-                    for place in {0, width // 2, width - 1}:
+                    outs = []
+                    for place in {*range(min(width, 17)), width // 2, width - 1}:
                         others = torch.randn(1, width, inputs).to(dtype)
                         others[0, place] = x
-                        y = layer(others)[0, place]
-                        moved |= not torch.equal(by_width.setdefault(width, y), y)
+                        outs.append(layer(others)[0, place])
+                    if all(torch.equal(outs[0], y) for y in outs):
+                        by_width[width] = outs[0]
+                    else:
+                        mixed.add(width)
                 found.add(json.dumps(classes(by_width)))
-            yield {"what": f"linear, {name_of(dtype)}, {kind}", "place_matters": moved, "classes": sorted(found)}
+            layer_name = f"{name_of(dtype)}, {kind}"
+            yield {"threads": threads, "layer": layer_name, "mixed": sorted(mixed), "classes": sorted(found)}
 
 
-def attention_rows() -> Iterator[dict]:
-    """Yield what a query's output depends on: masked keys behind those it sees, and the queries beside it."""
+def attention_rows(threads: int) -> Iterator[dict]:
+    """Yield how often a query's output depends on the masked keys behind those it sees, and on what is beside it."""
     torch.manual_seed(0)
     heads, head_dim, seen_lengths = 4, 64, (1, 9, 37, 130, 255, 511, 600, 1000)
-    query, keys, values = torch.randn(heads, head_dim), torch.randn(heads, 2048, head_dim), torch.randn(heads, 2048, 64)
+    query = torch.randn(heads, head_dim)
+    keys, values = torch.randn(heads, 2048, head_dim), torch.randn(heads, 2048, head_dim)
 
-    def output(seen: int, width: int, extent: int) -> torch.Tensor:
-        q, mask = torch.randn(1, heads, width, head_dim), torch.zeros(1, 1, width, extent)
-        q[0, :, -1], mask[..., -1, seen:] = query, float("-inf")
-        return F.scaled_dot_product_attention(q, keys[None, :, :extent], values[None, :, :extent], mask)[0, :, -1]
+    def output(seen: int, extent: int, width: int = 1, rows: int = 1) -> torch.Tensor:
+        q, mask = torch.randn(rows, heads, width, head_dim), torch.zeros(rows, 1, width, extent)
+        q[-1, :, -1], mask[..., -1, seen:] = query, float("-inf")
+        k, v = (x[:, :extent].expand(rows, -1, -1, -1) for x in (keys, values))
+        return F.scaled_dot_product_attention(q, k, v, mask)[-1, :, -1]
 
-    for width in (1, 4, 16):
+    def row(what: str, compared: Callable[[int], list[torch.Tensor]]) -> dict:
+        changed = sum(len(classes(dict(enumerate(compared(seen))))) > 1 for seen in seen_lengths)
+        return {"threads": threads, "attention": what, "lengths": len(seen_lengths), "changed": changed}
+
+    for width in (1, 4):
         for multiple in (1, 8, 16, 64):
-            changed = 0
-            for seen in seen_lengths:
-                least = seen + -seen % multiple
-                longer = [least + multiple * each for each in (1, 2, 5, 16)]
-                changed += any(not torch.equal(output(seen, width, least), output(seen, width, e)) for e in longer)
-            yield {"queries": width, "multiple": multiple, "lengths": len(seen_lengths), "changed": changed}
-    found = set()
-    for seen in seen_lengths:
-        extent = seen + -seen % 64
-        found.add(json.dumps(classes({width: output(seen, width, extent) for width in (*range(1, 9), 16, 32, 64)})))
-    yield {"beside": sorted(found)}
+            yield row(
+                f"{width} quer{'y' if width == 1 else 'ies'}, masked keys behind, keys a multiple of {multiple}",
+                lambda seen, m=multiple, w=width: [
+                    output(seen, seen + -seen % m + m * more, w) for more in (0, 1, 2, 5, 16)
+                ],
+            )
+    yield row("1 query beside 3 or 15 other rows", lambda seen: [output(seen, 1024, rows=n) for n in (1, 4, 16)])
+    yield row("1 query beside 3 or 15 others of its row", lambda seen: [output(seen, 1024, n) for n in (1, 4, 16)])
 
 
 def rounding_rows(count: int, room: int) -> Iterator[dict]:
-    yield from linear_rows()
-    yield from attention_rows()
+    """Yield the rows of one thread and of two."""
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        yield from linear_rows(threads)
+        yield from attention_rows(threads)
+    torch.set_num_threads(before)
 
 
 def prompts(domain: str, count: int) -> list[torch.Tensor]:
@@ -195,11 +208,16 @@ def signature(part: dict) -> str:
 
 
 def spelled(found: list[str]) -> str:
-    """Classes as text: "1; 2, 3; 4 to 256"."""
+    """Classes as text: "1; 2, 3; 4, 8, 12, ..., 256"."""
     kinds = []
     for each in found:
-        groups = json.loads(each)
-        kinds.append("; ".join(f"{g[0]} to {g[-1]}" if len(g) > 2 else ", ".join(map(str, g)) for g in groups))
+        groups = []
+        for members in json.loads(each):
+            text = ", ".join(map(str, members))
+            if members == [width for width in WIDTHS if members[0] <= width <= members[-1]] and len(members) > 2:
+                text = f"{members[0]} to {members[-1]}"
+            groups.append(text)
+        kinds.append("; ".join(groups))
     return " or ".join(kinds)
 
 
@@ -207,32 +225,29 @@ def rounding_page(part: dict) -> list[str]:
     lines = [
         "## What rounds alike",
         "",
-        f"{signature(part)} *Equal widths* are numbers of positions over which a layer gives one of them the same "
-        "numbers bit for bit; a semicolon is between widths that round differently.",
+        f"{signature(part)} *Equal widths* are numbers of positions over which a linear layer gives one of them the "
+        "same numbers, bit for bit, wherever it stands; a semicolon is between widths that round differently. At the "
+        "widths in the last column, the numbers depend on the place.",
         "",
-        "| layer | the place among the positions matters | equal widths |",
-        "| --- | --- | --- |",
+        "| threads | linear layer | equal widths | the place matters |",
+        "| ---: | --- | --- | --- |",
     ]
     for row in part["rows"]:
-        if "what" in row:
-            lines.append(f"| {row['what']} | {'yes' if row['place_matters'] else 'no'} | {spelled(row['classes'])} |")
+        if "layer" in row:
+            mixed = ", ".join(map(str, row["mixed"])) or "nowhere"
+            lines.append(f"| {row['threads']} | {row['layer']} | {spelled(row['classes'])} | {mixed} |")
     lines += [
         "",
-        "Attention, float32, as torch's kernel computes it. *Changed* counts the lengths at which masked keys behind "
-        "those that a query sees change its output, if the number of keys is a multiple of so many.",
+        "Attention of torch's kernel, in float32. *Changed* counts the numbers of seen keys at which a query's output "
+        "depends on what is compared.",
         "",
-        "| queries | multiple | lengths | changed |",
-        "| ---: | ---: | ---: | ---: |",
+        "| threads | compared | numbers of keys | changed |",
+        "| ---: | --- | ---: | ---: |",
     ]
     for row in part["rows"]:
-        if "queries" in row:
-            lines.append(f"| {row['queries']} | {row['multiple']} | {row['lengths']} | {row['changed']} |")
-    (beside,) = [row["beside"] for row in part["rows"] if "beside" in row]
-    return [
-        *lines,
-        "",
-        f"Numbers of queries that give the last the same output, with equally many keys: {spelled(beside)}.",
-    ]
+        if "attention" in row:
+            lines.append(f"| {row['threads']} | {row['attention']} | {row['lengths']} | {row['changed']} |")
+    return lines
 
 
 def texts_page(part: dict) -> list[str]:

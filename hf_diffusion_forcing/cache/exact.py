@@ -1,14 +1,14 @@
 """Attention in which a position's numbers do not depend on the positions beside it.
 
-A kernel adds up a query's products in an order that depends on how many queries and keys it is called with. Measured
-(docs/benchmarks/exact.md): alone, a query has the same sums however many masked keys follow, once the number of keys is
-a multiple of 16; four queries or more have the same sums as any other four or more with equally many keys.
+A kernel adds up a query's products in an order that depends on how many rows, queries and keys it is called with, and
+on which thread gets them. So a position is always computed by a call of the same shape: alone, if it was decoded, or in
+the same tile, if it is of a prompt. Only a decoded position's keys vary in number. Measured (docs/benchmarks/exact.md),
+it has the same sums however many masked keys follow those it sees, if all keys are a multiple of 16.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +22,6 @@ ALONE = 16
 
 TILE = 64
 """A prompt's positions from one multiple of it to the next attend in one call, to the keys up to the second."""
-
-TOGETHER = 4
-"""Queries of a tile are a multiple of it: fewer than four round differently."""
 
 Kernel = Callable[..., torch.Tensor]
 
@@ -51,22 +48,27 @@ def exact_kernel(kernel: Kernel, at: Placement) -> Kernel:
 
 
 class QueryByQuery:
-    """Calls a kernel with one query of each row at a time: the attention of decoded positions."""
+    """Calls a kernel with one query of one row at a time: the attention of decoded positions."""
 
     def __init__(self, kernel: Kernel):
         self.kernel = kernel
 
     def __call__(self, query, key, value, mask, is_causal=False) -> torch.Tensor:
-        if query.shape[2] == 1:
+        if query.shape[0] == query.shape[2] == 1:
             return self.kernel(query, key, value, mask)
-        pairs = zip(query.split(1, dim=2), mask.split(1, dim=2), strict=True)
-        return torch.cat([self.kernel(one, key, value, seen) for one, seen in pairs], dim=2)
+        rows = []
+        for row in zip(*(x.split(1) for x in (query, key, value, mask)), strict=True):
+            queries, keys, values, hidden = row
+            pairs = zip(queries.split(1, dim=2), hidden.split(1, dim=2), strict=True)
+            rows.append(torch.cat([self.kernel(one, keys, values, seen) for one, seen in pairs], dim=2))
+        return torch.cat(rows)
 
 
 class Tiles:
-    """Calls a kernel with the queries between two multiples of `TILE` and the keys up to the second: prompts.
+    """Calls a kernel with a row's positions from one multiple of `TILE` to the next, and the keys up to that: prompts.
 
-    A position then attends in the same way however the prompt is cut into chunks.
+    Every tile is full: what the pass does not read of it are zeros. A position is then computed by the same call,
+    however the prompt is cut into chunks.
 
     Args:
         kernel: as in `attention`.
@@ -76,45 +78,40 @@ class Tiles:
 
     def __init__(self, kernel: Kernel, starts: Sequence[int], widths: Sequence[int]):
         self.kernel, self.starts, self.widths = kernel, starts, widths
-        self._hidden: dict[tuple[int, int], torch.Tensor] = {}
+        self._hidden: dict[int, torch.Tensor] = {}
 
     def __call__(self, query, key, value, mask, is_causal=False) -> torch.Tensor:
-        if mask is None and len(set(self.starts)) == 1:
-            return self._row(self.starts[0], query, key, value)
-        width, rows = query.shape[2], []
-        for row, (start, own) in enumerate(zip(self.starts, self.widths, strict=True)):
+        """Attention of the rows' prompts. With a mask, some positions also see later ones: such a prompt is read in one
+        piece, and its row is one call."""
+        rows = []
+        for row, (start, width) in enumerate(zip(self.starts, self.widths, strict=True)):
             one = slice(row, row + 1)
-            y = self._row(start, query[one, :, :own], key[one], value[one], None if mask is None else mask[one])
-            rows.append(widened(y, width))
+            queries, keys, values = query[one, :, :width], key[one], value[one]
+            if mask is None:
+                y = self._tiled(start, queries, keys, values)
+            else:
+                extent = rounded(start + width)
+                y = self.kernel(queries, keys[:, :, :extent], values[:, :, :extent], mask[one, :, :width, :extent])
+            rows.append(widened(y, query.shape[2]))
         return torch.cat(rows)
 
-    def _row(self, start: int, query, key, value, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Attention from `start` on, for rows that begin there. With a mask, whose block is read in one piece, the row
-        is one tile."""
-        width = query.shape[2]
-        borders = [0, width]
-        if mask is None:
-            borders[1:1] = range(TILE - start % TILE, width, TILE)
-        parts = []
-        for begin, end in pairwise(borders):
-            extent = rounded(start + end)
-            count = rounded(end - begin, TOGETHER)
-            part = widened(query[:, :, begin:end], count)
-            if mask is None:
-                hidden = self._mask(start + begin, count, extent, query)
-            else:
-                hidden = widened(mask[:, :, begin:end, :extent], count)
-            y = self.kernel(part, key[:, :, :extent], value[:, :, :extent], hidden)
-            parts.append(y[:, :, : end - begin])
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    def _tiled(self, start: int, query, key, value) -> torch.Tensor:
+        """A row's attention from `start` on."""
+        parts, end = [], start + query.shape[2]
+        for first in range(start - start % TILE, end, TILE):
+            extent = first + TILE
+            begin, stop = max(start, first), min(end, extent)
+            tile = F.pad(query[:, :, begin - start : stop - start], (0, 0, begin - first, extent - stop))
+            y = self.kernel(tile, key[:, :, :extent], value[:, :, :extent], self._mask(first, query))
+            parts.append(y[:, :, begin - first : stop - first])
+        return torch.cat(parts, dim=2)
 
-    def _mask(self, first: int, width: int, extent: int, query: torch.Tensor) -> torch.Tensor:
-        """[1, 1, width, extent]: 0 up to each query's own position, -inf after it; cached."""
-        if (first, width) not in self._hidden:
-            keys = torch.arange(extent, device=query.device)
-            hidden = keys > torch.arange(first, first + width, device=query.device)[:, None]
-            self._hidden[first, width] = query.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))[None, None]
-        return self._hidden[first, width]
+    def _mask(self, first: int, query: torch.Tensor) -> torch.Tensor:
+        """[1, 1, TILE, first + TILE]: 0 up to each query's own position, -inf after it; cached."""
+        if first not in self._hidden:
+            hidden = query.new_full((TILE, TILE), float("-inf")).triu(1)
+            self._hidden[first] = F.pad(hidden, (first, 0))[None, None]
+        return self._hidden[first]
 
 
 def rounded(count: int, multiple: int = TILE) -> int:

@@ -10,7 +10,7 @@ import torch
 from transformers.utils import logging
 
 from ..cache import Placement
-from ..cache.exact import ALONE, TILE, TOGETHER, Kernel, QueryByQuery, Tiles, of_all_widths, rounded
+from ..cache.exact import ALONE, TILE, Kernel, QueryByQuery, Tiles, of_all_widths, rounded
 from ..compat import attn_implementation
 from ..models.interface import RecurrentDepthInterface
 from ..packing import PackedLinear
@@ -48,7 +48,10 @@ class Rounding:
         self.ids = torch.arange(1, count + 1, device=device).mul(7919).remainder(vocabulary)
         self.positions = torch.tensor(PLACES, device=device).clamp_max(limit - 1)
         self.attention = OwnValue()
-        self.known: set[int] = set()
+        self.equal: set[int] = set()
+        """The widths that were found to agree, or to have no agreeing one near them."""
+        self.widths: dict[int, int] = {}
+        """The width for each number of positions so far."""
         self.expected = [x[:, :count] for x in self._run(model, NARROW[-1], 0)]
         self.least = NARROW[-1]
         if not self._agrees(model, self.least):
@@ -57,7 +60,7 @@ class Rounding:
             if not self._agrees(model, width):
                 break
             self.least = width
-        self.known.update(width for width in NARROW if width >= self.least)
+        self.equal.update(width for width in NARROW if width >= self.least)
         if not self.attention.treats_queries_alike(device):
             self._warn(model, "the attention of a query depends on the queries and masked keys beside it")
 
@@ -76,13 +79,17 @@ class Rounding:
 
     def width(self, model: RecurrentDepthInterface, positions: int) -> int:
         """The width of a pass over so many positions."""
-        step = self.least if positions <= WIDE else max(self.least, 16)
-        width = rounded(positions, step)
-        if width not in self.known:
-            self.known.add(width)
-            if not self._agrees(model, width):
+        if positions not in self.widths:
+            steps = [step for step in NARROW if step >= (self.least if positions <= WIDE else 16)]
+            tried = [rounded(positions, max(step, self.least)) for step in steps]
+            agreeing = (width for width in tried if width in self.equal or self._agrees(model, width))
+            width = next(agreeing, None)
+            if width is None:
+                width = tried[0]
                 self._warn(model, f"a pass over {width} positions rounds otherwise than one over {self.least}")
-        return width
+            self.equal.add(width)
+            self.widths[positions] = width
+        return self.widths[positions]
 
     @torch.no_grad()
     def _agrees(self, model: RecurrentDepthInterface, width: int) -> bool:
@@ -146,7 +153,7 @@ class OwnValue:
 def alone_as_in_company(
     kernel: Kernel, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
 ) -> bool:
-    """Whether a query has the same output alone and among others, followed by masked keys, in a batch and in a tile."""
+    """Whether a query has the same output whatever masked keys follow those it sees, and in every chunk of a prompt."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
@@ -158,30 +165,31 @@ def alone_as_in_company(
         random(kv_heads, max(SEEN), head_dim),
     )
 
-    def output(seen: int, rows: int, width: int, extent: int, place: int, is_prompt: bool) -> torch.Tensor:
-        """The query's output as the last row, in some place of `width`."""
-        queries = random(rows, heads, width, head_dim)
-        queries[-1, :, place] = query
-        # Every second slot, with room for more keys: a strided view, as of the cache.
-        stored = [random(2 * rows, kv_heads, extent + 1, head_dim)[::2, :, :extent] for _ in range(2)]
-        for into, own in zip(stored, (keys, values), strict=True):
-            into[-1, :, :seen] = own[:, :seen]
-        mask = queries.new_zeros(rows, 1, width, extent)
-        mask[-1, :, place, seen:] = float("-inf")
-        if not is_prompt:
-            return QueryByQuery(kernel)(queries, *stored, mask)[-1, :, place]
-        return Tiles(kernel, [seen - 1 - place] * rows, [width] * rows)(queries, *stored, None)[-1, :, place]
+    def stored(seen: int, extent: int) -> list[torch.Tensor]:
+        """Keys and values of a second row, of which the query sees some: strided views, as of a cache with room."""
+        views = [random(4, kv_heads, extent + 7, head_dim)[::2, :, :extent] for _ in range(2)]
+        for into, own in zip(views, (keys, values), strict=True):
+            into[1, :, :seen] = own[:, :seen]
+        return views
+
+    def decoded(seen: int, extent: int) -> torch.Tensor:
+        queries, hidden = random(2, heads, 1, head_dim), random(2, 1, 1, extent).zero_()
+        queries[1, :, 0], hidden[1, ..., seen:] = query, float("-inf")
+        return QueryByQuery(kernel)(queries, *stored(seen, extent), hidden)[1]
+
+    def read(seen: int, before: int, after: int) -> torch.Tensor:
+        """As a prompt's position, in a chunk with some before it and after it."""
+        queries = random(2, heads, before + 1 + after, head_dim)
+        queries[1, :, before] = query
+        first = [seen - 1 - before] * 2
+        tiles = Tiles(kernel, first, [before + 1 + after] * 2)
+        return tiles(queries, *stored(seen, rounded(seen + after)), None)[1, :, before]
 
     kernel = of_all_widths(kernel)
     for seen in SEEN:
-        extent, tile = rounded(seen), (seen - 1) % TILE + 1
-        alone = output(seen, 1, 1, rounded(seen, ALONE), 0, False)
-        least = rounded(seen, ALONE)
-        companies = [(3, 1, least, 0), (3, 2, least + ALONE, 1), (16, 1, least + 8 * TILE, 0)]
-        together = output(seen, 1, 1, extent, 0, True)
-        tiles = [(1, tile, extent, tile - 1), (3, TOGETHER, extent, 0), (2, TILE, extent + TILE, min(9, tile - 1))]
-        if not all(torch.equal(alone, output(seen, *company, False)) for company in companies):
+        alone, prompt = decoded(seen, rounded(seen, ALONE)), read(seen, 0, 0)
+        if not all(torch.equal(alone, decoded(seen, rounded(seen, ALONE) + more)) for more in (ALONE, TILE, 8 * TILE)):
             return False
-        if not all(torch.equal(together, output(seen, *company, True)) for company in tiles):
+        if not all(torch.equal(prompt, read(seen, *beside)) for beside in ((seen - 1, 0), (0, TILE), (4, 70))):
             return False
     return True
