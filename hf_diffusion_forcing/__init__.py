@@ -56,6 +56,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "LatentMomentum",
         "StateNoise",
     ),
+    ".hooks.learned_criterion": ("LearnedCriterion",),
     ".hooks.logits_criteria": (
         "ArgmaxStabilityCriterion",
         "EntropyCriterion",

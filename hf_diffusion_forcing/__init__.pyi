@@ -22,6 +22,7 @@ from .hooks.latent_processors import (
     LatentMomentum,
     StateNoise,
 )
+from .hooks.learned_criterion import LearnedCriterion
 from .hooks.logits_criteria import (
     ArgmaxStabilityCriterion,
     EntropyCriterion,
@@ -99,6 +100,7 @@ __all__ = [
     "LatentMomentum",
     "LatentProcessor",
     "LatentProcessorList",
+    "LearnedCriterion",
     "MinPKLCriterion",
     "NanbeigeConfig",
     "NanbeigeForCausalLM",

@@ -75,7 +75,7 @@ def rows(count: int, room: int) -> Iterator[dict]:
     for domain, path in CHECKPOINTS.items():
         asked = prompts(domain, count)
         for dtype in (torch.float32, torch.bfloat16):
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, decoding_heads=False).eval()
             for choice, settings in CHOICES.items():
                 common = {"seed": 0, "max_new_tokens": room, "return_dict_in_generate": True} | settings
                 texts = tokens = waves = passes = changed = 0
@@ -111,7 +111,7 @@ def counted(domain: str, model, asked: list[torch.Tensor], room: int, ways: list
     common = {"seed": 0, "max_new_tokens": room, "return_dict_in_generate": True} | common
     texts = [model.generate(ids, sampler="autoregressive", **common).sequences.tolist() for ids in asked]
     for way in ways:
-        total, made, right, changed = Counter(), Counter(), Counter(), 0
+        total, made, right, changed, drafts = Counter(), Counter(), Counter(), 0, [0, 0]
         for ids, text in zip(asked, tqdm(texts, desc=f"{domain}, {way}", leave=False), strict=True):
             source = Oracle(text[0]) if way["draft_source"] == "oracle" else way["draft_source"]
             output = model.generate(ids, sampler="speculative_wavefront", **way | {"draft_source": source}, **common)
@@ -119,6 +119,8 @@ def counted(domain: str, model, asked: list[torch.Tensor], room: int, ways: list
             changed += output.sequences.tolist() != text
             names = ("decoded_tokens", "core_passes", "positions_refined", "waves")
             total.update({name: getattr(stats, name) for name in names})
+            for index, number in enumerate(stats.proposals.get(stats.draft_depth, (0, 0))):
+                drafts[index] += number
             for name, (guessed, correct) in stats.guesses.items():
                 made[name] += guessed
                 right[name] += correct
@@ -132,6 +134,7 @@ def counted(domain: str, model, asked: list[torch.Tensor], room: int, ways: list
             "waves": total["waves"],
             "core_passes_per_token": total["core_passes"] / total["decoded_tokens"],
             "recurrences_per_token": total["positions_refined"] / total["decoded_tokens"],
+            "drafts": drafts,
             "guesses": {name: [made[name], right[name]] for name in sorted(made)},
         }
 
@@ -140,7 +143,7 @@ def guess_rows(count: int, room: int) -> Iterator[dict]:
     """Yield the counts of every way in both domains, and what an oracle would reach."""
     oracle = [{"draft_depth": 2, "draft_tokens": 8, "draft_source": "oracle"}]
     for domain, path in CHECKPOINTS.items():
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, decoding_heads=False).eval()
         yield from counted(domain, model, prompts(domain, count), room, WAYS + oracle)
     tiny = AutoModelForCausalLM.from_pretrained(ROOT / "tests" / "fixtures" / "nanbeige-tiny").eval()
     asked = list(torch.arange(8 * count).remainder(61).view(count, 1, 8))
@@ -151,7 +154,9 @@ def guess_rows(count: int, room: int) -> Iterator[dict]:
 def speed_rows(count: int, room: int) -> Iterator[dict]:
     """Yield seconds per token of decoding, of autoregression and of every way, with plain weights made wider."""
     for domain, path in CHECKPOINTS.items():
-        model = widen(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(), FACTOR).eval()
+        model = widen(
+            AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, decoding_heads=False).eval(), FACTOR
+        ).eval()
         asked = prompts(domain, count)
         baseline = None
         for way in [{}, *(way for way in WAYS if way["draft_tokens"] == 1 or way["draft_source"])]:

@@ -46,6 +46,8 @@ WAYS = {
 """Options of the server for each way to decode."""
 SERIAL = ["--max-batch-size", "1", "--no-prefix-reuse"]
 NEW_TOKENS = 48
+COPIES = (3, 12)
+"""How often the first message of a chat repeats its question, where second turns are measured."""
 LOAD = 0.7
 """Poisson arrivals come at this share of the rate that eight clients reached."""
 
@@ -171,22 +173,27 @@ def measured(url: str, load: Callable[[AsyncOpenAI], Awaitable[list[Reply]]]) ->
     }
 
 
-def turns(url: str, repeats: int, prompts: Iterator) -> dict[str, float]:
-    """Seconds to the first token: of a chat that nobody has read, and of its second turn."""
+def turns(url: str, repeats: int, copies: int, prompts: Iterator) -> dict[str, float]:
+    """Medians over chats whose first message is a question `copies` times.
 
-    async def run() -> tuple[list[float], list[float]]:
-        cold, second = [], []
+    Returns:
+        Prompt tokens of the first turn, and seconds to the first token of both turns.
+    """
+
+    async def run() -> list[tuple[int, float, float]]:
+        found = []
         async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600) as client:
             for number in range(repeats):
-                unread = [{"role": "user", "content": f"{number}: {next(prompts)[-1]['content']} " * 3}]
-                reply, text = await ask(client, unread)
+                unread = [{"role": "user", "content": f"{number}: {next(prompts)[-1]['content']} " * copies}]
+                before = positions(url)[0]
+                cold, text = await ask(client, unread)
+                length = positions(url)[0] - before
                 more = [*unread, {"role": "assistant", "content": text}, {"role": "user", "content": "Last digit?"}]
-                cold.append(reply.first)
-                second.append((await ask(client, more, 8))[0].first)
-        return cold, second
+                found.append((length, cold.first, (await ask(client, more, 8))[0].first))
+        return found
 
-    cold, second = map(statistics.median, asyncio.run(run()))
-    return {"cold_first_token": cold, "second_turn_first_token": second}
+    length, cold, second = map(statistics.median, zip(*asyncio.run(run()), strict=True))
+    return {"prompt_tokens": length, "cold_first_token": cold, "second_turn_first_token": second}
 
 
 def generate_rate(checkpoint: str, options: list[str], requests: int) -> float:
@@ -227,7 +234,7 @@ def measure_way(checkpoint: str | None, way: str, clients: list[int], requests: 
             name: measured(url, lambda client, own=asked[name]: poisson(client, LOAD * busiest, 4 * requests, own))
             for name, url in urls.items()
         }
-        found["turns"] = turns(engine, requests, asked["engine"])
+        found["turns"] = [turns(engine, requests, copies, asked["engine"]) for copies in COPIES]
     return found
 
 
@@ -246,13 +253,14 @@ def as_markdown(report: dict[str, Any]) -> str:
                     f"{cell['first_token_p95']:.2f} s | {cell['seconds_per_token']:.3f} | {cell['fairness']:.2f} | "
                     f"{cell['prefix_hit_rate']:.0%} |"
                 )
-        cold, second = found["turns"].values()
-        lines += [
-            "",
-            f"`generate()` alone: {found['generate_tokens_per_second']:.1f} tokens/s. First token of a chat that "
-            f"nobody has read: {cold:.2f} s; of its second turn: {second:.2f} s.",
-            "",
-        ]
+        lines += ["", f"`generate()` alone: {found['generate_tokens_per_second']:.1f} tokens/s.", ""]
+        for pair in found["turns"]:
+            cold, second = pair["cold_first_token"], pair["second_turn_first_token"]
+            lines.append(
+                f"- A chat of {pair['prompt_tokens']:.0f} tokens that nobody has read: first token after {cold:.2f} s, "
+                f"in its second turn after {second:.2f} s ({second / cold:.2f} of it)."
+            )
+        lines.append("")
     return "\n".join(lines)
 
 

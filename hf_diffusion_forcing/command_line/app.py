@@ -13,6 +13,7 @@ from .demo import demo
 from .diff import diff
 from .evaluate import evaluate
 from .export import export
+from .fit import fit
 from .generate import generate
 from .inspect import inspect
 from .lm_eval import lm_eval
@@ -40,6 +41,7 @@ COMMANDS = (
     inspect,
     tune,
     calibrate,
+    fit,
     report,
     export,
     push,

@@ -72,7 +72,8 @@ class TaskOptions:
     config: Annotated[str | None, typer.Option(help="The dataset's configuration.")] = None
     split: Annotated[str | None, typer.Option(help="Optional if there is only one; test[:100] takes a part.")] = None
     count: Annotated[
-        int | None, typer.Option(help="Use only the first samples; 100 of a bundled dataset by default.")
+        int | None,
+        typer.Option(help="Use only the first samples; of a bundled dataset 100 by default, and 600 to fit."),
     ] = None
     prompt_template: Annotated[
         str | None, typer.Option(help=r"Column names in braces, as in 'Q: {question}\nA:'; {prompt} by default.")
@@ -85,8 +86,12 @@ class TaskOptions:
         typer.Option(help="Regular expression whose first group is the answer; the whole text by default."),
     ] = None
 
-    def task(self) -> Any:
+    def task(self, held_out: bool = True, count: int = 100) -> Any:
         """The task (`hf_diffusion_forcing.evaluation.task.Task`).
+
+        Args:
+            held_out: whether a bundled dataset's prompts are those that its models were not trained on.
+            count: samples of a bundled dataset, if no option says.
 
         Raises:
             typer.Exit: an option is wrong; the reason is printed.
@@ -101,7 +106,7 @@ class TaskOptions:
                             f"--{name.replace('_', '-')} does not apply to {self.dataset}, which has its own prompts "
                             "and answers: leave it out."
                         )
-                return Task.bundled(self.dataset, 100 if self.count is None else self.count)
+                return Task.bundled(self.dataset, count if self.count is None else self.count, held_out)
             template = (self.prompt_template or "{prompt}").replace("\\n", "\n").replace("\\t", "\t")
             return Task.from_dataset(
                 self.dataset,
@@ -124,8 +129,11 @@ class DeviceOptions:
         typer.Option(help="auto (over all devices), cpu, cuda:0, ...; each process's own device by default."),
     ] = None
 
-    def load(self, model: str | None) -> tuple:
+    def load(self, model: str | None, **kwargs) -> tuple:
         """Load model and tokenizer on the device of this process.
+
+        Args:
+            kwargs: other keywords of the model's `from_pretrained`.
 
         Raises:
             typer.Exit: the checkpoint cannot be loaded, or several processes have a device map.
@@ -139,7 +147,7 @@ class DeviceOptions:
                 f"--device-map {self.device_map} works with one process, not {state.num_processes}, which have a "
                 "device each: leave it out."
             )
-        network, tokenizer = load(model, dtype=self.dtype, device_map=self.device_map or state.device)
+        network, tokenizer = load(model, dtype=self.dtype, device_map=self.device_map or state.device, **kwargs)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return network, tokenizer

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from ..hooks.exit_criterion import DistanceCriterion, exit_criterion
+from ..hooks.learned_criterion import LearnedCriterion
 from ..settings.generation_config import RecurrentDepthGenerationConfig
 from ..settings.registry import HookSpec
 from ..settings.sampler_config import sampler_config_class
@@ -228,20 +229,27 @@ def calibrate_prompts(
     return _chosen(insight, rule, sequence, epsilon, confidence)
 
 
-def _checked(
-    spec: HookSpec, epsilon: float, confidence: float, thresholds: Sequence[float] | None
-) -> tuple[DistanceCriterion, list[float]]:
-    """The criterion, and the thresholds in the order of the tests."""
+def check_confidence(epsilon: float, confidence: float) -> None:
+    """ValueError unless both are between 0 and 1; TypeError for no numbers."""
     for name, value in (("epsilon", epsilon), ("confidence", confidence)):
         check_number(name, value, 1.0)
         if not 0 < value < 1:
             raise ValueError(f"{name}={value} must be between 0 and 1, and neither of them.")
+
+
+def _checked(
+    spec: HookSpec, epsilon: float, confidence: float, thresholds: Sequence[float] | None
+) -> tuple[DistanceCriterion, list[float]]:
+    """The criterion, and the thresholds in the order of the tests."""
+    check_confidence(epsilon, confidence)
     criterion = exit_criterion(spec)
     if not isinstance(criterion, DistanceCriterion):
         raise ValueError(
             f"criterion={spec!r} does not compare a distance with a threshold, so there is nothing to calibrate: use "
             "'settling', 'latent_difference', 'kl' or another that does."
         )
+    if criterion.threshold is None:
+        criterion = replace(criterion, threshold=LearnedCriterion.usual_threshold)
     if thresholds is None:
         powers = range(-DECADES_BELOW * STEPS_PER_DECADE, DECADES_ABOVE * STEPS_PER_DECADE + 1)
         thresholds = [criterion.threshold * 10 ** (power / STEPS_PER_DECADE) for power in powers]

@@ -123,7 +123,7 @@ def inspect_prompts(
     num_steps = settings.get("num_steps")
     if num_steps is not None:
         check_integer("num_steps", num_steps, 1)
-    rows = _tokens(model, tokenizer, prompts, max_new_tokens)
+    rows = prompt_tokens(model, tokenizer, prompts, max_new_tokens)
     parts = []
     for first in tqdm(range(0, len(rows), batch_size), desc="batches", disable=not progress):
         batch = rows[first : first + batch_size]
@@ -131,11 +131,11 @@ def inspect_prompts(
         lengths = list(map(len, batch))
         if max_new_tokens:
             own = {name: settings[name] for name in ("num_steps", "state_scale") if name in settings}
-            inputs = _padded(model, tokenizer, batch, lengths)
+            inputs = padded_rows(model, tokenizer, batch, lengths)
             call = own | {"sampler": "autoregressive", "do_sample": False, "max_new_tokens": max_new_tokens}
             written = timed_generate(model, inputs, call | {"seed": seeds}).rows
             batch = [ids + new for ids, new in zip(batch, written, strict=True)]
-        inputs = _padded(model, tokenizer, batch, lengths)
+        inputs = padded_rows(model, tokenizer, batch, lengths)
         parts.append(inspect_recurrences(model, **inputs, seed=seeds, prompt_lengths=lengths, **settings))
     return RecurrenceInsight.joined(parts)
 
@@ -288,7 +288,7 @@ def _check_texts(model, input_ids, attention_mask, prompt_lengths) -> None:
         raise ValueError(f"prompt_lengths has {len(prompt_lengths)} entries for {len(input_ids)} rows: pass one each.")
 
 
-def _tokens(model, tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
+def prompt_tokens(model, tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
     """The ids of prompts that are not empty and leave room for new tokens."""
     if isinstance(prompts, str) or not prompts:
         raise ValueError(f"prompts={prompts!r}: pass a list of one or more texts.")
@@ -305,7 +305,7 @@ def _tokens(model, tokenizer, prompts: Sequence[str], max_new_tokens: int) -> li
     return rows
 
 
-def _padded(model, tokenizer, rows: list[list[int]], prompt_lengths: list[int]) -> dict[str, torch.Tensor]:
+def padded_rows(model, tokenizer, rows: list[list[int]], prompt_lengths: list[int]) -> dict[str, torch.Tensor]:
     """Rows as a left-padded batch; a bidirectional prompt is marked where the model has one."""
     width, pad = max(map(len, rows)), tokenizer.pad_token_id or 0
     ids = [[pad] * (width - len(row)) + row for row in rows]

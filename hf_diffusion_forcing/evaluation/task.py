@@ -70,38 +70,40 @@ class Task:
             compile_pattern(self.answer_pattern)
 
     @classmethod
-    def from_problems(cls, kind: str | None = None, count: int = 100, seed: int = SEED) -> Task:
-        """Held-out problems of the bundled checkpoint.
+    def from_problems(cls, kind: str | None = None, count: int = 100, seed: int = SEED, held_out: bool = True) -> Task:
+        """Problems of the bundled checkpoint.
 
         Args:
             kind: "worked" or "mental"; both alternately when None.
             count: number of problems.
             seed: seed of the stream of problems.
+            held_out: whether they are those that it was not trained on.
         """
         check_integer("count", count, 1)
-        chosen = islice(problems(seed, held_out=True, kind=kind), count)
+        chosen = islice(problems(seed, held_out=held_out, kind=kind), count)
         samples = [Sample(problem.prompt, problem.result, index) for index, problem in enumerate(chosen)]
         return cls(kind or "problems", samples, LAST_WORD)
 
     @classmethod
-    def from_python_source(cls, count: int = 100, seed: int = SEED, length: int = 240) -> Task:
-        """Held-out starts of Python source to continue, without right answers.
+    def from_python_source(cls, count: int = 100, seed: int = SEED, length: int = 240, held_out: bool = True) -> Task:
+        """Starts of Python source to continue, without right answers.
 
         Args:
             count: number of starts.
             seed: seed of the choice.
             length: characters of each.
+            held_out: whether they are from files that are held out.
         """
         check_integer("count", count, 1)
-        starts = islice(source_starts(16 * length, seed, held_out=True), count)
+        starts = islice(source_starts(16 * length, seed, held_out), count)
         return cls("python-source", [Sample(text[:length], None, index) for index, text in enumerate(starts)])
 
     @classmethod
-    def bundled(cls, name: str, count: int = 100) -> Task:
+    def bundled(cls, name: str, count: int = 100, held_out: bool = True) -> Task:
         """A task of `BUNDLED` by name."""
         if name == "python-source":
-            return cls.from_python_source(count)
-        return cls.from_problems(None if name == "problems" else name, count)
+            return cls.from_python_source(count, held_out=held_out)
+        return cls.from_problems(None if name == "problems" else name, count, held_out=held_out)
 
     @classmethod
     def from_dataset(

@@ -67,4 +67,6 @@ def widen(model: PreTrainedModel, factor: int) -> PreTrainedModel:
         state[name] = tensor.repeat(1, factor) if is_embedding else widen_tensor(name, tensor, factor, widening)
     wide.load_state_dict(state, assign=True)
     wide.generation_config = model.generation_config
+    if model.decoding_heads is not None:
+        wide.decoding_heads = model.decoding_heads.widened(factor)
     return wide.eval()

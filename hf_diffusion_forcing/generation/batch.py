@@ -75,7 +75,12 @@ class Batch:
         """The length up to which the batch's criteria have been checked."""
 
         choice = TokenChoice(
-            input_ids, logits_processor, stopping.max_length, pad_token_id, bool(generation_config.do_sample)
+            input_ids,
+            logits_processor,
+            stopping.max_length,
+            pad_token_id,
+            bool(generation_config.do_sample),
+            config.is_exact,
         )
         keeps = bool(generation_config.output_logits), bool(generation_config.output_scores)
         call = Call(choice, stopping, streamer, *keeps)
@@ -90,6 +95,11 @@ class Batch:
         warn_about_hooks(model, config.sampler)
         self.autocast = autocast_of_forward(model, device)
         in_place = RowsInPlace(model, batch) if batch > 1 and has_forward_hooks(model) else None
+        if in_place is not None and config.is_exact:
+            raise ValueError(
+                f"exact=True is not possible for a batch of {batch} rows while forward hooks inside the model look at "
+                "rows, as PEFT's adapter_names do: decode the rows one by one, remove the hooks, or leave exact out."
+            )
         sampler = sampler_class(
             in_place or model, cache, config, device, generation_config.prefill_chunk_size, recorder
         )

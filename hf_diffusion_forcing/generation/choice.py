@@ -1,6 +1,7 @@
 """Choose a wave's next tokens from its logits; logits processors see each position with its own prefix."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
@@ -66,6 +67,7 @@ class TokenChoice:
         room: the most ids a row may have.
         pad_token_id: fills ids that are not known yet; no processor sees it.
         is_sampling: whether keyed Gumbel noise is added; otherwise the choice is greedy.
+        is_exact: compute each position by itself: torch's loops over many numbers round the last few otherwise.
 
     Attributes:
         waits: whether some processor is of the kind "calls", so that only `choose_final` chooses a row's token.
@@ -81,6 +83,7 @@ class TokenChoice:
         room: int,
         pad_token_id: int | None,
         is_sampling: bool,
+        is_exact: bool = False,
     ):
         batch, length = input_ids.shape
         self.refused: set[tuple[int, int]] = set()
@@ -92,7 +95,7 @@ class TokenChoice:
         self.groups = [(kind, list(group)) for kind, group in groupby(processors, kind_of)]
         self.waits = any(kind == "calls" for kind, _ in self.groups)
         self.groups = [(kind, [self._prepared(kind, p, batch) for p in group]) for kind, group in self.groups]
-        self.is_sampling = is_sampling
+        self.is_sampling, self.is_exact = is_sampling, is_exact
         self.device = input_ids.device
         self.ids: torch.Tensor | None = None
         if any(kind != "scores" for kind, _ in self.groups):
@@ -144,6 +147,21 @@ class TokenChoice:
         scores = self.process(logits, prefixes) if self.groups else logits
         return self._drawn(scores, positions, seeds), scores
 
+    def guess(self, logits: torch.Tensor, positions: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+        """The token each position may predict, int64 [1, n], by the processors that read only scores.
+
+        For guesses, whose prefixes are not known yet: what the other processors would choose is not asked.
+
+        Args:
+            logits: [1, n, vocabulary].
+            positions, seeds: int64 [1, n].
+        """
+        scores = logits[0].to(self.device, torch.float32)
+        for kind, group in self.groups:
+            for processor in group if kind == "scores" else ():
+                scores = processor(scores.new_empty((len(scores), 0), dtype=torch.int64), scores)
+        return self._drawn(scores[None], positions, seeds)
+
     def must_choose_again(self, row: int, length: int) -> bool:
         """Whether the token after a row's first `length` ids, now final, needs `choose_final`."""
         return self.waits or (row, length) in self.refused
@@ -171,8 +189,16 @@ class TokenChoice:
         """The token with the highest score, with keyed noise when sampling: int64 [1, n]."""
         drawn = scores.to(positions.device)
         if self.is_sampling:
-            drawn = drawn.float() + keyed_gumbel(seeds, positions + 1, drawn.shape[-1])
+            noise = partial(keyed_gumbel, channels=drawn.shape[-1])
+            drawn = drawn.float() + self._alone(noise, seeds, positions + 1, dim=1)
         return drawn.argmax(-1)
+
+    def _alone(self, compute: Callable[..., torch.Tensor], *tensors: torch.Tensor, dim: int = 0) -> torch.Tensor:
+        """`compute` of the tensors; in exact arithmetic of each position's part alone."""
+        if not self.is_exact:
+            return compute(*tensors)
+        parts = zip(*(x.split(1, dim) for x in tensors), strict=True)
+        return torch.cat([compute(*part) for part in parts], dim)
 
     def process(self, logits: torch.Tensor, prefixes: list[Prefix], is_final: bool = False) -> torch.Tensor:
         """Processed scores, float32 [1, n, vocabulary], on the processors' device.
@@ -189,7 +215,7 @@ class TokenChoice:
             if kind == "scores":
                 unread = self.ids if self.ids is not None else scores.new_empty((len(scores), 0), dtype=torch.int64)
                 for processor in group:
-                    scores = processor(unread, scores)
+                    scores = self._alone(partial(processor, unread), scores)
             elif kind == "prefix":
                 scores = self._process_by_prefix(group, scores, prefixes)
             elif is_final:
@@ -247,6 +273,21 @@ class TokenChoice:
         for copies in group:
             step = copies[prefix.row](ids, step)
         return step[prefix.row, None].float()
+
+
+def guess(
+    logits: torch.Tensor, positions: torch.Tensor, seeds: torch.Tensor, choices: list[TokenChoice]
+) -> torch.Tensor:
+    """`TokenChoice.guess` for positions of several calls, each with its own `TokenChoice`."""
+    different = {id(choice): choice for choice in choices}
+    if len(different) == 1:
+        return choices[0].guess(logits, positions, seeds)
+    guessed = torch.empty_like(positions)
+    for choice in different.values():
+        cells = [cell for cell, each in enumerate(choices) if each is choice]
+        where = torch.tensor(cells, device=positions.device)
+        guessed[:, where] = choice.guess(*(x[:, where.to(x.device)] for x in (logits, positions, seeds)))
+    return guessed
 
 
 def choose(

@@ -26,6 +26,9 @@ class PromptAgreement:
         """Called after a recurrence: states [1, n, channels] after and before it."""
         self.count += 1
         if self.count in (*self.depths, self.steps):
+            heads = self.model.decoding_heads
+            if heads is not None and self.count < self.steps:
+                states = heads.corrected(states, self.count)
             logits = self.model.decode(states, at, logits_to_keep=prompt.watched())
             self.predicted[self.count] = logits.argmax(-1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
 from ..hooks.draft_source import DraftSource
@@ -13,17 +13,24 @@ DROPPED = "dropped_drafts"
 """The name, in statistics, of guesses that were drafts before: a wrong draft drops all later ones, though some of them
 may be right."""
 
+EXTRA = "extra_tokens"
+"""The name, in statistics, of guesses by the model's own extra-token head."""
+
 MEMORY = 16
 """How many of the latest guesses the rates and leads look back to, roughly."""
 
 
 class Guesses:
-    """Guesses of one row: the drafts it has dropped and those of its source, first whichever were right more often.
+    """Guesses of one row: the drafts it has dropped, those of the model's extra-token head, and those of its source.
+
+    Those that were right more often go first, and the others continue. The head continues nothing: it knows only what
+    follows a draft.
 
     Args:
         source: the draft source; None for dropped drafts alone.
         vocabulary: how many ids the model has.
         ends: ids that end a text; no position follows one.
+        has_extra: whether the model has an extra-token head.
 
     Attributes:
         rates: the share of right guesses, by source, over the last ones.
@@ -31,12 +38,12 @@ class Guesses:
             disagreed; the past counts less and less.
     """
 
-    def __init__(self, source: DraftSource | None, vocabulary: int, ends: set[int]):
+    def __init__(self, source: DraftSource | None, vocabulary: int, ends: set[int], has_extra: bool = False):
         self.source, self.vocabulary, self.ends = source, vocabulary, ends
         self.dropped: dict[int, int] = {}
         """The dropped drafts, by their place in the row's ids."""
         self.leads: dict[tuple[str, int], float] = {}
-        self.rates: dict[str, float] = {DROPPED: 0.5}
+        self.rates: dict[str, float] = ({EXTRA: 0.5} if has_extra else {}) | {DROPPED: 0.5}
         if source is not None:
             self.rates[getattr(source, "name", type(source).__name__)] = 0.5
 
@@ -66,20 +73,25 @@ class Guesses:
         source, guessed = position.guess
         return guessed if self.leads.get((source, position.steps), 0.0) > 0 else drafted
 
-    def propose(self, ids: list[int], count: int) -> list[tuple[str, int]]:
+    def propose(self, ids: list[int], count: int, ahead: Sequence[int] = ()) -> list[tuple[str, int]]:
         """Up to `count` tokens that may follow, each with the name of its source; none ends a text.
 
         Args:
             ids: the row's ids and drafts.
+            ahead: what the extra-token head guesses to follow.
 
         Raises:
             TypeError, ValueError: the source returned something else than tokens of the vocabulary.
         """
         guessed: list[tuple[str, int]] = []
         for name in sorted(self.rates, key=self.rates.get, reverse=True):
-            ask = self._from_dropped if name == DROPPED else self._from_source
             text, room = ids + [token for _, token in guessed], count - len(guessed)
-            for token in ask(text, room) if room else []:
+            if name == EXTRA:
+                tokens = [] if guessed else ahead[:room]
+            else:
+                ask = self._from_dropped if name == DROPPED else self._from_source
+                tokens = ask(text, room) if room else []
+            for token in tokens:
                 if token in self.ends:
                     return guessed
                 guessed.append((name, token))

@@ -33,6 +33,9 @@ class RowsInPlace:
         self.model, self.batch = model, batch
         self.seated: list[Row] = []
         self._latest: PlacedGrid | None = None
+        heads = model.decoding_heads
+        # The extra-token head calls the embedding and the head on rows end to end, which their hooks may not expect.
+        self.decoding_heads = None if heads is None else heads.only("readout", "probe")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)

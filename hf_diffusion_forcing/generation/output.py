@@ -24,7 +24,7 @@ class SamplerStats:
         wasted_recurrences: recurrences of positions that were dropped.
         proposals: by readout depth, how many drafts were later checked and how many of them were right.
         guesses: the same for guesses made before any readout (`draft_tokens`), by their source: a draft source's name,
-            or "dropped_drafts".
+            "dropped_drafts", or "extra_tokens".
         settled: with a trace, how many of each row's tokens the remaining recurrences were estimated not to change when
             they were committed (`TokenTrace.settled`); None where this is not known.
         tokens_committed: new tokens per row; the first of a row comes from the prompt's own pass.

@@ -18,6 +18,7 @@ class Position:
         cell: index of its state in the last tick's tensors; `NEW` while it has none.
         proposals: its drafts of the next token, by readout depth (lossless decoding).
         guess: a guess of the next token, made before any readout, and the name of its source (lossless decoding).
+        ahead: what the model's extra-token head guesses to follow (lossless decoding).
     """
 
     token: int
@@ -25,3 +26,4 @@ class Position:
     cell: int = NEW
     proposals: dict[int, int] = field(default_factory=dict)
     guess: tuple[str, int] | None = None
+    ahead: tuple[int, ...] = ()

@@ -5,7 +5,9 @@ Pipelines over (position x depth) like LoopSpec (arXiv 2609.17184) and Wavefront
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import takewhile
+from typing import NamedTuple
 
 import torch
 
@@ -22,6 +24,20 @@ from .wave import Wave
 
 TRUTH, DRAFT = 0, 1
 """The two readouts whose coda keys and values are kept: at full depth, and the latest shallower one."""
+
+
+class Said(NamedTuple):
+    """What a readout said of a position.
+
+    Attributes:
+        place: its index among the positions that were read out.
+        token: the token it predicts.
+        ahead: what the model's extra-token head guesses to follow that token.
+    """
+
+    place: int
+    token: int
+    ahead: tuple[int, ...] = ()
 
 
 class SpeculativeWavefront(TickingSampler):
@@ -47,6 +63,9 @@ class SpeculativeWavefront(TickingSampler):
         self.draft_depth = self.config.draft_depth
         self.second_depth = self.config.second_depth(self.draft_depth)
         self.source = self.config.source()
+        self.heads = self.model.decoding_heads
+        self.extra = min(self.heads.extra_tokens if self.heads else 0, self.config.most_draft_tokens - 1)
+        """How many tokens the model's own head guesses behind a draft."""
         self.curve: CostCurve | None = None
         """What ticks cost, with `draft_tokens="auto"`."""
         self.is_finite = True
@@ -71,7 +90,7 @@ class SpeculativeWavefront(TickingSampler):
             self.second_depth = config.second_depth(self.draft_depth)
         if config.most_draft_tokens > 1:
             for row in rows:
-                row.guesses = Guesses(self.source, logits.shape[-1], row.call.stopping.eos)
+                row.guesses = Guesses(self.source, logits.shape[-1], row.call.stopping.eos, self.extra > 0)
         self.cache.start_readout(DRAFT, TRUTH, range(first_seat, first_seat + len(rows)))
         self.stats.draft_depth = self.draft_depth
         return self.first_tokens(rows, logits)
@@ -112,10 +131,13 @@ class SpeculativeWavefront(TickingSampler):
         # 4. Read out the positions that are due. 5. The tick's only wait for the device: predictions, and finiteness.
         said, logits, scores = {}, None, None
         if read:
-            predictions, logits, scores = self._read_out(wave, positions, read)
-            *predictions, is_finite = torch.cat((predictions, state.isfinite().all()[None].to(predictions))).tolist()
-            self.is_finite &= bool(is_finite)
-            said = {positions[index]: (place, predictions[place]) for place, index in enumerate(read)}
+            predictions, ahead, logits, scores = self._read_out(wave, positions, read)
+            facts = torch.cat((predictions, *ahead, state.isfinite().all()[None].to(predictions))).tolist()
+            self.is_finite &= bool(facts.pop())
+            said = {
+                positions[index]: Said(place, facts[place], tuple(facts[place + len(read) :: len(read)]))
+                for place, index in enumerate(read)
+            }
         self._observe(wave, state, said)
         self.stats.ticks += 1
         self.stats.core_passes += depth
@@ -146,20 +168,36 @@ class SpeculativeWavefront(TickingSampler):
         return at
 
     def _read_out(self, wave: Wave, positions: list[Position], read: list[int]):
-        """The tokens some positions predict, int64 [read], with logits and scores, [read, vocabulary] each."""
+        """The tokens some positions predict, int64 [read], a list of guesses of those after them, as many each, and
+        logits and scores, [read, vocabulary] each."""
         last, depth = self.config.num_steps, self.draft_depth
+        states = wave.take(self.states, read)
         there = self._place(wave, read)
         timelines = [TRUTH if positions[index].steps + depth == last else DRAFT for index in read]
         readout = Slots(tuple(timelines), torch.tensor(timelines, device=there.positions.device))
-        logits = self.model.decode(wave.take(self.states, read), there, readout)
+        logits = self.model.decode(self._corrected(wave, states, read), there, readout)
         predictions, scores = wave.choose(logits, read)
+        ahead = []
+        if self.extra:
+            choose = partial(wave.guess, index=read)
+            ahead = self.heads.ahead(
+                self.model, states, predictions, self.extra, lambda x, far: choose(x, distance=far)
+            )
         finished = [index for index, timeline in zip(read, timelines, strict=True) if timeline == TRUTH]
         if finished and self.cache.core_slots > last:
             # The cache has more slots than recurrences: copy the last entry to the deeper ones, as after a prompt.
             self.cache.settle(self._place(wave, finished), last)
-        return predictions[0], logits[0], scores[0]
+        return predictions[0], [tokens[0] for tokens in ahead], logits[0], scores[0]
 
-    def _observe(self, wave: Wave, states: torch.Tensor, said: dict[Position, tuple[int, int]]) -> None:
+    def _corrected(self, wave: Wave, states: torch.Tensor, read: list[int]) -> torch.Tensor:
+        """The states [1, read, channels] that the coda reads: those of drafts by the fitted readout of their depth."""
+        for depth in {self.draft_depth, self.second_depth} if self.heads else ():
+            if depth in self.heads.readout_depths:
+                is_draft = (wave.take(wave.steps, read) + self.draft_depth == depth)[..., None]
+                states = torch.where(is_draft.to(states.device), self.heads.corrected(states, depth), states)
+        return states
+
+    def _observe(self, wave: Wave, states: torch.Tensor, said: dict[Position, Said]) -> None:
         """Record what the tick did to every row, before anything is committed or dropped."""
         if self.recorder is None:
             return
@@ -170,22 +208,22 @@ class SpeculativeWavefront(TickingSampler):
                 self.stats.ticks + 1,
                 self.draft_depth,
                 [position.steps + self.draft_depth for position in row.wave],
-                [said[position][1] if position in said else None for position in row.wave],
+                [said[position].token if position in said else None for position in row.wave],
                 # The wave is newest first on the device, but front first in a trace.
                 latents=None if latents is None else latents[begin : begin + width].flip(0),
             )
             begin += width
 
-    def _advance(self, row: Row, said: dict[Position, tuple[int, int]], logits, scores) -> None:
+    def _advance(self, row: Row, said: dict[Position, Said], logits, scores) -> None:
         """Apply this tick's readouts to a row: full depth first, then second drafts, then first drafts."""
         for position in [position for position in row.wave if position in said]:
             if position not in row.wave:
                 continue  # an earlier position dropped it
-            index, token = said[position]
+            index, predicted, ahead = said[position]
             if position.steps < self.config.num_steps:
-                self._propose(row, position, token)
+                self._propose(row, position, said[position])
                 continue
-            token = row.commit(token, logits[index], scores[index])
+            token = row.commit(predicted, logits[index], scores[index])
             self.stats.count_proposals(position, token)
             if row.guesses is not None:
                 row.guesses.learn(position, token)
@@ -195,11 +233,12 @@ class SpeculativeWavefront(TickingSampler):
                 if not row.has_ended:
                     # The committed token is the new front; its draft was wrong or missing.
                     self.stats.waves += 1
-                    row.wave.append(Position(token))
+                    row.wave.append(Position(token, ahead=ahead if token == predicted else ()))
                 return
 
-    def _propose(self, row: Row, position: Position, token: int) -> None:
+    def _propose(self, row: Row, position: Position, said: Said) -> None:
         """Add a shallow readout's prediction as the next draft, unless that is the draft already."""
+        token = said.token
         position.proposals[position.steps] = token
         if row.guesses is not None:
             token = row.guesses.preferred(position, token)
@@ -208,7 +247,7 @@ class SpeculativeWavefront(TickingSampler):
             return
         self._drop(row, place + 1)
         if token not in row.call.stopping.eos and place + 1 < row.room:
-            row.wave.append(Position(token))
+            row.wave.append(Position(token, ahead=said.ahead if token == said.token else ()))
 
     def _guess(self, row: Row) -> None:
         """Add guesses of the tokens after the newest draft, if it enters in the next tick."""
@@ -218,7 +257,9 @@ class SpeculativeWavefront(TickingSampler):
         if count < 1:
             return
         # One more than may enter: it competes with the readout of the last that enters.
-        guesses = row.guesses.propose(row.ids + [position.token for position in row.wave[1:]], count + 1)
+        guesses = row.guesses.propose(
+            row.ids + [position.token for position in row.wave[1:]], count + 1, row.wave[-1].ahead
+        )
         if self.config.draft_tokens == "auto":
             chances = [row.guesses.rates[source] for source, _ in guesses[:count]]
             count = choose_guesses(self.curve, chances, self.config.num_steps, self.draft_depth)

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import torch
 
-from .choice import Prefix, TokenChoice, choose
+from .choice import Prefix, TokenChoice, choose, guess
 from .position import NEW, Position
 from .row import Row
 
@@ -90,6 +90,16 @@ class Wave:
         prefixes = [self.prefixes[cell] for cell in index]
         facts = [self.take(x, list(index)) for x in (self.ids, self.positions, self.seeds)]
         return choose(logits, *facts, prefixes)
+
+    def guess(self, logits: torch.Tensor, index: list[int], distance: int) -> torch.Tensor:
+        """Guesses of the tokens that positions to the right of those in `index` predict, int64 [1, n].
+
+        Args:
+            logits: [1, n, vocabulary].
+            distance: how far to the right.
+        """
+        positions, seeds = (self.take(x, index) for x in (self.positions, self.seeds))
+        return guess(logits, positions + distance, seeds, [self.prefixes[cell][0] for cell in index])
 
     def carry(self, old: torch.Tensor | None, fresh: torch.Tensor | None) -> torch.Tensor:
         """The last tick's values at this tick's positions.

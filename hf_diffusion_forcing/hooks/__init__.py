@@ -3,6 +3,6 @@
 Importing these modules registers their hooks.
 """
 
-from . import draft_source, latent_criteria, latent_processors, logits_criteria, settling
+from . import draft_source, latent_criteria, latent_processors, learned_criterion, logits_criteria, settling
 
-__all__ = ["draft_source", "latent_criteria", "latent_processors", "logits_criteria", "settling"]
+__all__ = ["draft_source", "latent_criteria", "latent_processors", "learned_criterion", "logits_criteria", "settling"]

@@ -14,10 +14,12 @@ class RefinedModel(Protocol):
     Attributes:
         config: the model's config.
         has_exit_gate: whether the model has an `exit_gate`.
+        decoding_heads: heads that were fitted to the model, or None.
     """
 
     config: Any
     has_exit_gate: bool
+    decoding_heads: Any
 
     def initialize_state(
         self, e: torch.Tensor, positions: torch.Tensor, seeds: torch.Tensor, scale: float = 1.0

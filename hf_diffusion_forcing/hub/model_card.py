@@ -3,6 +3,7 @@
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
+from ..models.decoding_heads import DecodingHeads
 from ..settings.presets import PRESET_SAMPLERS, PRESETS
 from .source_card import MARKER, SourceCard
 
@@ -53,7 +54,7 @@ override the stored ones. `sampler="autoregressive"` decodes one token at a time
 
 {presets}
 
-## Speed and accuracy
+{heads}## Speed and accuracy
 
 {measured}
 
@@ -83,6 +84,32 @@ def preset_table(model_type: str) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def heads_section(heads: DecodingHeads | None) -> str:
+    """What a checkpoint's decoding heads are, as Markdown; empty without any."""
+    if heads is None:
+        return ""
+    kinds = []
+    if heads.readout_depths:
+        kinds.append(f"a readout for drafts after {' and '.join(map(str, heads.readout_depths))} recurrences")
+    if heads.extra_tokens:
+        kinds.append(f"guesses of {heads.extra_tokens} tokens behind a draft (`draft_tokens={1 + heads.extra_tokens}`)")
+    if heads.has_exit_probe:
+        kinds.append('an exit probe (`exit_criterion="learned"`)')
+    lines = [
+        "## Decoding heads",
+        "",
+        "`decoding_heads.safetensors` has small maps that were fitted to text which the model wrote itself: "
+        f"{', '.join(kinds)}. They load with the model. Lossless decoding writes the same text with and without them.",
+    ]
+    if (risk := heads.risk) is not None:
+        lines += [
+            "",
+            f'With `exit_criterion="learned"`, at most {risk.epsilon:.1%} of tokens differ from {heads.fitted.depth} '
+            f"recurrences ({risk.confidence:.0%} confidence, calibrated on {risk.tokens:,} tokens of held-out text).",
+        ]
+    return "\n".join([*lines, "", ""])
+
+
 def model_card(model: PreTrainedModel, repo_id: str, preset: str, settings: dict, source: SourceCard) -> ModelCard:
     """The card of an exported checkpoint.
 
@@ -109,6 +136,7 @@ def model_card(model: PreTrainedModel, repo_id: str, preset: str, settings: dict
         changes=f" and {changes}" if changes else "",
         repo_id=repo_id,
         presets=preset_table(model.config.model_type),
+        heads=heads_section(model.decoding_heads),
         measured=MEASURED if source.body else NOT_MEASURED.format(repo_id=repo_id),
         marker=MARKER,
     )

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..cache import RecurrentDepthCache
 from ..compat import CACHE, CacheOutput, takes_cache
 from .forward_call import ForwardCall
+from .heads_file import KeepsHeads
 from .interface import RecurrentDepthInterface
 from .unrolled import UnrolledModel
 from .widening import Widening
@@ -28,7 +29,7 @@ class RecurrentDepthOutput(CacheOutput, CausalLMOutputWithPast):
     latents: torch.FloatTensor | None = None
 
 
-class RecurrentDepthForCausalLM(UnrolledModel, RecurrentDepthInterface):
+class RecurrentDepthForCausalLM(KeepsHeads, UnrolledModel, RecurrentDepthInterface):
     """A causal language model whose `forward()` is embed, num_steps x recur, decode.
 
     A family inherits from this and its own `PreTrainedModel`, in this order, and implements the verbs; registration

@@ -5,6 +5,7 @@ from abc import ABCMeta, abstractmethod
 import torch
 
 from ..cache import Placement, RecurrentDepthCache, Slots
+from .decoding_heads import DecodingHeads
 
 
 class RecurrentDepthInterface(metaclass=ABCMeta):
@@ -35,6 +36,10 @@ class RecurrentDepthInterface(metaclass=ABCMeta):
 
     has_readable_shallow_states: bool = True
     """Whether training also read out states before the last recurrence, so that shallow readouts mean something."""
+
+    decoding_heads: DecodingHeads | None = None
+    """Heads that were fitted to the model (`hf-diffusion-forcing fit`). Samplers use them where there are some; set it
+    to None to decode without them."""
 
     @abstractmethod
     def embed(

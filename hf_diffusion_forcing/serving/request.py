@@ -188,14 +188,21 @@ def request_of(name: str, call: Prepared, streaming: bool, records_times: bool, 
     own = config.sampler_config
     if not config.sampler:
         # Without a sampler transformers would decode, token by token; here this package's own loop does.
-        own = AutoregressiveConfig(**{field: getattr(own, field) for field in AutoregressiveConfig.fields()})
+        own = AutoregressiveConfig(**{field: getattr(own, field) for field in own.fields()})
     seeds = row_seeds(own.seed, 1).tolist()
     shared = copy.copy(own)
     shared.seed = None
     sampler = SAMPLERS[own.sampler].ticking()
     request = Request(name, Settings(sampler, shared, config.prefill_chunk_size, ids.device), streaming, records_times)
     stopping, _ = Stopping.of(call.stopping_criteria, 1, ids.device)
-    choice = TokenChoice(ids, call.logits_processor, stopping.max_length, call.pad_token_id, bool(config.do_sample))
+    choice = TokenChoice(
+        ids,
+        call.logits_processor,
+        stopping.max_length,
+        call.pad_token_id,
+        bool(config.do_sample),
+        own.is_exact,
+    )
     guarded = Call(
         GuardedChoice(choice, request),
         GuardedStopping(stopping, request),

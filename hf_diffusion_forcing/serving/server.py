@@ -35,6 +35,7 @@ try:
     from .gate import Gate
     from .handlers import ChatCompletions, Completions, Responses
     from .metrics import Metrics
+    from .schema import document
     from .service import Service, ServiceLimits
 except ImportError as error:
     raise ImportError(
@@ -163,6 +164,8 @@ def build_app(
     def read_metrics() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
+    written = document(app)
+    app.openapi = lambda: written
     app.add_middleware(Gate, service=service, metrics=metrics)
     if enable_cors:
         app.add_middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"])

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from .lossless import LosslessConfig
 from .registry import DRAFT_SOURCES, Hook, HookSpec
-from .sampler_config import SamplerConfig
 from .validation import check_integer
 
 AUTO_DRAFT_TOKENS = 8
@@ -12,10 +12,10 @@ AUTO_DRAFT_TOKENS = 8
 
 
 @dataclass(kw_only=True)
-class SpeculativeWavefrontConfig(SamplerConfig):
+class SpeculativeWavefrontConfig(LosslessConfig):
     """Settings of `sampler="speculative_wavefront"`: autoregression's text, drafted at shallow depth.
 
-    Drafts never change the text: only `num_steps`, `state_scale` and `seed` can.
+    Drafts never change the text: only `num_steps`, `state_scale`, `seed` and (by rounding) `exact` can.
 
     Args:
         draft_depth: recurrences after which a position drafts the next token, and recurrences of a tick; must divide
@@ -28,7 +28,8 @@ class SpeculativeWavefrontConfig(SamplerConfig):
             after it. 1 is no guesses. "auto" takes as many, up to 8, as are worth their time on this machine by how
             often a row's guesses were right.
         draft_source: guesses those tokens, after the drafts that a row has dropped: "prompt_lookup" (from the row's own
-            text), a dict {"name": ..., **parameters}, a `DraftSource`, or None for the dropped drafts alone.
+            text), a dict {"name": ..., **parameters}, a `DraftSource`, or None. A model's own extra-token head guesses
+            too.
     """
 
     sampler: ClassVar[str] = "speculative_wavefront"

@@ -30,8 +30,9 @@ from hf_diffusion_forcing import (
     register_exit_criterion,
 )
 
-# The gate is a model's own: tests/families has models with one.
-NAMES = sorted(EXIT_CRITERIA.keys() - {"exit_gate"})
+# The gate and the probe are a model's own: tests/families and test_heads_file.py have models with one.
+OWN = {"exit_gate", "learned"}
+NAMES = sorted(EXIT_CRITERIA.keys() - OWN)
 DISTANCES = [name for name in NAMES if hasattr(EXIT_CRITERIA[name], "threshold")]
 ACROSS_TICKS = ["argmax_stability", "entropy", "kl", "latent_acceleration", "min_p_kl", "settling", "token_stability"]
 NAN, INF = math.nan, math.inf
@@ -410,7 +411,7 @@ def test_register_refuses(registry):
         register_exit_criterion(Says)
     with pytest.raises(TypeError, match="not a subclass of ExitCriterion"):
         register_exit_criterion(int)
-    assert sorted(registry) == sorted([*NAMES, "exit_gate"])
+    assert sorted(registry) == sorted([*NAMES, *OWN])
 
 
 def test_a_required_parameter_is_asked_for(registry):

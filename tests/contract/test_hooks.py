@@ -21,8 +21,8 @@ from hf_diffusion_forcing.settings.presets import PRESETS
 from support.matrix import cases
 
 PROMPT = torch.tensor([[3, 1, 4, 1, 5]])
-# The gate is a model's own: tests/families has models with one.
-SPECS = {name: {"name": name} for name in EXIT_CRITERIA if name != "exit_gate"} | {
+# The gate and the probe are a model's own: tests/families and test_heads_file.py have models with one.
+SPECS = {name: {"name": name} for name in EXIT_CRITERIA if name not in ("exit_gate", "learned")} | {
     "fixed": {"name": "fixed", "steps": 4},
     "any": {"any": ["latent_difference", "kl"]},
     "all": {"all": ["latent_difference", {"name": "token_stability", "patience": 1}]},

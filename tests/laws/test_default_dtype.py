@@ -25,7 +25,7 @@ SETTINGS = {
     "lossless auto": {"sampler": "speculative_wavefront", "draft_depth": "auto"},
     "wave auto": {"sampler": "diffusion_forcing", "wavefront": "auto"},
     "momentum": WAVE | {"embedding_momentum": 0.1},
-    **{name: {"sampler": "adaptive", "exit_criterion": name} for name in EXIT_CRITERIA},
+    **{name: {"sampler": "adaptive", "exit_criterion": name} for name in EXIT_CRITERIA if name != "learned"},
     **{name: WAVE | {"latent_processors": [name]} for name in LATENT_PROCESSORS},
     **{f"{name} noise": WAVE | {"state_noise": 0.1, "noise_schedule": name} for name in ("linear", "square_root")},
 }

@@ -133,13 +133,18 @@ def test_law_5_over_a_thousand_texts(bundled):
 # --- adversaries ---
 
 
+NEVER = 60
+"""A token that a `Contrarian` only drafts."""
+
+
 class Contrarian(RavenForCausalLM):
-    """Its shallow readouts propose the least likely token: every draft is wrong."""
+    """Its shallow readouts propose a token that the full depth never chooses: every draft is wrong."""
 
     def decode(self, s, at, readout=0, logits_to_keep=0):
-        logits = super().decode(s, at, readout, logits_to_keep)
-        signs = [1.0 if each == 0 else -1.0 for each in readout.host] if isinstance(readout, Slots) else [1.0]
-        return logits * logits.new_tensor(signs)[:, None]
+        logits = super().decode(s, at, readout, logits_to_keep).clone()
+        readouts = readout.host if isinstance(readout, Slots) else [readout]
+        logits[..., NEVER] = logits.new_tensor([-1e4 if each == 0 else 1e4 for each in readouts])
+        return logits
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +176,7 @@ def test_drafts_that_are_right_cost_one_tick_a_token(huginn_mini, prompts):
 
 def test_an_end_in_a_rejected_branch_ends_nothing(contrarian, wild):
     """The drafts are the end token all the time; the text goes on until the full depth says so."""
-    text = wild.generate(PROMPT, sampler="autoregressive", seed=0, num_steps=8, max_new_tokens=20)[0, 8:].tolist()
+    text = contrarian.generate(PROMPT, sampler="autoregressive", seed=0, num_steps=8, max_new_tokens=20)[0, 8:].tolist()
     wrong = set(range(61)) - set(text)
     for eos in (sorted(wrong), [text[9]]):
         common = {"num_steps": 8, "seed": 0, "max_new_tokens": 20, "eos_token_id": eos, "pad_token_id": 0}

@@ -114,6 +114,7 @@ def test_the_commands():
         "inspect",
         "tune",
         "calibrate",
+        "fit",
         "report",
         "verify",
         "export",

@@ -15,7 +15,7 @@ LEVELS = [
     {"generation"},
     {"serving"},
     {"registration"},
-    {"evaluation", "hub", "jobs", "visualization"},
+    {"evaluation", "fitting", "hub", "jobs", "visualization"},
     {"command_line"},
 ]
 LEAVES = {"checkpoints", "compat", "files", "packing", "randomness", "version"}

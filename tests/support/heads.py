@@ -1,0 +1,28 @@
+"""Decoding heads that were fitted to nothing."""
+
+import torch
+
+from hf_diffusion_forcing.fitting import parts
+from hf_diffusion_forcing.models.decoding_heads import DecodingHeads, ExitRisk, FittedModel
+
+
+def random_heads(model, depths=(1, 2), extra_tokens=3, seed=0, scale=1.0) -> DecodingHeads:
+    """Heads of a model with random tensors: their drafts, guesses and exits are arbitrary.
+
+    Args:
+        scale: factor on every tensor; NaN makes all of them NaN.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size = model.config.hidden_size
+    channels = model.initialize_state(
+        torch.zeros(1, 1, size), torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    ).shape[-1]
+    tensors = {}
+    for depth in depths:
+        tensors |= parts.first_readout(depth, channels, 3, generator)
+    if extra_tokens:
+        tensors |= parts.first_extra(size, 5, generator)
+    tensors |= parts.first_probe(channels, 3, generator)
+    tensors = {name: scale * torch.randn(tensor.shape, generator=generator) for name, tensor in tensors.items()}
+    risk = ExitRisk(threshold=0.4, epsilon=0.1, confidence=0.9, tokens=100)
+    return DecodingHeads(FittedModel.of(model.config), tensors, extra_tokens, risk)
