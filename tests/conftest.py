@@ -14,7 +14,8 @@ from functools import partialmethod
 import pytest
 import torch
 from hypothesis import settings
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_diffusion_forcing
@@ -68,6 +69,10 @@ def brief(tmp_path_factory):
     for name, changes in (("config.json", {"mean_recurrence": 8}), ("generation_config.json", {"max_new_tokens": 24})):
         values = json.loads((folder / name).read_text())
         (folder / name).write_text(json.dumps(values | changes))
+    heads = folder / "decoding_heads.safetensors"
+    with safe_open(heads, "pt") as opened:
+        facts = json.loads(opened.metadata()["decoding_heads"])
+    save_file(load_file(heads), heads, {"decoding_heads": json.dumps(facts | {"depth": 8})})
     return str(folder)
 
 
