@@ -75,12 +75,7 @@ class Batch:
         """The length up to which the batch's criteria have been checked."""
 
         choice = TokenChoice(
-            input_ids,
-            logits_processor,
-            stopping.max_length,
-            pad_token_id,
-            bool(generation_config.do_sample),
-            config.is_exact,
+            input_ids, logits_processor, stopping.max_length, pad_token_id, bool(generation_config.do_sample)
         )
         keeps = bool(generation_config.output_logits), bool(generation_config.output_scores)
         call = Call(choice, stopping, streamer, *keeps)

@@ -1,7 +1,6 @@
 """Choose a wave's next tokens from its logits; logits processors see each position with its own prefix."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
@@ -67,7 +66,6 @@ class TokenChoice:
         room: the most ids a row may have.
         pad_token_id: fills ids that are not known yet; no processor sees it.
         is_sampling: whether keyed Gumbel noise is added; otherwise the choice is greedy.
-        is_exact: compute each position by itself: torch's loops over many numbers round the last few otherwise.
 
     Attributes:
         waits: whether some processor is of the kind "calls", so that only `choose_final` chooses a row's token.
@@ -83,7 +81,6 @@ class TokenChoice:
         room: int,
         pad_token_id: int | None,
         is_sampling: bool,
-        is_exact: bool = False,
     ):
         batch, length = input_ids.shape
         self.refused: set[tuple[int, int]] = set()
@@ -95,7 +92,7 @@ class TokenChoice:
         self.groups = [(kind, list(group)) for kind, group in groupby(processors, kind_of)]
         self.waits = any(kind == "calls" for kind, _ in self.groups)
         self.groups = [(kind, [self._prepared(kind, p, batch) for p in group]) for kind, group in self.groups]
-        self.is_sampling, self.is_exact = is_sampling, is_exact
+        self.is_sampling = is_sampling
         self.device = input_ids.device
         self.ids: torch.Tensor | None = None
         if any(kind != "scores" for kind, _ in self.groups):
@@ -189,16 +186,8 @@ class TokenChoice:
         """The token with the highest score, with keyed noise when sampling: int64 [1, n]."""
         drawn = scores.to(positions.device)
         if self.is_sampling:
-            noise = partial(keyed_gumbel, channels=drawn.shape[-1])
-            drawn = drawn.float() + self._alone(noise, seeds, positions + 1, dim=1)
+            drawn = drawn.float() + keyed_gumbel(seeds, positions + 1, drawn.shape[-1])
         return drawn.argmax(-1)
-
-    def _alone(self, compute: Callable[..., torch.Tensor], *tensors: torch.Tensor, dim: int = 0) -> torch.Tensor:
-        """`compute` of the tensors; in exact arithmetic of each position's part alone."""
-        if not self.is_exact:
-            return compute(*tensors)
-        parts = zip(*(x.split(1, dim) for x in tensors), strict=True)
-        return torch.cat([compute(*part) for part in parts], dim)
 
     def process(self, logits: torch.Tensor, prefixes: list[Prefix], is_final: bool = False) -> torch.Tensor:
         """Processed scores, float32 [1, n, vocabulary], on the processors' device.
@@ -215,7 +204,7 @@ class TokenChoice:
             if kind == "scores":
                 unread = self.ids if self.ids is not None else scores.new_empty((len(scores), 0), dtype=torch.int64)
                 for processor in group:
-                    scores = self._alone(partial(processor, unread), scores)
+                    scores = processor(unread, scores)
             elif kind == "prefix":
                 scores = self._process_by_prefix(group, scores, prefixes)
             elif is_final:

@@ -195,14 +195,7 @@ def request_of(name: str, call: Prepared, streaming: bool, records_times: bool, 
     sampler = SAMPLERS[own.sampler].ticking()
     request = Request(name, Settings(sampler, shared, config.prefill_chunk_size, ids.device), streaming, records_times)
     stopping, _ = Stopping.of(call.stopping_criteria, 1, ids.device)
-    choice = TokenChoice(
-        ids,
-        call.logits_processor,
-        stopping.max_length,
-        call.pad_token_id,
-        bool(config.do_sample),
-        own.is_exact,
-    )
+    choice = TokenChoice(ids, call.logits_processor, stopping.max_length, call.pad_token_id, bool(config.do_sample))
     guarded = Call(
         GuardedChoice(choice, request),
         GuardedStopping(stopping, request),
