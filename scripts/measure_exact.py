@@ -66,7 +66,7 @@ def classes(outputs: dict[int, torch.Tensor]) -> list[list[int]]:
 
 
 def linear_rows(threads: int) -> Iterator[dict]:
-    """Yield, for each kind of linear layer, the widths whose numbers are equal, and those at which the place matters."""
+    """Yield, for each kind of linear layer, the widths that round alike, and those at which the place matters."""
     torch.manual_seed(0)
     for dtype in DTYPES:
         for kind in ("plain", "packed") if dtype in packable_dtypes() else ("plain",):
