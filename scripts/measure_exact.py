@@ -46,6 +46,7 @@ class Part(StrEnum):
     rounding = "rounding"
     texts = "texts"
     cost = "cost"
+    batches = "batches"
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -164,35 +165,33 @@ def text_rows(count: int, room: int) -> Iterator[dict]:
                 }
 
 
-def cost_rows(count: int, room: int) -> Iterator[dict]:
+def cost_rows(count: int, room: int, batch: int = 1) -> Iterator[dict]:
     """Yield the time of exact calls over that of others: the two take turns on every prompt."""
     model = widen(AutoModelForCausalLM.from_pretrained(bundled_checkpoint(), dtype=torch.float32).eval(), FACTOR).eval()
     asked = prompts("problems", 4 * count)
     for weights in ("plain", "packed"):
         if weights == "packed":
             pack_linear_weights(model)
-        for batch in (1, 4):
-            for sampler, tokens in (("autoregressive", room // 4), ("speculative_wavefront", room)):
-                settings = {"sampler": sampler, "seed": 0, "max_new_tokens": tokens, "eos_token_id": None}
-                ratios = {"decoding": [], "prompt": []}
-                for turn in tqdm(range(count + 1), desc=f"{weights}, {sampler}, batch {batch}", leave=False):
-                    ids = same_length(asked[turn * batch % len(asked) :][:batch] or asked[:batch])
-                    calls = {}
-                    for exact in (False, True) if turn % 2 else (True, False):
-                        calls[exact] = timed_generate(
-                            model, {"input_ids": ids}, settings | {"exact": exact}, first=True
-                        )
-                    if turn:  # the first is a warm-up
-                        seconds = [calls[exact].seconds_per_token for exact in (True, False)]
-                        ratios["decoding"].append(seconds[0] / seconds[1])
-                        ratios["prompt"].append(calls[True].first / calls[False].first)
-                yield {
-                    "weights": weights,
-                    "sampler": sampler,
-                    "batch": batch,
-                    "pairs": count,
-                    **{name: [f(values) for f in (statistics.median, min, max)] for name, values in ratios.items()},
-                }
+        for sampler, tokens in (("autoregressive", room // 4), ("speculative_wavefront", room)):
+            settings = {"sampler": sampler, "seed": 0, "max_new_tokens": tokens, "eos_token_id": None}
+            ratios = {"decoding": [], "prompt": []}
+            for turn in tqdm(range(count + 1), desc=f"{weights}, {sampler}, batch {batch}", leave=False):
+                begin = turn * batch % (4 * count)
+                ids = same_length(asked[begin : begin + batch])
+                calls = {}
+                for exact in (False, True) if turn % 2 else (True, False):
+                    calls[exact] = timed_generate(model, {"input_ids": ids}, settings | {"exact": exact}, first=True)
+                if turn:  # the first is a warm-up
+                    seconds = [calls[exact].seconds_per_token for exact in (True, False)]
+                    ratios["decoding"].append(seconds[0] / seconds[1])
+                    ratios["prompt"].append(calls[True].first / calls[False].first)
+            yield {
+                "weights": weights,
+                "sampler": sampler,
+                "batch": batch,
+                "pairs": count,
+                **{name: [f(values) for f in (statistics.median, min, max)] for name, values in ratios.items()},
+            }
     unpack_linear_weights(model)
 
 
@@ -270,19 +269,17 @@ def texts_page(part: dict) -> list[str]:
 
 def cost_page(part: dict) -> list[str]:
     lines = [
-        "## Cost",
+        f"## Cost at batch {part['rows'][0]['batch']}",
         "",
         f"{signature(part)} Time with `exact=True` over the time without: medians of pairs that take turns, with the "
         f"least and the largest. The bundled checkpoint made {FACTOR} times as wide, float32, r = 32.",
         "",
-        "| weights | sampler | batch | pairs | decoding | prompt |",
-        "| --- | --- | ---: | ---: | --- | --- |",
+        "| weights | sampler | pairs | decoding | prompt |",
+        "| --- | --- | ---: | --- | --- |",
     ]
     for row in part["rows"]:
         cells = ["{:.2f}x ({:.2f} to {:.2f})".format(*row[name]) for name in ("decoding", "prompt")]
-        lines.append(
-            f"| {row['weights']} | {row['sampler']} | {row['batch']} | {row['pairs']} | {cells[0]} | {cells[1]} |"
-        )
+        lines.append(f"| {row['weights']} | {row['sampler']} | {row['pairs']} | {cells[0]} | {cells[1]} |")
     return lines
 
 
@@ -290,6 +287,7 @@ PARTS = {
     Part.rounding: (rounding_rows, rounding_page),
     Part.texts: (text_rows, texts_page),
     Part.cost: (cost_rows, cost_page),
+    Part.batches: (partial(cost_rows, batch=4), cost_page),
 }
 
 
