@@ -18,8 +18,8 @@ def fit(
     save: Annotated[
         Path | None,
         typer.Option(
-            help="Where to save the heads: the model's own folder, the default (adds only their file), or a new one for "
-            "the whole checkpoint."
+            help="Where to save the heads: the model's own folder, the default (adds only their file), or a new one "
+            "for the whole checkpoint."
         ),
     ] = None,
     draft_depth: Annotated[
