@@ -8,18 +8,21 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import json
 import logging
+import shutil
+from functools import partialmethod
 
 import pytest
 import torch
 from hypothesis import settings
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_diffusion_forcing
 from hf_diffusion_forcing import RavenForCausalLM
 from support import FAMILIES, HUGINN_MINI, tiny_config
 
-settings.register_profile("few", max_examples=15, deadline=None)
+settings.register_profile("few", max_examples=10, deadline=None)
 settings.register_profile("full", max_examples=60, deadline=None)
 
 
@@ -57,6 +60,27 @@ def prompts():
 def bundled():
     path = hf_diffusion_forcing.bundled_checkpoint()
     return AutoModelForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+
+
+@pytest.fixture(scope="session")
+def brief(tmp_path_factory):
+    """The folder of the bundled checkpoint, with texts of 24 tokens and 8 recurrences unless a call says otherwise."""
+    folder = shutil.copytree(hf_diffusion_forcing.bundled_checkpoint(), tmp_path_factory.mktemp("brief") / "bundled")
+    for name, changes in (("config.json", {"mean_recurrence": 8}), ("generation_config.json", {"max_new_tokens": 24})):
+        values = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(values | changes))
+    heads = folder / "decoding_heads.safetensors"
+    with safe_open(heads, "pt") as opened:
+        facts = json.loads(opened.metadata()["decoding_heads"])
+    save_file(load_file(heads), heads, {"decoding_heads": json.dumps(facts | {"depth": 8})})
+    return str(folder)
+
+
+@pytest.fixture
+def few_tasks(monkeypatch):
+    """lm-evaluation-harness reads no more than the tasks it is given: the thousands of its own take it many seconds."""
+    manager = pytest.importorskip("lm_eval.tasks", reason="not installed: pip install '.[lm-eval]'").TaskManager
+    monkeypatch.setattr(manager, "__init__", partialmethod(manager.__init__, include_defaults=False))
 
 
 @pytest.fixture

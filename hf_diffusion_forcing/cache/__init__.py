@@ -2,6 +2,7 @@
 
 from .attention import RecordedAttention
 from .check import check_cache
+from .exact import RoundedExtents, exact_kernel
 from .grid import Grid
 from .no_cache import NoCache
 from .placement import Placement, Slots, absolute_positions
@@ -13,7 +14,9 @@ __all__ = [
     "Placement",
     "RecordedAttention",
     "RecurrentDepthCache",
+    "RoundedExtents",
     "Slots",
     "absolute_positions",
     "check_cache",
+    "exact_kernel",
 ]

@@ -59,6 +59,8 @@ class Placement:
         grid: the `Grid` of a pass over rows end to end; None for a grid pass.
         ids: int64, shaped as `positions`: the tokens there, for models that read them after the prelude too
             (`reads_token_ids`). `embed()` fills them in; a placement that it does not see gets them from its maker.
+        starts: first position of each row, of a pass that reads prompts; a row's other positions follow it.
+        is_exact: whether `kernel` is that of exact arithmetic (`exact_kernel`).
         kernel: computes attention, with the arguments of `attention`; the model family chooses it.
         rotary: the rotations of queries and keys; the model family fills them in.
     """
@@ -74,6 +76,8 @@ class Placement:
     is_causal: bool = False
     grid: Grid | None = None
     ids: torch.Tensor | None = None
+    starts: list[int] | None = None
+    is_exact: bool = False
     kernel: Callable[..., torch.Tensor] = attention
     rotary: Any = None
     _bias: torch.Tensor | None = None

@@ -152,6 +152,21 @@ class RecurrentDepthCache(Seats, Cache):
         seats = range(first_seat, first_seat + len(widths))
         return self._placement(positions, grid.pad(positions), extent, seats, rows, start, depth, grid)
 
+    def place_prompt(
+        self,
+        positions: torch.Tensor,
+        rows: torch.Tensor,
+        widths: Sequence[int],
+        starts: list[int],
+        first_seat: int = 0,
+    ) -> Placement:
+        """The placement of a pass that reads prompts: `place_rows` for rows of start, start + 1, ... each."""
+        extent = max(start + width for start, width in zip(starts, widths, strict=True))
+        alike = len(set(widths)) == len(set(starts)) == 1
+        at = self.place_rows(positions, rows, widths, extent, starts[0] if alike else None, first_seat)
+        at.starts = starts
+        return at
+
     def _placement(
         self,
         positions: torch.Tensor,

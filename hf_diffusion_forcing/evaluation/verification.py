@@ -91,6 +91,7 @@ def _checks() -> Iterator[tuple[str, str, Check]]:
     exits = [name for name in ticking if issubclass(SAMPLERS[name].config_class, EarlyExitConfig)]
     for name in lossless:
         yield "The text is autoregression's, greedy and sampled.", name, equals_autoregression
+        yield "With exact=True in both, it is so bit for bit.", name, equals_bit_for_bit
     yield (
         "A wave of one position at full depth is autoregression with shared keys and values.",
         DiffusionForcingConfig.sampler,
@@ -122,6 +123,18 @@ def equals_autoregression(subject: VerifiedModel, sampler: str) -> tuple[Outcome
             (text,) = subject.texts([row], {"sampler": sampler} | changes)
             pairs.append((row, subject.plain(row, **changes), text))
     return compared(subject, pairs, is_exact=True)
+
+
+def equals_bit_for_bit(subject: VerifiedModel, sampler: str) -> tuple[Outcome, str]:
+    pairs = []
+    for row in range(len(subject.prompts)):
+        for changes in ({}, SAMPLED):
+            (text,) = subject.texts([row], {"sampler": sampler, "exact": True} | changes)
+            pairs.append((row, subject.plain(row, exact=True, **changes), text))
+    outcome, detail = compared(subject, pairs, is_exact=True)
+    if outcome == "holds" and not all(torch.equal(expected.scores, found.scores) for _, expected, found in pairs):
+        return "rounding", f"{detail}, but not all scores"
+    return outcome, detail
 
 
 def wave_of_one(subject: VerifiedModel, sampler: str) -> tuple[Outcome, str]:

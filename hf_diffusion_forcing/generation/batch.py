@@ -90,6 +90,11 @@ class Batch:
         warn_about_hooks(model, config.sampler)
         self.autocast = autocast_of_forward(model, device)
         in_place = RowsInPlace(model, batch) if batch > 1 and has_forward_hooks(model) else None
+        if in_place is not None and config.is_exact:
+            raise ValueError(
+                f"exact=True is not possible for a batch of {batch} rows while forward hooks inside the model look at "
+                "rows, as PEFT's adapter_names do: decode the rows one by one, remove the hooks, or leave exact out."
+            )
         sampler = sampler_class(
             in_place or model, cache, config, device, generation_config.prefill_chunk_size, recorder
         )

@@ -176,10 +176,13 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         if sampler:
             self._refuse_other_modes(sampler, generation_mode)
             check_model(sampler, self)
-            has_ticks = SAMPLERS[sampler].has_ticks
+            is_exact = generation_config.sampler_config.is_exact
+            has_ticks, owner = SAMPLERS[sampler].has_ticks or is_exact, f"sampler={sampler!r}"
+            if is_exact:
+                owner += " and exact=True"
             if generation_mode_kwargs.get("synced_gpus") and has_ticks:
                 raise ValueError(
-                    f"synced_gpus=True is not supported with sampler={sampler!r}: "
+                    f"synced_gpus=True is not supported with {owner}: "
                     "ranks run different numbers of ticks. Leave it out."
                 )
             if generation_config.use_cache is False:
@@ -189,8 +192,8 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
                 )
             if generation_config.guidance_scale not in (None, 1) and has_ticks:
                 raise ValueError(
-                    f"guidance_scale={generation_config.guidance_scale} is not supported with sampler={sampler!r}: "
-                    "guidance works one token at a time. Use sampler='autoregressive'."
+                    f"guidance_scale={generation_config.guidance_scale} is not supported with {owner}: guidance works "
+                    "one token at a time, in transformers' own loop. Use sampler='autoregressive' without exact."
                 )
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
 
@@ -282,10 +285,10 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
             pad = pad_token_id(generation_config)
             wanted.append(Prepared(prompt, logits_processor, stopping_criteria, generation_config, streamer, pad))
             return input_ids
-        if sampler and SAMPLERS[sampler].has_ticks:
+        if sampler and (SAMPLERS[sampler].has_ticks or config.is_exact):
             return Batch(
                 self,
-                SAMPLERS[sampler],  # type: ignore[arg-type]  # it has ticks
+                SAMPLERS[sampler].ticking(),
                 prompt,
                 logits_processor,
                 stopping_criteria,

@@ -73,10 +73,8 @@ class Prompt:
         skipped = skipped or [0] * len(self.rows)
         widths = [width - skip for width, skip in zip(self.widths, skipped, strict=True)]
         starts = [start + skip for start, skip in zip(self.starts, skipped, strict=True)]
-        extent = max(start + width for start, width in zip(starts, widths, strict=True))
-        alike = len(set(widths)) == len(set(starts)) == 1
         positions, seats = self.without(self.positions, skipped), self.without(self.seats, skipped)
-        at = cache.place_rows(positions, seats, widths, extent, starts[0] if alike else None, self.first_seat)
+        at = cache.place_prompt(positions, seats, widths, starts, self.first_seat)
         at.ids = self.without(self.ids, skipped)
         if self.block is not None:
             at.open_block(self.without(self.block, skipped))

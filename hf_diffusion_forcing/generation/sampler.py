@@ -8,9 +8,10 @@ from typing import ClassVar
 
 import torch
 
-from ..cache import RecurrentDepthCache
+from ..cache import RecurrentDepthCache, RoundedExtents
 from ..models.interface import RecurrentDepthInterface
 from ..settings.sampler_config import SamplerConfig
+from .batch_invariant import BatchInvariant
 from .choice import Prefix, choose
 from .output import SamplerStats
 from .recorder import Recorder
@@ -72,6 +73,9 @@ class TickingSampler(Sampler):
         chunk: int | None = None,
         recorder: Recorder | None = None,
     ):
+        if config.is_exact:
+            model = BatchInvariant(model, device)  # type: ignore[assignment]  # it has the verbs
+            cache = RoundedExtents(cache)  # type: ignore[assignment]  # it has all that samplers call
         self.model, self.cache, self.config = model, cache, config
         self.device, self.chunk, self.recorder = device, chunk, recorder
         self.stats = SamplerStats()

@@ -37,7 +37,8 @@ def save_heads(heads: DecodingHeads, path: str | os.PathLike) -> None:
     }
     tensors = {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in heads.tensors.items()}
     with whole_file(path) as partial:
-        save_file(tensors, partial, {"format": "pt", "decoding_heads": json.dumps(facts)})
+        # One entry: safetensors writes several in a random order, and equal heads are to be equal files.
+        save_file(tensors, partial, {"decoding_heads": json.dumps(facts)})
 
 
 def load_heads(path: str | os.PathLike, config: Any) -> DecodingHeads:

@@ -64,7 +64,8 @@ class Group:
         self.rule = PrefixRule(
             model.starts_from_noise and config.state_scale != 0,
             chunk_rule if is_kept else 0,
-            sampler_class.is_lossless and not config.sees_chunks,
+            # In exact arithmetic new tokens attend one by one, and a prompt's together.
+            sampler_class.is_lossless and not config.sees_chunks and not config.is_exact,
         )
         self.seats = seats if self.rule.chunk else 0
         self.bytes_per_position = bytes_per_position(entries, self.cache, sampler_class.readouts)

@@ -188,7 +188,7 @@ def request_of(name: str, call: Prepared, streaming: bool, records_times: bool, 
     own = config.sampler_config
     if not config.sampler:
         # Without a sampler transformers would decode, token by token; here this package's own loop does.
-        own = AutoregressiveConfig(**{field: getattr(own, field) for field in AutoregressiveConfig.fields()})
+        own = AutoregressiveConfig(**{field: getattr(own, field) for field in own.fields()})
     seeds = row_seeds(own.seed, 1).tolist()
     shared = copy.copy(own)
     shared.seed = None

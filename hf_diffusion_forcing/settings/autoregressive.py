@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from .lossless import LosslessConfig
 from .sampler_config import SamplerConfig
 
 
 @dataclass(kw_only=True)
-class AutoregressiveConfig(SamplerConfig):
+class AutoregressiveConfig(LosslessConfig):
     """Settings of `sampler="autoregressive"`: one token at a time, `num_steps` recurrences each."""
 
     sampler: ClassVar[str] = "autoregressive"

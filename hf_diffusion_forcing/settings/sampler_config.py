@@ -113,6 +113,11 @@ class SamplerConfig:
         return self.kv_sharing != "none"
 
     @property
+    def is_exact(self) -> bool:
+        """Whether a position's numbers must not depend on those beside it."""
+        return False
+
+    @property
     def follows_prompt(self) -> bool:
         """Whether a setting is chosen while the prompt is read ("auto"), so that rows cannot share it."""
         return False

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from .lossless import LosslessConfig
 from .registry import DRAFT_SOURCES, Hook, HookSpec
-from .sampler_config import SamplerConfig
 from .validation import check_integer
 
 AUTO_DRAFT_TOKENS = 8
@@ -12,10 +12,10 @@ AUTO_DRAFT_TOKENS = 8
 
 
 @dataclass(kw_only=True)
-class SpeculativeWavefrontConfig(SamplerConfig):
+class SpeculativeWavefrontConfig(LosslessConfig):
     """Settings of `sampler="speculative_wavefront"`: autoregression's text, drafted at shallow depth.
 
-    Drafts never change the text: only `num_steps`, `state_scale` and `seed` can.
+    Drafts never change the text: only `num_steps`, `state_scale`, `seed` and (by rounding) `exact` can.
 
     Args:
         draft_depth: recurrences after which a position drafts the next token, and recurrences of a tick; must divide

@@ -17,7 +17,7 @@ from hf_diffusion_forcing import RavenForCausalLM
 from support import HUGINN_MINI, left_pad, tiny_config
 
 PROMPT = torch.tensor([[81, 58, 32, 68, 97, 110]])
-SHORT = {"num_steps": 8, "seed": 0, "max_new_tokens": 12}
+SHORT = {"num_steps": 8, "seed": 0, "max_new_tokens": 8}
 FORCING = {"sampler": "diffusion_forcing", "wavefront": 8, "inner_recurrence": 2} | SHORT
 AUTOREGRESSIVE = {"sampler": "autoregressive"} | SHORT
 
@@ -119,8 +119,9 @@ def test_offload_by_memory(huginn_mini, tmp_path):
         HUGINN_MINI, device_map="auto", max_memory={"cpu": "4MB"}, offload_folder=tmp_path
     )
     assert set(model.hf_device_map.values()) == {"cpu", "disk"}
-    assert text(model) == text(huginn_mini)
-    assert text(model, AUTOREGRESSIVE) == text(huginn_mini, AUTOREGRESSIVE)
+    for settings in (FORCING, AUTOREGRESSIVE):
+        few = settings | {"max_new_tokens": 3}
+        assert text(model, few) == text(huginn_mini, few)
 
 
 def test_int8_weights_through_from_pretrained(torchao, huginn_mini, tmp_path):
@@ -155,7 +156,7 @@ def test_threads_share_a_model(huginn_mini, prompts):
 
     alone = [decode(prompt) for prompt in prompts]
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(decode, prompts * 3)) == alone * 3
+        assert list(pool.map(decode, prompts * 2)) == alone * 2
 
 
 MAP_SCRIPT = """
@@ -181,6 +182,7 @@ print(json.dumps([list(ids) for ids in rows["ids"]]))
 
 def test_datasets_map_in_two_processes(huginn_mini, prompts):
     """A script of its own: torch's threads do not survive a fork once the parent has computed."""
+    prompts = [prompt[:20] for prompt in prompts]
     command = [sys.executable, "-c", MAP_SCRIPT, str(HUGINN_MINI), json.dumps(prompts), json.dumps(FORCING)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr
@@ -202,7 +204,7 @@ def test_accelerate_prepare(accelerator, huginn_mini):
     batch = left_pad([PROMPT[0].tolist(), [81, 58]])
     for settings in (FORCING, AUTOREGRESSIVE):
         ids = model.generate(**batch, **settings)
-        assert ids.shape == (2, 18)
+        assert ids.shape == (2, 14)
         if accelerator.mixed_precision == "no":
             assert ids.tolist() == huginn_mini.generate(**batch, **settings).tolist()
         unwrapped = accelerator.unwrap_model(model, keep_fp32_wrapper=False)

@@ -44,16 +44,16 @@ def forcing(model, **kwargs):
     ),
 )
 def test_every_criterion_decodes_and_is_stored_by_name(tiny, name, sampler, tmp_path):
-    settings = {"exit_criterion": SPECS[name], "num_steps": 12}
+    settings = {"exit_criterion": SPECS[name], "num_steps": 8}
     if sampler == "diffusion_forcing":
         settings["inner_recurrence"] = 1
-    output = forcing(tiny, sampler=sampler, **settings)
-    assert output.stats.tokens_committed == [12]
+    output = forcing(tiny, sampler=sampler, max_new_tokens=6, **settings)
+    assert output.stats.tokens_committed == [6]
     tiny.generation_config.sampler = sampler
     tiny.generation_config.sampler_config = settings
     tiny.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    assert again.generate(PROMPT, seed=0, max_new_tokens=12).tolist() == output.sequences.tolist()
+    assert again.generate(PROMPT, seed=0, max_new_tokens=6).tolist() == output.sequences.tolist()
 
 
 def test_a_criterion_decides_when_a_position_exits(tiny):
@@ -154,7 +154,7 @@ def test_prefill_steps(tiny):
 def width(tiny):
     """A call's wavefront, as the sampler got it."""
 
-    def used(**kwargs):
+    def used(room=12, **kwargs):
         seen = []
 
         class Spy(LatentDifferenceCriterion):
@@ -163,7 +163,7 @@ def width(tiny):
                 return torch.zeros_like(refinement.positions, dtype=torch.bool)
 
         settings = {"num_steps": 12, "inner_recurrence": 1, "exit_criterion": Spy(), "adaptive_prefill": False}
-        tiny.generate(PROMPT, max_new_tokens=40, **settings, **kwargs)
+        tiny.generate(PROMPT, max_new_tokens=room, **settings, **kwargs)
         return max(seen)
 
     return used
@@ -178,7 +178,7 @@ def stored(tiny):
 
 
 def test_default(tiny, width):
-    assert width(sampler="diffusion_forcing") == 32
+    assert width(sampler="diffusion_forcing", room=40) == 32
 
 
 def test_preset_over_default(tiny, width, monkeypatch):

@@ -12,8 +12,8 @@ from hf_diffusion_forcing.evaluation.problems import CHAT_TEMPLATE, problems
 from support import tiny_config
 
 FORCING = {"sampler": "diffusion_forcing", "wavefront": 16, "exit_threshold": 0.05, "seed": 0}
-GREEDY = {"do_sample": False, "max_new_tokens": 24}  # a pipeline samples unless told otherwise
-PROBLEMS = list(islice(problems(5, held_out=True), 5))
+GREEDY = {"do_sample": False, "max_new_tokens": 12}  # a pipeline samples unless told otherwise
+PROBLEMS = list(islice(problems(5, held_out=True), 3))
 PROMPTS = [problem.prompt for problem in PROBLEMS]
 
 
@@ -80,8 +80,8 @@ def test_token_ids(pipe, bundled):
 
 
 def test_sampling_is_the_default_of_a_pipeline(pipe, bundled):
-    (answer,) = continuation(bundled, PROMPTS[0], do_sample=True, temperature=0.7, max_new_tokens=24, **FORCING)
-    assert pipe(PROMPTS[0], max_new_tokens=24, return_full_text=False, **FORCING) == [{"generated_text": answer}]
+    (answer,) = continuation(bundled, PROMPTS[0], do_sample=True, temperature=0.7, max_new_tokens=12, **FORCING)
+    assert pipe(PROMPTS[0], max_new_tokens=12, return_full_text=False, **FORCING) == [{"generated_text": answer}]
 
 
 def test_a_streamer(pipe, bundled):

@@ -8,7 +8,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, TopKLogitsWarper, WatermarkingConfig
 
 from hf_diffusion_forcing import compat
-from support import left_pad, new_tokens
+from support import left_pad, new_tokens, random_model
 
 PROMPT = torch.tensor([[3, 1, 4, 1, 5]])
 
@@ -35,6 +35,12 @@ def exact(tiny, **kwargs):
 
 def autoregressive(tiny, **kwargs):
     return tiny.generate(PROMPT, sampler="autoregressive", kv_sharing="last", max_new_tokens=16, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """The text without a processor."""
+    return autoregressive(random_model(), seed=4).tolist()
 
 
 @pytest.mark.parametrize(
@@ -113,8 +119,7 @@ def test_returned_sequences_differ(tiny):
     ],
     ids=lambda settings: next(iter(settings)) + str(len(settings)),
 )
-def test_every_processor_equals_autoregression(tiny, settings):
-    plain = autoregressive(tiny, seed=4).tolist()
+def test_every_processor_equals_autoregression(tiny, plain, settings):
     expected = autoregressive(tiny, seed=4, **settings).tolist()
     assert exact(tiny, seed=4, **settings).tolist() == expected
     assert expected != plain

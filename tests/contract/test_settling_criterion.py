@@ -192,13 +192,14 @@ def test_the_report_says_it_in_words(bundled):
     model, tokenizer = bundled
     inputs = tokenizer("Q: Start at 7 + 3 * 3. Last digit?\nA:", return_tensors="pt")
     loose = {"exit_threshold": 0.5, "inner_recurrence": 1}
-    output = model.generate(**inputs, sampler="diffusion_forcing", **loose, **TRACED)
+    short = TRACED | {"max_new_tokens": 12}
+    output = model.generate(**inputs, sampler="diffusion_forcing", **loose, **short)
     count, known = output.stats.settled[0], len(output.trace.tokens(0)) - 1
     page = Report("model", [], tokenizer, inputs.input_ids[0].tolist(), output.trace).html()
     assert f"{count} of {known} tokens were settled" in page
     assert page.count("; settled: further") == count and page.count("; not settled: further") == known - count
     assert page.count('<span class="token unsettled"') + page.count('special unsettled"') == known - count
-    exact = model.generate(**inputs, sampler="speculative_wavefront", **TRACED)
+    exact = model.generate(**inputs, sampler="speculative_wavefront", **short)
     page = Report("model", [], tokenizer, inputs.input_ids[0].tolist(), exact.trace).html()
     assert "settled:" not in page and "tokens were settled" not in page
 

@@ -66,10 +66,10 @@ def check_laws(output, prompt_length):
 @pytest.mark.parametrize("rows", cases([ROWS, [[5, 9, 2]]], keep=[ROWS]), ids=["batch", "alone"])
 def test_laws(tiny, sampler, rows):
     """Rows of a batch end at their own tokens, mid-wave, and leave it."""
-    free = tiny.generate(**left_pad(rows), sampler=sampler, **SAMPLERS[sampler], seed=3, max_new_tokens=24)
+    free = tiny.generate(**left_pad(rows), sampler=sampler, **SAMPLERS[sampler], seed=3, max_new_tokens=14)
     width = max(map(len, rows))
     end = free[0, width + 9].item()
-    output = traced(tiny, rows, sampler, max_new_tokens=24, eos_token_id=end)
+    output = traced(tiny, rows, sampler, max_new_tokens=14, eos_token_id=end)
     check_laws(output, width)
     if len(rows) > 1:
         assert len(set(output.stats.tokens_committed)) > 1
@@ -97,9 +97,10 @@ def test_laws_for_any_call(sampler, lengths, eos, seed, max_new_tokens, criterio
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_rows_trace_does_not_depend_on_its_batch(tiny, sampler):
-    together = traced(tiny, ROWS, sampler, max_new_tokens=12).trace
+    call = {"sampler": sampler, "max_new_tokens": 8} | SAMPLERS[sampler] | TRACED
+    together = tiny.generate(**left_pad(ROWS), seed=3, **call).trace
     for row, prompt in enumerate(ROWS):
-        alone = traced(tiny, [prompt], sampler, seed=3 + row, max_new_tokens=12).trace
+        alone = tiny.generate(torch.tensor([prompt]), seed=3 + row, **call).trace
         for mine, theirs in zip(together.of_row(row), alone.of_row(0), strict=True):
             assert (mine.start, mine.tokens, mine.predictions) == (theirs.start, theirs.tokens, theirs.predictions)
             assert (mine.recurrences, mine.committed) == (theirs.recurrences, theirs.committed)

@@ -59,8 +59,8 @@ def row(prompt, new_tokens, seed, is_sampling):
 def test_rows_join_and_leave_between_ticks(huginn_mini, prompts, name, is_sampling):
     sampler = name.split()[0]
     config = sampler_config_class(sampler)(**SETTINGS[name]).resolve(huginn_mini.config.mean_recurrence)
-    lengths = [30, 8, 14, 22, 5, 12]
-    texts = [prompts[index % len(prompts)] for index in range(len(lengths))]
+    lengths = [20, 6, 9, 14, 4, 8]
+    texts = [prompts[index % len(prompts)][: 30 + 10 * index] for index in range(len(lengths))]
     rows = [row(text, length, 3 + i, is_sampling) for i, (text, length) in enumerate(zip(texts, lengths, strict=True))]
     cache = huginn_mini.new_cache(config.deepest, config.kv_sharing)
     loop = Loop(SAMPLERS[sampler](huginn_mini, cache, config, CPU), cache)

@@ -23,7 +23,6 @@ def run(*arguments):
 
 def harness(monkeypatch, folder, tasks, *arguments):
     """Scores, and the logged samples of each task."""
-    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install '.[lm-eval]'")
     monkeypatch.chdir(ROOT)  # the task files name their data from here
     model = ("--model", "hf", "--model_args", f"pretrained={bundled_checkpoint()},dtype=float32", "--device", "cpu")
     output = ("--tasks", tasks, "--include_path", TASKS, "--output_path", folder, "--log_samples")
@@ -48,6 +47,7 @@ def test_the_problems_of_the_fixture_are_held_out():
 
 
 @pytest.mark.full
+@pytest.mark.usefixtures("few_tasks")
 def test_one_position_at_full_depth_scores_as_autoregression(monkeypatch, tmp_path):
     """The harness's stopping criteria, batches and left padding change nothing in the second law."""
     common = ("--batch_size", 4, "--gen_kwargs")
@@ -60,6 +60,7 @@ def test_one_position_at_full_depth_scores_as_autoregression(monkeypatch, tmp_pa
     assert scores["held_out"]["exact_match,last-number"] == 1.0
 
 
+@pytest.mark.usefixtures("few_tasks")
 def test_a_wavefront_and_loglikelihoods(monkeypatch, tmp_path, bundled):
     """Values of all kinds reach generate(); choices are scored by forward(), in right-padded batches."""
     settings = ("sampler=diffusion_forcing,wavefront=16", "exit_threshold=0.03,adaptive_prefill=true,seed=0")
@@ -87,8 +88,8 @@ def test_a_wavefront_and_loglikelihoods(monkeypatch, tmp_path, bundled):
     assert right > 0
 
 
+@pytest.mark.usefixtures("few_tasks")
 def test_a_wrong_setting_is_an_error_in_one_line(monkeypatch):
-    pytest.importorskip("lm_eval")
     monkeypatch.chdir(ROOT)
     path = f"pretrained={bundled_checkpoint()}"
     common = ("--model_args", path, "--device", "cpu", "--include_path", TASKS, "--tasks", "held_out", "--limit", 1)

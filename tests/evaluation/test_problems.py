@@ -15,12 +15,11 @@ def take(count, **kwargs):
 
 def test_the_splits_share_no_sum():
     """Checked on what the streams yield, by the numbers and operations alone."""
-    training = {p.key for p in take(30_000, seed=0)}
-    held_out = {p.key for p in take(3_000, seed=1, held_out=True)}
-    assert len(held_out) > 1000
-    assert not training & held_out
-    prompts = {p.prompt for p in take(30_000, seed=0)}
-    assert not prompts & {p.prompt for p in take(3_000, seed=1, held_out=True)}
+    training = take(30_000, seed=0)
+    held_out = take(3_000, seed=1, held_out=True)
+    assert len({p.key for p in held_out}) > 1000
+    assert not {p.key for p in training} & {p.key for p in held_out}
+    assert not {p.prompt for p in training} & {p.prompt for p in held_out}
 
 
 @pytest.mark.parametrize("held_out", [False, True])

@@ -38,12 +38,12 @@ def test_it_has_learned_and_depth_matters(source_model):
     """Held-out source costs far less than a uniform guess (6.9 nats), and less at full depth than at one recurrence."""
     model, tokenizer = source_model
     losses = {1: [], 32: []}
-    for path in source_files(held_out=True)[:6]:
-        ids = tokenizer(read_source(path)[:1500], return_tensors="pt").input_ids[:, :400]
+    for path in source_files(held_out=True)[:4]:
+        ids = tokenizer(read_source(path)[:1500], return_tensors="pt").input_ids[:, :200]
         for steps in losses:
             with torch.no_grad():
                 losses[steps].append(model(ids, labels=ids, num_steps=steps, seeds=torch.tensor([0])).loss.item())
-    assert sum(losses[32]) / 6 < 3.5
+    assert sum(losses[32]) / 4 < 3.5
     assert sum(losses[32]) < sum(losses[1])
 
 
@@ -69,7 +69,7 @@ def test_the_loss_of_an_emitted_text(source_model):
 def test_parallel_decoding_of_natural_text(source_model):
     model, tokenizer = source_model
     prompts = torch.cat(source_prompts(tokenizer, 2, length=40))
-    common = {"seed": 0, "max_new_tokens": 32}
+    common = {"seed": 0, "max_new_tokens": 20}
     expected = model.generate(prompts, sampler="autoregressive", **common)
     lossless = model.generate(prompts, sampler="speculative_wavefront", draft_depth=4, **common)
     assert lossless.tolist() == expected.tolist()

@@ -329,7 +329,7 @@ def found(loaded):
     """Two candidates on mental problems, whose outputs are short."""
     space = {"diffusion_forcing": {"inner_recurrence": [1, 8]}}
     task = Task.from_problems("mental", 8)
-    return tune(*loaded, task, space=space, max_new_tokens=6, finalists=1, progress=False)
+    return tune(*loaded, task, space=space, batch_size=4, max_new_tokens=6, finalists=1, progress=False)
 
 
 def test_a_search_on_the_bundled_checkpoint(loaded, found, tmp_path):
@@ -386,6 +386,7 @@ def command(*arguments):
 def test_the_command(tmp_path):
     result = command(
         *("--dataset", "mental", "--count", 8, "--max-new-tokens", 4, "--trials", 1, "--minutes", 5, "--json"),
+        *("--batch-size", 4),
         *("--search", "diffusion_forcing:inner_recurrence=[2],wavefront=[8]", "--save", tmp_path / "tuned"),
         *("--output", tmp_path / "record"),
     )

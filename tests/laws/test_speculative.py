@@ -62,7 +62,7 @@ def wild():
 )
 def test_law_5_on_a_trained_model(huginn_mini, prompts, depths, do_sample):
     num_steps, draft_depth, second = depths
-    common = {"num_steps": num_steps, "max_new_tokens": 16, "seed": 3, "do_sample": do_sample}
+    common = {"num_steps": num_steps, "max_new_tokens": 10, "seed": 3, "do_sample": do_sample}
     ids, expected = both(huginn_mini, left_pad(prompts), draft_depth, second, **common)
     assert ids == expected
     ids, expected = both(huginn_mini, {"input_ids": torch.tensor([prompts[1]])}, draft_depth, second, **common)
@@ -110,7 +110,7 @@ def test_law_5_on_the_bundled_checkpoint(bundled, kind, depths):
     model, tokenizer = bundled
     texts = [p.prompt for p in islice(problems(11, held_out=True, kind=kind), 6)]
     inputs = tokenizer(texts, return_tensors="pt", padding=True)
-    ids, expected = both(model, inputs, *depths, seed=0)
+    ids, expected = both(model, inputs, *depths, num_steps=16, seed=0, max_new_tokens=48)
     assert ids == expected
 
 
@@ -133,13 +133,18 @@ def test_law_5_over_a_thousand_texts(bundled):
 # --- adversaries ---
 
 
+NEVER = 60
+"""A token that a `Contrarian` only drafts."""
+
+
 class Contrarian(RavenForCausalLM):
-    """Its shallow readouts propose the least likely token: every draft is wrong."""
+    """Its shallow readouts propose a token that the full depth never chooses: every draft is wrong."""
 
     def decode(self, s, at, readout=0, logits_to_keep=0):
-        logits = super().decode(s, at, readout, logits_to_keep)
-        signs = [1.0 if each == 0 else -1.0 for each in readout.host] if isinstance(readout, Slots) else [1.0]
-        return logits * logits.new_tensor(signs)[:, None]
+        logits = super().decode(s, at, readout, logits_to_keep).clone()
+        readouts = readout.host if isinstance(readout, Slots) else [readout]
+        logits[..., NEVER] = logits.new_tensor([-1e4 if each == 0 else 1e4 for each in readouts])
+        return logits
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +176,7 @@ def test_drafts_that_are_right_cost_one_tick_a_token(huginn_mini, prompts):
 
 def test_an_end_in_a_rejected_branch_ends_nothing(contrarian, wild):
     """The drafts are the end token all the time; the text goes on until the full depth says so."""
-    text = wild.generate(PROMPT, sampler="autoregressive", seed=0, num_steps=8, max_new_tokens=20)[0, 8:].tolist()
+    text = contrarian.generate(PROMPT, sampler="autoregressive", seed=0, num_steps=8, max_new_tokens=20)[0, 8:].tolist()
     wrong = set(range(61)) - set(text)
     for eos in (sorted(wrong), [text[9]]):
         common = {"num_steps": 8, "seed": 0, "max_new_tokens": 20, "eos_token_id": eos, "pad_token_id": 0}
@@ -195,7 +200,7 @@ def test_stop_strings_across_restarts(huginn_mini, prompts, bundled):
     texts = [p.prompt for p in islice(problems(13, held_out=True, kind="worked"), 4)]
     inputs = tokenizer(texts, return_tensors="pt", padding=True)
     for stop in (["comes giving"], [". Then"], ["= 1", "is"]):
-        common = {"stop_strings": stop, "tokenizer": tokenizer, "seed": 0, "num_steps": 8}
+        common = {"stop_strings": stop, "tokenizer": tokenizer, "seed": 0, "num_steps": 4, "max_new_tokens": 64}
         ids, expected = both(model, inputs, 1, **common)
         assert ids == expected
 
@@ -374,13 +379,14 @@ def test_auto_chooses_by_agreement_and_cost():
 def test_auto_gives_the_same_text(bundled):
     model, tokenizer = bundled
     inputs = tokenizer(next(problems(14, held_out=True, kind="worked")).prompt, return_tensors="pt")
-    expected = model.generate(**inputs, sampler="autoregressive", seed=0, max_new_tokens=40)
+    common = {"num_steps": 16, "seed": 0, "max_new_tokens": 24}
+    expected = model.generate(**inputs, sampler="autoregressive", **common)
     chunked = {"prefill_chunk_size": 16}
     for more in ({}, chunked):
         output = model.generate(
-            **inputs, **SPECULATIVE, draft_depth="auto", seed=0, max_new_tokens=40, return_dict_in_generate=True, **more
+            **inputs, **SPECULATIVE, draft_depth="auto", return_dict_in_generate=True, **common, **more
         )
-        assert output.stats.draft_depth in (1, 2, 4, 8, 16)
+        assert output.stats.draft_depth in (1, 2, 4, 8)
         assert output.sequences.tolist() == expected.tolist()
 
 

@@ -376,7 +376,12 @@ def test_without_the_import(exported, bundled, inputs, hub_cache, tmp_path, plac
     assert stats == expected.stats.to_dict()
     new = expected.sequences[0, inputs.input_ids.shape[1] :]
     assert said == bundled[1].decode(new, skip_special_tokens=True)
-    assert names(tmp_path) == {"config.json", "generation_config.json", "model.safetensors"}
+    assert names(tmp_path) == {
+        "config.json",
+        "decoding_heads.safetensors",
+        "generation_config.json",
+        "model.safetensors",
+    }
 
 
 def test_export_of_a_hub_id(exported, hub_cache, tmp_path):

@@ -63,6 +63,20 @@ def test_every_family_has_a_stand_in_of_its_config():
     assert {stand_in.model_type: stand_in.__name__ for stand_in in STAND_INS} == ours
 
 
+def test_extras_are_imported_when_they_are_needed():
+    """The commands and every public name do without them."""
+    python("""
+import sys
+sys.modules.update(datasets=None, evaluate=None, rapidfuzz=None)
+import hf_diffusion_forcing.command_line.app
+import hf_diffusion_forcing.visualization
+from hf_diffusion_forcing import *
+assert "matplotlib" not in sys.modules
+hf_diffusion_forcing.visualization.plot_wavefront
+assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
+""")
+
+
 LOAD = f"""
 path = {str(HUGINN_MINI)!r}
 model = AutoModelForCausalLM.from_pretrained(path)

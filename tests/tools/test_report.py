@@ -3,20 +3,22 @@
 import json
 import re
 import shutil
+from unittest.mock import patch
 
 import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
+import hf_diffusion_forcing
 from hf_diffusion_forcing import Trace
 from hf_diffusion_forcing.command_line import report as report_command
 from hf_diffusion_forcing.command_line.app import app
 from hf_diffusion_forcing.evaluation.problems import problems
 from hf_diffusion_forcing.visualization.report import Report, json_for_script, pieces
-from support import left_pad
+from support import left_pad, random_model
 
 HOSTILE = [
     "</script><script>document.title='hacked'</script>",
@@ -71,8 +73,12 @@ def opened(browser, path):
 
 def new_text(browser, where):
     """What stands after the prompt, special tokens left out."""
-    spans = f"[...document.querySelectorAll('{where} .token:not(.special), {where} .draft')]"
-    return browser.execute_script(f"return {spans}.map(e => e.textContent).join('')")
+    return browser.execute_script(f"return {joined(f'{where} .token:not(.special), {where} .draft')}")
+
+
+def joined(selector):
+    """A script's expression for the text of elements."""
+    return f"[...document.querySelectorAll('{selector}')].map(e => e.textContent).join('')"
 
 
 def move(browser, tick):
@@ -87,20 +93,21 @@ def run(*arguments):
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def page(tmp_path_factory, brief):
     path = tmp_path_factory.mktemp("report") / "page.html"
-    result = run("--html", path, "--max-new-tokens", 60)
+    with patch.object(hf_diffusion_forcing, "bundled_checkpoint", lambda: brief):
+        result = run("--html", path, "--max-new-tokens", 24)
     assert result.exit_code == 0, result.stderr
     assert str(path) in result.stdout
     return path
 
 
 @pytest.fixture(scope="module")
-def text(bundled):
+def text(bundled, brief):
     """What the default report is about."""
-    model, tokenizer = bundled
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(brief).eval(), bundled[1]
     inputs = tokenizer(next(problems(7, held_out=True, kind="worked")).prompt, return_tensors="pt")
-    ids = model.generate(**inputs, sampler="diffusion_forcing", inner_recurrence=1, seed=0, max_new_tokens=60)
+    ids = model.generate(**inputs, sampler="diffusion_forcing", inner_recurrence=1, seed=0, max_new_tokens=24)
     return tokenizer.decode(ids[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
 
 
@@ -112,8 +119,7 @@ def test_the_text_and_its_ticks(browser, page, text):
     seen, final = set(), []
     for tick in range(last + 1):
         move(browser, tick)
-        tokens = browser.find_elements("css selector", "#stage .token:not(.special)")
-        done = "".join(token.get_property("textContent") for token in tokens)
+        done = browser.execute_script(f"return {joined('#stage .token:not(.special)')}")
         assert text.startswith(done)
         final.append(done)
         seen.add(find("#stage").get_property("textContent"))
@@ -191,8 +197,6 @@ def test_the_page_is_complete(page):
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
     """A page about a model all of whose tokens are hostile, and the text it wrote."""
-    from test_termination import random_model
-
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel({f"{HOSTILE[i % len(HOSTILE)]}{i}": i for i in range(61)}, "\U0001f9ea10"))
     )

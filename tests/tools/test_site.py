@@ -25,7 +25,7 @@ def hooks():
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The site, built by the command of the gate."""
+    """The site, built strictly."""
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", ".mkdocs.yml", "-d", str(folder)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)

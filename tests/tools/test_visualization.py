@@ -1,7 +1,6 @@
 """Figures of a trace show what is in it: every cell, every committed position, every token."""
 
 import io
-import subprocess
 import sys
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 from matplotlib.collections import LineCollection, PatchCollection, PathCollection
 from matplotlib.figure import Figure
 
+from hf_diffusion_forcing import visualization
 from hf_diffusion_forcing.visualization import (
     plot_convergence,
     plot_latents,
@@ -171,16 +171,12 @@ def test_principal_components_find_the_plane_that_states_lie_in():
             principal_components(bad)
 
 
-def test_matplotlib_is_imported_when_it_is_needed():
-    code = (
-        "import sys, hf_diffusion_forcing.command_line.app, hf_diffusion_forcing.visualization as v;"
-        "assert 'matplotlib' not in sys.modules;"
-        "v.plot_wavefront; assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-
-
-def test_without_matplotlib_it_says_what_to_install():
-    code = "import sys; sys.modules['matplotlib'] = None; from hf_diffusion_forcing.visualization import plot_latents"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert result.returncode == 1 and 'pip install "hf-diffusion-forcing[plot]"' in result.stderr
+def test_without_matplotlib_it_says_what_to_install(monkeypatch):
+    """(tests/tools/test_lazy_import.py has when it is imported.)"""
+    for name in [
+        name for name in sys.modules if name.startswith(("hf_diffusion_forcing.visualization.", "matplotlib."))
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r'pip install "hf-diffusion-forcing\[plot\]"'):
+        visualization.plot_latents  # noqa: B018
