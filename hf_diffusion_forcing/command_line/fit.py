@@ -15,10 +15,11 @@ def fit(
     asked: TaskOptions,
     place: DeviceOptions,
     model: ModelArgument = None,
-    output: Annotated[
+    save: Annotated[
         Path | None,
         typer.Option(
-            help="Where to write decoding_heads.safetensors: a checkpoint's folder; the model's own by default."
+            help="Where to save the heads: the model's own folder, the default (adds only their file), or a new one "
+            "for the whole checkpoint."
         ),
     ] = None,
     draft_depth: Annotated[
@@ -42,9 +43,13 @@ def fit(
     from .. import bundled_checkpoint
 
     with exit_on_error():
+        from ..evaluation.stored_settings import check_save
         from ..fitting import FitSettings, fit_heads
-        from ..models.heads_file import HEADS_NAME, check_heads_folder, save_heads
 
+        source = model or bundled_checkpoint()
+        if save is None and not Path(source).is_dir():
+            raise ValueError(f"{source} is no folder, so the heads cannot be saved in it: pass --save FOLDER.")
+        check_save(save or source, source)
         settings = FitSettings(
             draft_depths=draft_depth or None,
             rank=rank,
@@ -58,17 +63,16 @@ def fit(
             seed=seed,
             progress=not as_json,
         )
-        folder = check_heads_folder(output or model or bundled_checkpoint())
     # The bundled tasks' held-out prompts are for measurements.
     task = asked.task(held_out=False, count=600)
     network, tokenizer = place.load(model, decoding_heads=False)
     with exit_on_error():
         result = fit_heads(network, tokenizer, [sample.prompt for sample in task.samples], settings)
-        save_heads(result.heads, folder / HEADS_NAME)
+        result.save(save or source, network, tokenizer)
     if as_json:
-        typer.echo(json.dumps(result.to_dict() | {"file": str(folder / HEADS_NAME)}))
+        typer.echo(json.dumps(result.to_dict() | {"saved": str(save or source)}))
         return
     console = Console()
     for line in result.lines():
         say(console, line)
-    say(console, f"Written to {folder / HEADS_NAME}; the model loads them from there.")
+    say(console, f"Saved in {save or source}; the model loads them from there.")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,10 @@ from tqdm import tqdm
 
 from ..evaluation.calibration import Calibration, calibrate_prompts, check_confidence, fewest_tokens
 from ..evaluation.inspection import prompt_tokens
+from ..evaluation.stored_settings import is_own_folder
+from ..hub.staging import staged
 from ..models.decoding_heads import DecodingHeads, ExitRisk, FittedModel
+from ..models.heads_file import HEADS_NAME, save_heads
 from ..settings.speculative_wavefront import SpeculativeWavefrontConfig
 from ..settings.validation import check_integer
 from . import parts
@@ -101,6 +106,23 @@ class FitResult:
     extra: dict[int, list[float]]
     calibration: Calibration
     tokens: int
+
+    def save(self, folder: str | os.PathLike, model, tokenizer) -> None:
+        """Save the heads with the model.
+
+        Args:
+            folder: the model's own (adds only the heads' file), or a new one for the whole checkpoint.
+
+        Raises:
+            ValueError: the folder holds something else.
+        """
+        if is_own_folder(folder, model):
+            save_heads(self.heads, Path(folder) / HEADS_NAME)
+            return
+        with staged(folder) as stage:
+            model.save_pretrained(stage)
+            tokenizer.save_pretrained(stage)
+            save_heads(self.heads, stage / HEADS_NAME)
 
     def lines(self) -> list[str]:
         """The result in sentences."""

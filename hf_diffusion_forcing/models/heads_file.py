@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers.utils import CONFIG_NAME
 
-from ..files import check_writable_file, whole_file
+from ..files import whole_file
 from .decoding_heads import DecodingHeads, ExitRisk, FittedModel
 from .loading import checkpoint_file
 
@@ -22,21 +21,6 @@ VERSION = 1
 """Of the file's format."""
 
 REMEDY = "Run `hf-diffusion-forcing fit` for this model, or remove the file: it changes only the speed of decoding."
-
-
-def check_heads_folder(folder: str | os.PathLike) -> Path:
-    """A folder into which heads can be written.
-
-    Raises:
-        ValueError: it holds no checkpoint.
-        OSError: it cannot be written.
-    """
-    if not (Path(folder) / CONFIG_NAME).is_file():
-        raise ValueError(
-            f"{folder} is no folder of a checkpoint (with a {CONFIG_NAME}): name one to write the heads in."
-        )
-    check_writable_file(Path(folder) / HEADS_NAME)
-    return Path(folder)
 
 
 def save_heads(heads: DecodingHeads, path: str | os.PathLike) -> None:

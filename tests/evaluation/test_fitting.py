@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_diffusion_forcing import bundled_checkpoint
 from hf_diffusion_forcing.evaluation.python_source import source_starts
 from hf_diffusion_forcing.fitting import FitSettings, fit_heads
-from hf_diffusion_forcing.models.heads_file import HEADS_NAME, save_heads
 from support import ROOT
 from support.commands import run
 
@@ -48,9 +47,9 @@ def test_drafts_and_guesses_get_better(fitted):
 
 def test_fitted_heads_decode(fitted, tmp_path):
     model, _, result, tokenizer = fitted
-    model.save_pretrained(tmp_path)
-    save_heads(result.heads, tmp_path / HEADS_NAME)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    result.save(tmp_path / "new", model, tokenizer)
+    assert (tmp_path / "new" / "tokenizer.json").is_file() and model.decoding_heads is None
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "new").eval()
     inputs = tokenizer("def main():\n    ", return_tensors="pt")
     text = loaded.generate(**inputs, sampler="adaptive", exit_criterion="learned", seed=0, max_new_tokens=12)
     assert text.shape[1] > inputs.input_ids.shape[1]
@@ -96,7 +95,9 @@ def test_the_command(tmp_path):
     result = run("fit", tmp_path / "own", "--dataset", "worked", *options, "--json")
     assert result.exit_code == 0, result.stderr
     told = json.loads(result.stdout)
-    assert told["file"].endswith(HEADS_NAME) and told["tokens"] > 0
+    assert told["saved"] == str(tmp_path / "own") and told["tokens"] > 0
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "own").decoding_heads.fitted.depth == 4
-    nowhere = run("fit", tmp_path / "own", "--output", tmp_path)
-    assert nowhere.exit_code == 2 and "is no folder of a checkpoint" in nowhere.stderr
+    taken = run("fit", tmp_path / "own", "--save", tmp_path)
+    assert taken.exit_code == 2 and "is not empty" in taken.stderr
+    nowhere = run("fit", "somebody/model")
+    assert nowhere.exit_code == 2 and "pass --save FOLDER" in nowhere.stderr
