@@ -8,10 +8,8 @@ machine.
 """
 
 import json
-import platform
 import statistics
 from collections.abc import Callable, Iterator
-from datetime import date
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -20,25 +18,21 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 import typer
+from measure_lossless import CHOICES, FACTOR, prompts
+from measured_parts import CHECKPOINTS, ROOT, measure_parts, signature
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from hf_diffusion_forcing import bundled_checkpoint, pack_linear_weights, unpack_linear_weights
 from hf_diffusion_forcing.compat import pack_weight, packed_linear
-from hf_diffusion_forcing.evaluation.problems import problem_prompts
-from hf_diffusion_forcing.evaluation.python_source import source_prompts
 from hf_diffusion_forcing.evaluation.timing import timed_generate
 from hf_diffusion_forcing.evaluation.widening import widen
 from hf_diffusion_forcing.packing import packable_dtypes
 
-ROOT = Path(__file__).parent.parent
-CHECKPOINTS = {"problems": bundled_checkpoint(), "Python source": ROOT / "tests" / "fixtures" / "python-source"}
-CHOICES = {"greedy": {}, "sampled": {"do_sample": True, "top_k": 0}}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((96, 61), (128, 384), (512, 1536), (2048, 512), (512, 4096))
 """Inputs and outputs of the linear layers that are compared."""
 WIDTHS = (*range(1, 13), 15, 16, 17, 20, 31, 32, 33, 64, 65, 100, 128, 256)
-FACTOR = 4
 
 
 class Part(StrEnum):
@@ -132,14 +126,6 @@ def rounding_rows(count: int, room: int) -> Iterator[dict]:
     torch.set_num_threads(before)
 
 
-def prompts(domain: str, count: int) -> list[torch.Tensor]:
-    """The prompts of a domain, int64 [1, length] each."""
-    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINTS[domain])
-    if domain == "problems":
-        return problem_prompts(tokenizer, count, seed=2027, kind="worked")
-    return source_prompts(tokenizer, count, 96)
-
-
 def text_rows(count: int, room: int) -> Iterator[dict]:
     """Yield how many texts differ between the two samplers, without and with exact arithmetic."""
     for domain, path in CHECKPOINTS.items():
@@ -199,11 +185,6 @@ def same_length(rows: list[torch.Tensor]) -> torch.Tensor:
     """Prompts cut from the left to the shortest one, int64 [batch, length]."""
     shortest = min(row.shape[1] for row in rows)
     return torch.cat([row[:, -shortest:] for row in rows])
-
-
-def signature(part: dict) -> str:
-    """When, where and how a part was measured."""
-    return f"Measured on {part['date']} on {part['machine']}, by `{part['command']}`."
 
 
 def spelled(found: list[str]) -> str:
@@ -291,35 +272,13 @@ PARTS = {
 }
 
 
-def page(record: dict) -> str:
-    """Return the record as Markdown."""
-    lines = ["# Exact arithmetic"]
-    for part, (_, write) in PARTS.items():
-        if part in record:
-            lines += ["", *write(record[part])]
-    return "\n".join(lines) + "\n"
-
-
 def main(
     count: Annotated[int, typer.Option(help="Texts per row, or pairs.")] = 12,
     max_new_tokens: int = 128,
     part: Annotated[Part, typer.Option(help="What to measure.")] = Part.all,
     output: Path = ROOT / "docs" / "benchmarks",
 ):
-    stored = output / "exact.json"
-    record = json.loads(stored.read_text()) if stored.exists() else {}
-    for name, (measure, _) in PARTS.items():
-        if part in (Part.all, name):
-            record[name] = {
-                "date": date.today().isoformat(),
-                "machine": f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()}), "
-                f"{torch.get_num_threads()} threads, torch {torch.__version__}",
-                "command": f"scripts/measure_exact.py --part {name} --count {count} --max-new-tokens {max_new_tokens}",
-                "rows": list(measure(count, max_new_tokens)),
-            }
-    stored.write_text(json.dumps(record, indent=1) + "\n")
-    (output / "exact.md").write_text(page(record))
-    typer.echo(page(record))
+    measure_parts("exact", "Exact arithmetic", PARTS, part, output, count, max_new_tokens)
 
 
 if __name__ == "__main__":

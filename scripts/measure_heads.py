@@ -8,18 +8,16 @@ Both trained checkpoints decode held-out prompts at full depth in float32, greed
 rows.
 """
 
-import json
-import platform
 from collections import Counter
 from collections.abc import Iterator
-from datetime import date
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from measure_lossless import CHECKPOINTS, ROOT, counted, prompts, signature
+from measure_lossless import counted, prompts
+from measured_parts import CHECKPOINTS, ROOT, guess_counts, measure_parts, signature
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -192,11 +190,10 @@ def drafts_page(part: dict) -> list[str]:
         "| --- | ---: | ---: | --- | --- | ---: | ---: | ---: | --- |",
     ]
     for row in part["rows"]:
-        guesses = ", ".join(f"{name}: {right} of {made}" for name, (made, right) in row["guesses"].items())
         lines.append(
             f"| {row['domain']} | {row['draft_depth']} | {row['draft_tokens']} | {row['draft_source'] or ''} | "
             f"{row['heads']} | {row['changed']} of {row['texts']} | {right_share(row):.2%} | "
-            f"{row['core_passes_per_token']:.2f} | {guesses} |"
+            f"{row['core_passes_per_token']:.2f} | {guess_counts(row)} |"
         )
     return lines
 
@@ -246,23 +243,7 @@ def main(
     part: Annotated[Part, typer.Option(help="What to measure.")] = Part.all,
     output: Path = ROOT / "docs" / "benchmarks",
 ):
-    stored = output / "heads.json"
-    record = json.loads(stored.read_text()) if stored.exists() else {}
-    for name, (measure, _) in PARTS.items():
-        if part in (Part.all, name):
-            record[name] = {
-                "date": date.today().isoformat(),
-                "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}",
-                "command": f"scripts/measure_heads.py --part {name} --count {count} --max-new-tokens {max_new_tokens}",
-                "rows": list(measure(count, max_new_tokens)),
-            }
-    lines = ["# Fitted decoding heads"]
-    for name, (_, write) in PARTS.items():
-        if name in record:
-            lines += ["", *write(record[name])]
-    stored.write_text(json.dumps(record, indent=1) + "\n")
-    (output / "heads.md").write_text("\n".join(lines) + "\n")
-    typer.echo("\n".join(lines))
+    measure_parts("heads", "Fitted decoding heads", PARTS, part, output, count, max_new_tokens)
 
 
 if __name__ == "__main__":

@@ -9,29 +9,25 @@ float32, and made 4 times as wide for the speed. Writes docs/benchmarks/lossless
 only its own rows.
 """
 
-import json
-import platform
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from measured_parts import CHECKPOINTS, ROOT, guess_counts, measure_parts, signature
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_diffusion_forcing import DraftSource, bundled_checkpoint
+from hf_diffusion_forcing import DraftSource
 from hf_diffusion_forcing.evaluation.problems import problem_prompts
 from hf_diffusion_forcing.evaluation.python_source import source_prompts
 from hf_diffusion_forcing.evaluation.timing import timed_generate
 from hf_diffusion_forcing.evaluation.widening import widen
 
-ROOT = Path(__file__).parent.parent
-CHECKPOINTS = {"problems": bundled_checkpoint(), "Python source": ROOT / "tests" / "fixtures" / "python-source"}
 CHOICES = {"greedy": {}, "sampled": {"do_sample": True, "top_k": 0}}
 
 
@@ -172,11 +168,6 @@ def speed_rows(count: int, room: int) -> Iterator[dict]:
             yield {"domain": domain, **way, "seconds_per_token": seconds, "speedup": baseline / seconds}
 
 
-def signature(part: dict) -> str:
-    """When, where and how a part was measured."""
-    return f"Measured on {part['date']} on {part['machine']}, by `{part['command']}`."
-
-
 def way_cells(row: dict) -> str:
     """The settings of a row as cells of a table."""
     if "draft_tokens" not in row:
@@ -220,10 +211,9 @@ def guesses_page(part: dict) -> list[str]:
         "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | --- |",
     ]
     for row in part["rows"]:
-        right = ", ".join(f"{name}: {right} of {made}" for name, (made, right) in row["guesses"].items())
         lines.append(
             f"{way_cells(row)} {row['texts']} | {row['changed']} | {row['core_passes_per_token']:.2f} | "
-            f"{row['recurrences_per_token']:.1f} | {right} |"
+            f"{row['recurrences_per_token']:.1f} | {guess_counts(row)} |"
         )
     return lines
 
@@ -251,35 +241,15 @@ PARTS = {
 }
 
 
-def page(record: dict) -> str:
-    """Return the record as Markdown."""
-    lines = ["# The lossless wavefront against autoregression"]
-    for part, (_, write) in PARTS.items():
-        if part in record:
-            lines += ["", *write(record[part])]
-    return "\n".join(lines) + "\n"
-
-
 def main(
     count: Annotated[int, typer.Option(help="Texts per row.")] = 48,
     max_new_tokens: int = 128,
     part: Annotated[Part, typer.Option(help="What to measure.")] = Part.all,
     output: Path = ROOT / "docs" / "benchmarks",
 ):
-    stored = output / "lossless.json"
-    record = json.loads(stored.read_text()) if stored.exists() else {}
-    for name, (measure, _) in PARTS.items():
-        if part in (Part.all, name):
-            record[name] = {
-                "date": date.today().isoformat(),
-                "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}",
-                "command": f"scripts/measure_lossless.py --part {name} --count {count} "
-                f"--max-new-tokens {max_new_tokens}",
-                "rows": list(measure(count, max_new_tokens)),
-            }
-    stored.write_text(json.dumps(record, indent=1) + "\n")
-    (output / "lossless.md").write_text(page(record))
-    typer.echo(page(record))
+    measure_parts(
+        "lossless", "The lossless wavefront against autoregression", PARTS, part, output, count, max_new_tokens
+    )
 
 
 if __name__ == "__main__":
