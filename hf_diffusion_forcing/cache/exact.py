@@ -83,28 +83,30 @@ class Tiles:
     def __call__(self, query, key, value, mask, is_causal=False) -> torch.Tensor:
         """Attention of the rows' prompts. With a mask, some positions also see later ones: such a prompt is read in one
         piece, and its row is one call."""
-        rows = []
+        y = query.new_zeros(*query.shape[:3], value.shape[3])
         for row, (start, width) in enumerate(zip(self.starts, self.widths, strict=True)):
+            if not width:  # the row reads nothing in this chunk
+                continue
             one = slice(row, row + 1)
-            queries, keys, values = query[one, :, :width], key[one], value[one]
+            queries, keys, values, own = query[one, :, :width], key[one], value[one], y[one, :, :width]
             if mask is None:
-                y = self._tiled(start, queries, keys, values)
+                self._tiled(start, queries, keys, values, own)
             else:
                 extent = rounded(start + width)
-                y = self.kernel(queries, keys[:, :, :extent], values[:, :, :extent], mask[one, :, :width, :extent])
-            rows.append(widened(y, query.shape[2]))
-        return torch.cat(rows)
+                own.copy_(
+                    self.kernel(queries, keys[:, :, :extent], values[:, :, :extent], mask[one, :, :width, :extent])
+                )
+        return y
 
-    def _tiled(self, start: int, query, key, value) -> torch.Tensor:
-        """A row's attention from `start` on."""
-        parts, end = [], start + query.shape[2]
+    def _tiled(self, start: int, query, key, value, y) -> None:
+        """A row's attention from `start` on, written to `y`."""
+        end = start + query.shape[2]
         for first in range(start - start % TILE, end, TILE):
             extent = first + TILE
             begin, stop = max(start, first), min(end, extent)
             tile = F.pad(query[:, :, begin - start : stop - start], (0, 0, begin - first, extent - stop))
-            y = self.kernel(tile, key[:, :, :extent], value[:, :, :extent], self._mask(first, query))
-            parts.append(y[:, :, begin - first : stop - first])
-        return torch.cat(parts, dim=2)
+            whole = self.kernel(tile, key[:, :, :extent], value[:, :, :extent], self._mask(first, query))
+            y[:, :, begin - start : stop - start] = whole[:, :, begin - first : stop - first]
 
     def _mask(self, first: int, query: torch.Tensor) -> torch.Tensor:
         """[1, 1, TILE, first + TILE]: 0 up to each query's own position, -inf after it; cached."""

@@ -10,17 +10,16 @@ import torch.nn.functional as F
 from ..cache import Placement, exact_kernel
 from ..cache.exact import widened
 from ..models.interface import RecurrentDepthInterface
+from .reshaped import ReshapedModel
 from .rounding import Rounding
 
 
-class BatchInvariant:
+class BatchInvariant(ReshapedModel):
     """A model's verbs for passes over rows end to end, at widths that round alike.
 
     A layer's sums over one position may be added in another order than those over sixteen. So a pass is padded to a
     width at which every layer gives the same numbers as at other such widths (`Rounding` finds them), and attention,
     which works on the real positions, uses a kernel that treats every query alike (`exact_kernel`).
-
-    Everything but the verbs is the model's own.
 
     Args:
         model: implements `RecurrentDepthInterface`.
@@ -28,18 +27,12 @@ class BatchInvariant:
     """
 
     def __init__(self, model: RecurrentDepthInterface, device: torch.device):
-        self.model, self.device = model, device
+        super().__init__(model)
+        self.device = device
         self._rounding: Rounding | None = None
-        self._latest: PaddedPass | None = None
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    def _padded(self, at: Placement) -> PaddedPass:
-        """The padded pass of a placement, kept while the verbs are called with the same one."""
-        if self._latest is None or self._latest.owner is not at:
-            self._latest = PaddedPass(at, self._width(at.positions.shape[1]))
-        return self._latest
+    def reshape(self, at: Placement) -> PaddedPass:
+        return PaddedPass(at, self._width(at.positions.shape[1]))
 
     def _width(self, positions: int) -> int:
         """The width of a pass over so many positions."""
@@ -47,16 +40,6 @@ class BatchInvariant:
             # Not earlier: the passes may be under autocast.
             self._rounding = Rounding.of(self.model, self.device)
         return self._rounding.width(self.model, positions)
-
-    def embed(
-        self, input_ids: torch.Tensor | None, at: Placement, inputs_embeds: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        if at.grid is None:
-            return self.model.embed(input_ids, at, inputs_embeds)
-        at.ids = input_ids  # the passes after this one may be padded again
-        padded = self._padded(at)
-        ids, embeds = (None if x is None else padded.pad(x) for x in (input_ids, inputs_embeds))
-        return padded.cut(self.model.embed(ids, padded.at, embeds))
 
     def initialize_state(
         self, e: torch.Tensor, positions: torch.Tensor, seeds: torch.Tensor, scale: float = 1.0
@@ -67,16 +50,10 @@ class BatchInvariant:
         e, positions, seeds = (padded_to(self._width(count), x) for x in (e, positions, seeds))
         return self.model.initialize_state(e, positions, seeds, scale)[:, :count]
 
-    def recur(self, s: torch.Tensor, e: torch.Tensor, at: Placement, depth: int) -> torch.Tensor:
-        if at.grid is None:
-            return self.model.recur(s, e, at, depth)
-        padded = self._padded(at)
-        return padded.cut(self.model.recur(padded.pad(s), padded.pad(e), padded.at, depth))
-
     def decode(self, s: torch.Tensor, at: Placement, readout: Any = 0, logits_to_keep: Any = 0) -> torch.Tensor:
         if at.grid is None:
             return self.model.decode(s, at, readout, logits_to_keep)
-        padded = self._padded(at)
+        padded = self.reshaped(at)
         if isinstance(logits_to_keep, int):
             first = s.shape[1] - logits_to_keep if logits_to_keep else 0
             logits_to_keep = torch.arange(first, s.shape[1], device=s.device)
@@ -108,7 +85,7 @@ class PaddedPass:
         """[1, n, ...] -> [1, width, ...]."""
         return padded_to(self.width, x)
 
-    def cut(self, x: torch.Tensor) -> torch.Tensor:
+    def unpad(self, x: torch.Tensor) -> torch.Tensor:
         """[1, width, ...] -> [1, n, ...]."""
         return x[:, : self.count]
 

@@ -264,16 +264,23 @@ class TokenChoice:
         return step[prefix.row, None].float()
 
 
+def cells_of(choices: Sequence[TokenChoice]) -> list[tuple[TokenChoice, list[int]]]:
+    """Each of some calls' `TokenChoice`s once, with the cells whose choice it is."""
+    shares: dict[int, tuple[TokenChoice, list[int]]] = {}
+    for cell, choice in enumerate(choices):
+        shares.setdefault(id(choice), (choice, []))[1].append(cell)
+    return list(shares.values())
+
+
 def guess(
     logits: torch.Tensor, positions: torch.Tensor, seeds: torch.Tensor, choices: list[TokenChoice]
 ) -> torch.Tensor:
     """`TokenChoice.guess` for positions of several calls, each with its own `TokenChoice`."""
-    different = {id(choice): choice for choice in choices}
-    if len(different) == 1:
+    shares = cells_of(choices)
+    if len(shares) == 1:
         return choices[0].guess(logits, positions, seeds)
     guessed = torch.empty_like(positions)
-    for choice in different.values():
-        cells = [cell for cell, each in enumerate(choices) if each is choice]
+    for choice, cells in shares:
         where = torch.tensor(cells, device=positions.device)
         guessed[:, where] = choice.guess(*(x[:, where.to(x.device)] for x in (logits, positions, seeds)))
     return guessed
@@ -287,13 +294,12 @@ def choose(
     prefixes: list[tuple[TokenChoice, Prefix]],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`TokenChoice.__call__` for positions of several calls, each with its own `TokenChoice`."""
-    choices = {id(choice): choice for choice, _ in prefixes}
-    if len(choices) == 1:
-        (choice,) = choices.values()
+    shares = cells_of([choice for choice, _ in prefixes])
+    if len(shares) == 1:
+        choice = shares[0][0]
         return choice(logits, tokens, positions, seeds, [prefix for _, prefix in prefixes])
     predictions, scores = torch.empty_like(tokens), None
-    for choice in choices.values():
-        cells = [cell for cell, (each, _) in enumerate(prefixes) if each is choice]
+    for choice, cells in shares:
         where = torch.tensor(cells, device=positions.device)
         own = (x[:, where.to(x.device)] for x in (logits, tokens, positions, seeds))
         predicted, scored = choice(*own, [prefixes[cell][1] for cell in cells])

@@ -8,18 +8,17 @@ import torch
 
 from ..cache import Placement
 from ..models.interface import RecurrentDepthInterface
+from .reshaped import ReshapedModel
 from .row import Row
 
 
-class RowsInPlace:
+class RowsInPlace(ReshapedModel):
     """A model's verbs for a pass over rows end to end, run on a grid [batch, width] whose row i is row i of the batch.
 
     A forward hook may depend on rows: PEFT's `adapter_names` picks an adapter by row, and a hook may add a tensor
     [batch, 1, channels]. Such hooks see the whole batch in its order, although rows end, swap seats, and have waves of
     different widths. Cells without a position repeat one that exists, and their outputs are dropped. Attention still
     works on the rows end to end.
-
-    Everything but the verbs is the model's own.
 
     Args:
         model: implements `RecurrentDepthInterface`.
@@ -30,43 +29,20 @@ class RowsInPlace:
     """
 
     def __init__(self, model: RecurrentDepthInterface, batch: int):
-        self.model, self.batch = model, batch
+        super().__init__(model)
+        self.batch = batch
         self.seated: list[Row] = []
-        self._latest: PlacedGrid | None = None
         heads = model.decoding_heads
         # The extra-token head calls the embedding and the head on rows end to end, which their hooks may not expect.
         self.decoding_heads = None if heads is None else heads.only("readout", "probe")
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    def _grid(self, at: Placement) -> PlacedGrid:
-        """The grid of a pass, kept while the verbs are called with the same placement."""
-        if self._latest is None or self._latest.owner is not at:
-            numbers = [self.seated[seat].number for seat in at.seats]
-            self._latest = PlacedGrid(at, numbers, self.batch)
-        return self._latest
-
-    def embed(
-        self, input_ids: torch.Tensor | None, at: Placement, inputs_embeds: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        if at.grid is None:
-            return self.model.embed(input_ids, at, inputs_embeds)
-        at.ids = input_ids  # the passes after this one may make the grid again
-        grid = self._grid(at)
-        ids, embeds = (None if x is None else grid.pad(x) for x in (input_ids, inputs_embeds))
-        return grid.unpad(self.model.embed(ids, grid.at, embeds))
-
-    def recur(self, s: torch.Tensor, e: torch.Tensor, at: Placement, depth: int) -> torch.Tensor:
-        if at.grid is None:
-            return self.model.recur(s, e, at, depth)
-        grid = self._grid(at)
-        return grid.unpad(self.model.recur(grid.pad(s), grid.pad(e), grid.at, depth))
+    def reshape(self, at: Placement) -> PlacedGrid:
+        return PlacedGrid(at, [self.seated[seat].number for seat in at.seats], self.batch)
 
     def decode(self, s: torch.Tensor, at: Placement, readout: Any = 0, logits_to_keep: Any = 0) -> torch.Tensor:
         if at.grid is None:
             return self.model.decode(s, at, readout, logits_to_keep)
-        grid = self._grid(at)
+        grid = self.reshaped(at)
         if isinstance(logits_to_keep, int):
             return grid.unpad(self.model.decode(grid.pad(s), grid.at, readout))[:, -logits_to_keep:]
         # The columns that hold a wanted cell, then the wanted cells.

@@ -179,10 +179,8 @@ class SpeculativeWavefront(TickingSampler):
         predictions, scores = wave.choose(logits, read)
         ahead = []
         if self.extra:
-            choose = partial(wave.guess, index=read)
-            ahead = self.heads.ahead(
-                self.model, states, predictions, self.extra, lambda x, far: choose(x, distance=far)
-            )
+            choose = partial(wave.guess, read)
+            ahead = self.heads.ahead(self.model, states, predictions, self.extra, choose)
         finished = [index for index, timeline in zip(read, timelines, strict=True) if timeline == TRUTH]
         if finished and self.cache.core_slots > last:
             # The cache has more slots than recurrences: copy the last entry to the deeper ones, as after a prompt.

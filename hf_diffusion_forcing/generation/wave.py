@@ -91,7 +91,7 @@ class Wave:
         facts = [self.take(x, list(index)) for x in (self.ids, self.positions, self.seeds)]
         return choose(logits, *facts, prefixes)
 
-    def guess(self, logits: torch.Tensor, index: list[int], distance: int) -> torch.Tensor:
+    def guess(self, index: list[int], logits: torch.Tensor, distance: int) -> torch.Tensor:
         """Guesses of the tokens that positions to the right of those in `index` predict, int64 [1, n].
 
         Args:

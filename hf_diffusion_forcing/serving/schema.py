@@ -51,12 +51,15 @@ BOUNDS: dict[str, dict[str, Any]] = {
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """The application's OpenAPI document, with the fields of each body."""
+    """The application's OpenAPI document, with the fields of each body; made when it is first asked for."""
+    if app.openapi_schema is not None:
+        return app.openapi_schema
     whole = get_openapi(title="hf-diffusion-forcing", version=__version__, routes=app.routes)
     for path, names in FIELDS.items():
         content = whole["paths"][path]["post"]["requestBody"]["content"]["application/json"]
         properties = {name: _schema(name) for name in names}
         content["schema"] = {"type": "object", "properties": properties, "required": [names[0]]}
+    app.openapi_schema = whole
     return whole
 
 

@@ -9,6 +9,7 @@ import queue
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from jinja2 import TemplateError
@@ -164,8 +165,7 @@ def build_app(
     def read_metrics() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
-    written = document(app)
-    app.openapi = lambda: written
+    app.openapi = partial(document, app)
     app.add_middleware(Gate, service=service, metrics=metrics)
     if enable_cors:
         app.add_middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"])

@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
@@ -86,6 +86,9 @@ def test_packed_weights(dtype):
     draft_tokens=st.sampled_from([1, 2, 5]),
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 2**40),
+)
+@example(  # the first row reads nothing in the first two chunks
+    rows=[[1], [2, 3, 4]], chunk=1, depths=(1, 0), draft_tokens=1, dtype=torch.float32, seed=0
 )
 def test_over_prompts_chunks_and_batches(rows, chunk, depths, draft_tokens, dtype, seed):
     """Neither the other rows, nor the chunks of a prompt, nor drafts change a bit of the first row."""
