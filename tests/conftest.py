@@ -9,6 +9,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import json
 import logging
 import shutil
+import signal
 from functools import partialmethod
 
 import pytest
@@ -29,6 +30,8 @@ settings.register_profile("full", max_examples=60, deadline=None)
 def pytest_configure(config):
     """Properties are tried on more examples where `full` is not deselected."""
     settings.load_profile("few" if "not full" in config.option.markexpr else "full")
+    # What a script starts in the background ignores Ctrl+C, and so do the processes that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
