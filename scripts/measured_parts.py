@@ -20,13 +20,21 @@ Parts = Mapping[str, tuple[Callable[[int, int], Iterable[dict]], Callable[[dict]
 
 
 def measure_parts(
-    name: str, title: str, parts: Parts, chosen: str, output: Path, count: int, max_new_tokens: int
+    name: str,
+    title: str,
+    parts: Parts,
+    chosen: str,
+    output: Path,
+    count: int,
+    max_new_tokens: int,
+    argument: str | None = None,
 ) -> None:
     """Measure one part or, with "all", every part, and print the page. The others keep their rows.
 
     Args:
         name: of the files, and of the script behind "measure_".
         output: the folder of the files.
+        argument: of the command; `--part` and the part when None.
     """
     stored = output / f"{name}.json"
     for part, (measure, _) in parts.items():
@@ -36,7 +44,7 @@ def measure_parts(
             "date": date.today().isoformat(),
             "machine": f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()}), "
             f"{torch.get_num_threads()} threads, torch {torch.__version__}",
-            "command": f"scripts/measure_{name}.py --part {part} --count {count} --max-new-tokens {max_new_tokens}",
+            "command": f"scripts/measure_{name}.py {argument or f'--part {part}'} --count {count} --max-new-tokens {max_new_tokens}",
             "rows": list(measure(count, max_new_tokens)),
         }
         # Not earlier: another part may have been measured meanwhile.

@@ -4,10 +4,13 @@
     python scripts/train_bundled.py --corpus python-source --output runs/source --steps 3000
     python scripts/train_bundled.py --family parcae --output runs/parcae --steps 1900 --mean-recurrence 8 \
         --backprop-depth 4 --decoding-depth 8 --mixed-precision no --dtype bfloat16
+    python scripts/train_bundled.py --family nanbeige --output runs/two-loops --steps 1200 --layers 0/4/0 \
+        --mean-recurrence 2 --decoding-depth 2 --worked-batch 8 --mental-tokens 0 --mixed-precision no
 
 The second command trains a checkpoint of the same shape on the standard library of the running interpreter, whose text
 has natural entropy. It is used for measurements. The third trains a Parcae on the problems by the same recipe, at the
-family's own depths, on a CPU without bfloat16 (`tests/fixtures/parcae-problems`).
+family's own depths, on a CPU without bfloat16 (`tests/fixtures/parcae-problems`). The fourth trains four layers that
+run twice, as Nanbeige's do, on worked problems alone.
 
 Training is resumable: run the same command again after an interruption. It is also seeded: the data of a step depend on
 the seed, the step and the longest mental chain so far. The learning rate warms up, stays constant, and decays linearly
@@ -90,18 +93,23 @@ def model_config(
 ) -> PreTrainedConfig:
     """Return the config of a model of `family`; `layers` is prelude/core/coda."""
     prelude, core, coda = (int(n) for n in layers.split("/"))
+    sizes = {
+        "n_layers_in_prelude": prelude,
+        "n_layers_in_recurrent_block": core,
+        "n_layers_in_coda": coda,
+        # Output projections start larger than for the final depth, because the depth grows during training.
+        "mean_recurrence": 3,
+        "mean_backprop_depth": backprop_depth,
+    }
+    if family == "nanbeige":
+        sizes = {"num_hidden_layers": core, "num_key_value_heads": heads, "head_dim": width // heads}
     return AutoConfig.for_model(
         family,
         vocab_size=len(tokenizer),
         hidden_size=width,
         num_attention_heads=heads,
         intermediate_size=intermediate,
-        n_layers_in_prelude=prelude,
-        n_layers_in_recurrent_block=core,
-        n_layers_in_coda=coda,
-        # Output projections start larger than for the final depth, because the depth grows during training.
-        mean_recurrence=3,
-        mean_backprop_depth=backprop_depth,
+        **sizes,
         max_position_embeddings=4096,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -145,7 +153,7 @@ def main(
         "runs/bundled"
     ),
     family: Annotated[
-        Literal["huginn_raven", "parcae"], typer.Option(help="Model type; one with prelude, core and coda.")
+        Literal["huginn_raven", "parcae", "nanbeige"], typer.Option(help="Model type; nanbeige has a core alone.")
     ] = "huginn_raven",
     corpus_name: Annotated[Literal["problems", "python-source"], typer.Option("--corpus")] = "problems",
     steps: int = 3500,
@@ -159,7 +167,9 @@ def main(
     worked_batch: Annotated[
         int, typer.Option(help="Worked problems per step (every second step while chains grow).")
     ] = 4,
-    mental_tokens: Annotated[int, typer.Option(help="Approximate tokens of mental problems per step.")] = 800,
+    mental_tokens: Annotated[
+        int, typer.Option(help="Approximate tokens of mental problems per step; 0 for none.")
+    ] = 800,
     source_batch: Annotated[int, typer.Option(help="Windows of 256 tokens of source per step.")] = 8,
     mean_recurrence: Annotated[int, typer.Option(help="Mean random depth after the ramp from 9.")] = 12,
     backprop_depth: int = 6,

@@ -53,7 +53,7 @@ class ProblemCorpus(Corpus):
 
     Args:
         worked_batch: worked problems per step (while chains grow, in every second step).
-        mental_tokens: approximate tokens of mental problems per step.
+        mental_tokens: approximate tokens of mental problems per step; without any, worked problems are in every step.
     """
 
     words = r"\d| ?[^\s\d]+|\s+"
@@ -90,7 +90,7 @@ class ProblemCorpus(Corpus):
         mental = problems(rng.getrandbits(48), kind="mental", lengths=(1, self.longest))
         longest = problems(rng.getrandbits(48), kind="mental", lengths=(self.longest, self.longest))
         # Chains come first: they are learned one operation at a time, but written-out steps all at once.
-        count = self.worked_batch if step % 2 or self.longest == MAX_CHAIN else 0
+        count = self.worked_batch if step % 2 or self.longest == MAX_CHAIN or not rows else 0
         batches = {
             "worked": [next(worked) for _ in range(count)],
             "mental": [next(longest if row % 2 else mental) for row in range(rows)],
