@@ -145,7 +145,7 @@ def speed_page(part: dict) -> list[str]:
         "## Speed",
         "",
         f"{signature(part)} Time of decoding over that with plain float32 weights: medians over prompts, with the "
-        f"least and the largest. The bundled checkpoint made {FACTOR} times as wide, batch 1; autoregression at r = 32.",
+        f"least and the largest. The bundled checkpoint {FACTOR} times as wide, batch 1; autoregression at r = 32.",
         "",
         "| sampler | weights | prompts | time |",
         "| --- | --- | ---: | --- |",

@@ -44,7 +44,8 @@ def measure_parts(
             "date": date.today().isoformat(),
             "machine": f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()}), "
             f"{torch.get_num_threads()} threads, torch {torch.__version__}",
-            "command": f"scripts/measure_{name}.py {argument or f'--part {part}'} --count {count} --max-new-tokens {max_new_tokens}",
+            "command": f"scripts/measure_{name}.py {argument or f'--part {part}'} --count {count} "
+            f"--max-new-tokens {max_new_tokens}",
             "rows": list(measure(count, max_new_tokens)),
         }
         # Not earlier: another part may have been measured meanwhile.
