@@ -6,7 +6,8 @@
 
 The script widens the checkpoints (the bundled one and the one trained on Python source) in memory. Widening does not
 change the function that they compute (evaluation/widening.py), so quality is measured on the narrow checkpoints. The
-samplers of a table take turns on every prompt of one run. Writes docs/benchmarks/speed*.json and .md.
+samplers of a table take turns on every prompt of one run. Writes docs/benchmarks/speed*.json and .md, on a CPU without
+AVX-512 speed_avx2*.
 """
 
 import json
@@ -231,6 +232,7 @@ def main(
             typer.echo(f"Wrote the page and the plot for {path.name}.")
         return
     torch.set_num_threads(threads)
+    capability = torch.backends.cpu.get_cpu_capability()
 
     def load_model(path, factor=factor):
         return load(path, factor, dtype, pack)
@@ -247,7 +249,7 @@ def main(
     record = {
         "title": "Speed" + (f" over {sweep}" if sweep != "none" else ""),
         "command": f"scripts/benchmark.py {options}",
-        "machine": f"{platform.machine()} CPU, {threads} threads, torch {torch.__version__}, "
+        "machine": f"{platform.machine()} CPU ({capability}), {threads} threads, torch {torch.__version__}, "
         f"transformers {transformers.__version__}",
         "date": date.today().isoformat(),
         "dtype": dtype + (", packed weights" if pack else ""),
@@ -257,7 +259,12 @@ def main(
         "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "tables": tables,
     }
-    name = "speed" + ("" if pack else "_plain") + (f"_{sweep}" if sweep != "none" else "")
+    name = (
+        "speed"
+        + ("" if "AVX512" in capability else f"_{capability.lower()}")
+        + ("" if pack else "_plain")
+        + (f"_{sweep}" if sweep != "none" else "")
+    )
     (output / "benchmarks").mkdir(parents=True, exist_ok=True)
     (output / "benchmarks" / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     print(report(record, name, output))
