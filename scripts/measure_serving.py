@@ -1,51 +1,66 @@
 """Measure the server: many clients at once beside one request after the other.
 
     python scripts/measure_serving.py
-    python scripts/measure_serving.py --checkpoint FOLDER --requests 4
+    python scripts/measure_serving.py --part lossless
 
-Writes docs/benchmarks/serving.json and serving.md. Each preset has two servers, which take turns: the engine, and the
-same with --max-batch-size 1 --no-prefix-reuse. Real HTTP clients on loopback stream chats that begin alike. Run the
+Each way to decode has two servers, which take turns: the engine, and the same with --max-batch-size 1
+--no-prefix-reuse. Real HTTP clients on loopback stream chats that begin alike. The model is the bundled checkpoint, as
+it is and 4 times as wide. Writes docs/benchmarks/serving.json and serving.md; a part replaces only its own rows. Run the
 script on an otherwise idle machine.
 """
 
 import asyncio
 import contextlib
-import json
-import platform
 import random
 import signal
 import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from datetime import date
+from enum import StrEnum
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import httpx2
 import torch
-import transformers
 import typer
+from measure_lossless import FACTOR
+from measured_parts import ROOT, measure_parts, signature
 from openai import AsyncOpenAI
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_diffusion_forcing import bundled_checkpoint
 from hf_diffusion_forcing.evaluation.problems import problems
+from hf_diffusion_forcing.evaluation.widening import widen
+from hf_diffusion_forcing.generation.cost_curve import CostCurve, cost_curve
 
-ROOT = Path(__file__).parent.parent
 WAYS = {
     "fast": ["--preset", "fast"],
     "lossless": ["--preset", "lossless"],
     "adaptive": ["--sampler", "adaptive"],
 }
 """Options of the server for each way to decode."""
+
+
+class Part(StrEnum):
+    all = "all"
+    fast = "fast"
+    lossless = "lossless"
+    adaptive = "adaptive"
+    fast_narrow = "fast-narrow"
+    lossless_narrow = "lossless-narrow"
+    adaptive_narrow = "adaptive-narrow"
+
+
+CLIENTS = (1, 4, 8, 16)
 SERIAL = ["--max-batch-size", "1", "--no-prefix-reuse"]
-NEW_TOKENS = 48
 COPIES = (3, 12)
 """How often the first message of a chat repeats its question, where second turns are measured."""
 LOAD = 0.7
@@ -101,193 +116,235 @@ def serving(*options: str) -> Iterator[str]:
         process.wait()
 
 
-async def ask(client: AsyncOpenAI, messages: list[dict[str, str]], new_tokens: int = NEW_TOKENS) -> tuple[Reply, str]:
-    """One chat, streamed."""
-    start, first, tokens, text = time.perf_counter(), None, 0, ""
-    stream = await client.chat.completions.create(
-        model=MODEL[0],
-        messages=messages,
-        max_tokens=new_tokens,
-        stream=True,
-        stream_options={"include_usage": True},
-    )
-    async for chunk in stream:
-        if chunk.choices and chunk.choices[0].delta.content:
-            first = first or time.perf_counter() - start
-            text += chunk.choices[0].delta.content
-        if chunk.usage:
-            tokens = chunk.usage.completion_tokens
-    seconds = time.perf_counter() - start
-    return Reply(first or seconds, seconds, tokens), text
+class Clients:
+    """Clients of one server.
 
-
-MODEL = ["bundled"]
-"""The name of the served model."""
-
-
-async def closed_loop(client: AsyncOpenAI, clients: int, requests: int, prompts: Iterator) -> list[Reply]:
-    """Each client asks again as soon as it has its answer."""
-
-    async def one() -> list[Reply]:
-        return [(await ask(client, next(prompts)))[0] for _ in range(requests)]
-
-    return [reply for replies in await asyncio.gather(*(one() for _ in range(clients))) for reply in replies]
-
-
-async def poisson(client: AsyncOpenAI, rate: float, requests: int, prompts: Iterator) -> list[Reply]:
-    """Requests arrive at random times, whatever is being answered."""
-    draw, tasks = random.Random(0), []
-    for _ in range(requests):
-        tasks.append(asyncio.create_task(ask(client, next(prompts))))
-        await asyncio.sleep(draw.expovariate(rate))
-    return [reply for reply, _ in await asyncio.gather(*tasks)]
-
-
-def positions(url: str) -> tuple[float, float]:
-    """Positions of prompts so far, and those of them that were reused."""
-    lines = dict(line.rsplit(" ", 1) for line in httpx2.get(f"{url}/metrics").text.splitlines() if line[0] != "#")
-    return tuple(float(lines[f"hf_diffusion_forcing_engine_{name}_positions_total"]) for name in ("prompt", "reused"))
-
-
-def measured(url: str, load: Callable[[AsyncOpenAI], Awaitable[list[Reply]]]) -> dict[str, float]:
-    """The figures of one load on one server."""
-
-    async def run() -> tuple[list[Reply], float]:
-        async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600) as client:
-            start = time.perf_counter()
-            return await load(client), time.perf_counter() - start
-
-    before = positions(url)
-    replies, seconds = asyncio.run(run())
-    read, reused = (after - earlier for after, earlier in zip(positions(url), before, strict=True))
-    firsts, normal = sorted(reply.first for reply in replies), [reply.per_token for reply in replies]
-    return {
-        "requests": len(replies),
-        "requests_per_second": len(replies) / seconds,
-        "tokens_per_second": sum(reply.tokens for reply in replies) / seconds,
-        "first_token_median": statistics.median(firsts),
-        "first_token_p95": firsts[min(len(firsts) - 1, int(0.95 * len(firsts)))],
-        "seconds_per_token": statistics.mean(normal),
-        "fairness": max(normal) / statistics.median(normal),
-        "prefix_hit_rate": reused / max(read, 1),
-    }
-
-
-def turns(url: str, repeats: int, copies: int, prompts: Iterator) -> dict[str, float]:
-    """Medians over chats whose first message is a question `copies` times.
-
-    Returns:
-        Prompt tokens of the first turn, and seconds to the first token of both turns.
+    Args:
+        client: connected to the server.
+        model: its name there.
+        prompts: the chats to send; none is sent twice.
+        room: new tokens at most.
     """
 
-    async def run() -> list[tuple[int, float, float]]:
+    def __init__(self, client: AsyncOpenAI, model: str, prompts: Iterator[list[dict[str, str]]], room: int):
+        self.client, self.model, self.prompts, self.room = client, model, prompts, room
+
+    async def ask(self, messages: list[dict[str, str]] | None = None, room: int | None = None) -> tuple[Reply, str]:
+        """One chat, streamed."""
+        messages = messages or next(self.prompts)
+        start, first, tokens, text = time.perf_counter(), None, 0, ""
+        stream = await self.client.chat.completions.create(
+            model=self.model,
+            messages=messages,
+            max_tokens=room or self.room,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        async for chunk in stream:
+            if chunk.choices and chunk.choices[0].delta.content:
+                first = first or time.perf_counter() - start
+                text += chunk.choices[0].delta.content
+            if chunk.usage:
+                tokens = chunk.usage.completion_tokens
+        seconds = time.perf_counter() - start
+        return Reply(first or seconds, seconds, tokens), text
+
+    async def closed_loop(self, clients: int, requests: int) -> list[Reply]:
+        """Each client asks again as soon as it has its answer."""
+
+        async def one() -> list[Reply]:
+            return [(await self.ask())[0] for _ in range(requests)]
+
+        return [reply for replies in await asyncio.gather(*(one() for _ in range(clients))) for reply in replies]
+
+    async def poisson(self, rate: float, requests: int) -> list[Reply]:
+        """Requests arrive at random times, whatever is being answered."""
+        draw, tasks = random.Random(0), []
+        for _ in range(requests):
+            tasks.append(asyncio.create_task(self.ask()))
+            await asyncio.sleep(draw.expovariate(rate))
+        return [reply for reply, _ in await asyncio.gather(*tasks)]
+
+    async def turns(self, repeats: int, copies: int, url: str) -> list[tuple[int, float, float]]:
+        """Chats of two turns: prompt tokens of the first, and seconds to the first token of both."""
         found = []
-        async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600) as client:
-            for number in range(repeats):
-                unread = [{"role": "user", "content": f"{number}: {next(prompts)[-1]['content']} " * copies}]
-                before = positions(url)[0]
-                cold, text = await ask(client, unread)
-                length = positions(url)[0] - before
-                more = [*unread, {"role": "assistant", "content": text}, {"role": "user", "content": "Last digit?"}]
-                found.append((length, cold.first, (await ask(client, more, 8))[0].first))
+        for number in range(repeats):
+            unread = [{"role": "user", "content": f"{number}: {next(self.prompts)[-1]['content']} " * copies}]
+            before = counts(url)["prompt_positions"]
+            cold, text = await self.ask(unread)
+            length = int(counts(url)["prompt_positions"] - before)
+            more = [*unread, {"role": "assistant", "content": text}, {"role": "user", "content": "Last digit?"}]
+            found.append((length, cold.first, (await self.ask(more, 8))[0].first))
         return found
 
-    length, cold, second = map(statistics.median, zip(*asyncio.run(run()), strict=True))
-    return {"prompt_tokens": length, "cold_first_token": cold, "second_turn_first_token": second}
+
+class Server:
+    """A running server, and the clients' chats with it.
+
+    Args:
+        url: its address.
+        model: its folder, which is also its name there.
+        room: new tokens at most.
+    """
+
+    def __init__(self, url: str, model: str, room: int):
+        self.url, self.model, self.room, self.prompts = url, model, room, chats()
+
+    def load(self, work: Callable[[Clients], Awaitable[list[Any]]]) -> tuple[list[Any], float]:
+        """What the clients' work gives, and the seconds that it took."""
+
+        async def run() -> tuple[list[Any], float]:
+            async with AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=600) as client:
+                start = time.perf_counter()
+                done = await work(Clients(client, self.model, self.prompts, self.room))
+                return done, time.perf_counter() - start
+
+        return asyncio.run(run())
+
+    def measured(self, work: Callable[[Clients], Awaitable[list[Reply]]]) -> dict[str, float]:
+        """The figures of one load."""
+        before = counts(self.url)
+        replies, seconds = self.load(work)
+        more = {name: value - before[name] for name, value in counts(self.url).items()}
+        firsts, normal = sorted(reply.first for reply in replies), [reply.per_token for reply in replies]
+        return {
+            "requests": len(replies),
+            "requests_per_second": len(replies) / seconds,
+            "tokens_per_second": sum(reply.tokens for reply in replies) / seconds,
+            "first_token_median": statistics.median(firsts),
+            "first_token_p95": firsts[min(len(firsts) - 1, int(0.95 * len(firsts)))],
+            "seconds_per_token": statistics.mean(normal),
+            "fairness": max(normal) / statistics.median(normal),
+            "prefix_hit_rate": more["reused_positions"] / max(more["prompt_positions"], 1),
+            "positions_per_pass": more["positions_refined"] / max(more["core_passes"], 1),
+        }
 
 
-def generate_rate(checkpoint: str, options: list[str], requests: int) -> float:
+def counts(url: str) -> dict[str, float]:
+    """Counts of the engine so far, as `BatchingStats` names them."""
+    lines = dict(line.rsplit(" ", 1) for line in httpx2.get(f"{url}/metrics").text.splitlines() if line[0] != "#")
+    start, end = "hf_diffusion_forcing_engine_", "_total"
+    return {name[len(start) : -len(end)]: float(value) for name, value in lines.items() if name.startswith(start)}
+
+
+def generate_rate(model: Any, tokenizer: Any, options: list[str], requests: int, room: int) -> float:
     """Tokens a second of `generate()` alone, with the server's chunks."""
-    model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     keywords = {"sampler_preset" if options[0] == "--preset" else "sampler": options[1]}
     chunk = 32 if model.decoding_config(None, **keywords).sampler_config.sees_chunks else None
     tokens, seconds = 0, 0.0
     for number, chat in zip(count(), islice(chats(), requests + 1)):
         ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         start = time.perf_counter()
-        out = model.generate(**ids, **keywords, prefill_chunk_size=chunk, max_new_tokens=NEW_TOKENS, seed=0)
+        out = model.generate(**ids, **keywords, prefill_chunk_size=chunk, max_new_tokens=room, seed=0)
         if number:  # the first one warms up
             seconds, tokens = seconds + time.perf_counter() - start, tokens + out.shape[1] - ids["input_ids"].shape[1]
     return tokens / seconds
 
 
-def measure_way(checkpoint: str | None, way: str, clients: list[int], requests: int) -> dict[str, Any]:
-    """All loads of one way to decode, on both servers in turn."""
-    model = [] if checkpoint is None else [checkpoint]
-    found: dict[str, Any] = {
-        "generate_tokens_per_second": generate_rate(checkpoint or str(bundled_checkpoint()), WAYS[way], requests)
-    }
-    with serving(*model, *WAYS[way]) as engine, serving(*model, *WAYS[way], *SERIAL) as serial:
-        urls = {"engine": engine, "serial": serial}
-        # The same questions for both, and none twice: only their beginning is shared.
-        asked = {name: chats() for name in urls}
-        for name, url in urls.items():
-            measured(url, lambda client, own=asked[name]: closed_loop(client, 2, 1, own))
-        for number in tqdm(clients, desc=way):
-            found[f"{number} clients"] = {
-                name: measured(url, lambda client, n=number, own=asked[name]: closed_loop(client, n, requests, own))
-                for name, url in urls.items()
-            }
-        busiest = found[f"{8 if 8 in clients else clients[-1]} clients"]["engine"]["requests_per_second"]
-        found["poisson"] = {
-            name: measured(url, lambda client, own=asked[name]: poisson(client, LOAD * busiest, 4 * requests, own))
-            for name, url in urls.items()
-        }
-        found["turns"] = [turns(engine, requests, copies, asked["engine"]) for copies in COPIES]
-    return found
+def bound(curve: CostCurve, alone: float, together: float) -> float:
+    """How many times as many positions a core pass over `together` positions does in a second as one over `alone`."""
+
+    def each(width: float) -> float:
+        return (curve.seconds_per_tick(width, 2) - curve.seconds_per_tick(width, 1)) / width
+
+    return each(alone) / each(together)
 
 
-def as_markdown(report: dict[str, Any]) -> str:
+def rows(requests: int, room: int, way: str, factor: int) -> Iterator[dict]:
+    """Yield the figures of all loads of one way to decode, on both servers in turn.
+
+    Args:
+        requests: of each client.
+        factor: how many times as wide as the bundled checkpoint the model is.
+    """
+    model = AutoModelForCausalLM.from_pretrained(bundled_checkpoint(), dtype=torch.float32).eval()
+    model = widen(model, factor).eval() if factor > 1 else model
+    tokenizer = AutoTokenizer.from_pretrained(bundled_checkpoint())
+    curve = cost_curve(model, 1, model.device)
+    yield {"generate_tokens_per_second": generate_rate(model, tokenizer, WAYS[way], requests, room)}
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        options = [folder, *WAYS[way]]
+        with serving(*options) as engine_url, serving(*options, *SERIAL) as serial_url:
+            servers = {"serial": Server(serial_url, folder, room), "engine": Server(engine_url, folder, room)}
+            for server in servers.values():  # a warm-up
+                server.load(lambda clients: clients.closed_loop(2, 1))
+            rate = 0.0
+            for number in tqdm([*CLIENTS, None], desc=way):
+                alone = 0.0
+                for name, server in servers.items():
+                    if number is None:
+                        found = server.measured(lambda clients, r=rate: clients.poisson(LOAD * r, 4 * requests))
+                    else:
+                        found = server.measured(lambda clients, n=number: clients.closed_loop(n, requests))
+                    if name == "serial":
+                        alone = found["positions_per_pass"]
+                    else:
+                        found["bound"] = bound(curve, alone, found["positions_per_pass"])
+                    if (number, name) == (8, "engine"):
+                        rate = found["requests_per_second"]
+                    yield {"load": "Poisson" if number is None else f"{number} clients", "server": name} | found
+            for copies in COPIES:
+                found, _ = servers["engine"].load(lambda clients, n=copies: clients.turns(requests, n, engine_url))
+                length, cold, second = map(statistics.median, zip(*found, strict=True))
+                yield {"prompt_tokens": length, "cold_first_token": cold, "second_turn_first_token": second}
+
+
+def page(part: dict, way: str, factor: int) -> list[str]:
     """The tables."""
-    head = "| load | server | tokens/s | first token: median | p95 | s/token | max/median | prefix hits |"
-    lines = ["# Serving", "", report["about"], ""]
-    for way, found in report["ways"].items():
-        lines += [f"## {way}", "", head, "| --- | --- " + "| ---: " * 6 + "|"]
-        for load, servers in found.items():
-            if load in ("turns", "generate_tokens_per_second"):
-                continue
-            for server, cell in servers.items():
-                lines.append(
-                    f"| {load} | {server} | {cell['tokens_per_second']:.1f} | {cell['first_token_median']:.2f} s | "
-                    f"{cell['first_token_p95']:.2f} s | {cell['seconds_per_token']:.3f} | {cell['fairness']:.2f} | "
-                    f"{cell['prefix_hit_rate']:.0%} |"
-                )
-        lines += ["", f"`generate()` alone: {found['generate_tokens_per_second']:.1f} tokens/s.", ""]
-        for pair in found["turns"]:
+    wide = "the bundled checkpoint as it is" if factor == 1 else f"the bundled checkpoint {factor} times as wide"
+    lines = [
+        f"## {way.capitalize()}, {wide}",
+        "",
+        f"{signature(part)} Float32, plain weights.",
+        "",
+        "| load | server | tokens/s | first token: median | p95 | s/token | max/median | prefix hits "
+        "| positions a pass | bound |",
+        "| --- | --- " + "| ---: " * 8 + "|",
+    ]
+    for cell in part["rows"]:
+        if "load" in cell:
+            lines.append(
+                f"| {cell['load']} | {cell['server']} | {cell['tokens_per_second']:.1f} | "
+                f"{cell['first_token_median']:.2f} s | {cell['first_token_p95']:.2f} s | "
+                f"{cell['seconds_per_token']:.3f} | {cell['fairness']:.2f} | {cell['prefix_hit_rate']:.0%} | "
+                f"{cell['positions_per_pass']:.1f} | " + (f"{cell['bound']:.1f}x |" if "bound" in cell else "|")
+            )
+    lines += ["", f"`generate()` alone: {part['rows'][0]['generate_tokens_per_second']:.1f} tokens/s.", ""]
+    for pair in part["rows"]:
+        if "prompt_tokens" in pair:
             cold, second = pair["cold_first_token"], pair["second_turn_first_token"]
             lines.append(
                 f"- A chat of {pair['prompt_tokens']:.0f} tokens that nobody has read: first token after {cold:.2f} s, "
                 f"in its second turn after {second:.2f} s ({second / cold:.2f} of it)."
             )
-        lines.append("")
-    return "\n".join(lines)
+    return lines
+
+
+NOTE = (
+    "`engine` is the server, `serial` the same with `--max-batch-size 1 --no-prefix-reuse`; they take turns on the "
+    "machine of the clients. *s/token* is a request's time over its new tokens, *max/median* the largest of these over "
+    "the median. *Bound*: how many times as many positions a second a core pass does at the engine's width as at "
+    "serial's, on this machine. What the engine gains beyond it comes from prompts that it did not read."
+)
+PARTS = {
+    f"{way}{'' if factor > 1 else '-narrow'}": (
+        partial(rows, way=way, factor=factor),
+        partial(page, way=way, factor=factor),
+    )
+    for factor in (FACTOR, 1)
+    for way in WAYS
+}
 
 
 def main(
-    checkpoint: Annotated[str | None, typer.Option(help="A folder; the bundled checkpoint by default.")] = None,
-    ways: Annotated[str, typer.Option(help="Ways to decode, with commas.")] = ",".join(WAYS),
-    clients: Annotated[str, typer.Option(help="Numbers of clients, with commas.")] = "1,4,8,16",
-    requests: Annotated[int, typer.Option(help="Requests of each client.", min=1)] = 3,
-    output: Annotated[Path, typer.Option(help="The JSON file; the Markdown goes beside it.")] = ROOT
-    / "docs/benchmarks/serving.json",
-) -> None:
-    MODEL[0] = checkpoint or "bundled"
-    report: dict[str, Any] = {
-        "about": (
-            f"Measured on {date.today()} with {Path(checkpoint).name if checkpoint else 'the bundled checkpoint'} on "
-            f"{platform.machine()} with {torch.get_num_threads()} threads, torch {torch.__version__}, transformers "
-            f"{transformers.__version__}; {NEW_TOKENS} new tokens at most, {requests} requests a client. `engine` is "
-            f"the server, `serial` the same with `{' '.join(SERIAL)}`; they take turns on the same machine as the "
-            "clients. Written by scripts/measure_serving.py."
-        ),
-        "ways": {},
-    }
-    numbers = [int(number) for number in clients.split(",")]
-    for way in ways.split(","):
-        report["ways"][way] = measure_way(checkpoint, way, numbers, requests)
-        output.write_text(json.dumps(report, indent=1) + "\n")
-        output.with_suffix(".md").write_text(as_markdown(report))
+    count: Annotated[int, typer.Option(help="Requests of each client.", min=1)] = 2,
+    max_new_tokens: int = 48,
+    part: Annotated[Part, typer.Option(help="What to measure.")] = Part.all,
+    output: Path = ROOT / "docs" / "benchmarks",
+):
+    measure_parts("serving", "Serving", PARTS, part, output, count, max_new_tokens, note=NOTE)
 
 
 if __name__ == "__main__":

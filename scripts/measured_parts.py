@@ -28,6 +28,7 @@ def measure_parts(
     count: int,
     max_new_tokens: int,
     argument: str | None = None,
+    note: str | None = None,
 ) -> None:
     """Measure one part or, with "all", every part, and print the page. The others keep their rows.
 
@@ -35,6 +36,7 @@ def measure_parts(
         name: of the files, and of the script behind "measure_".
         output: the folder of the files.
         argument: of the command; `--part` and the part when None.
+        note: what is said of all parts.
     """
     stored = output / f"{name}.json"
     for part, (measure, _) in parts.items():
@@ -52,14 +54,14 @@ def measure_parts(
         record = json.loads(stored.read_text()) if stored.exists() else {}
         record[part] = measured
         write_file(stored, json.dumps(record, indent=1) + "\n")
-        written = page(title, parts, record)
+        written = page(title, parts, record, note)
         write_file(stored.with_suffix(".md"), written)
     typer.echo(written)
 
 
-def page(title: str, parts: Parts, record: dict) -> str:
+def page(title: str, parts: Parts, record: dict, note: str | None = None) -> str:
     """The record as Markdown."""
-    lines = [f"# {title}"]
+    lines = [f"# {title}", *(["", note] if note else [])]
     for name, (_, write) in parts.items():
         if name in record:
             lines += ["", *write(record[name])]
