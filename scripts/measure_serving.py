@@ -5,8 +5,8 @@
 
 Each way to decode has two servers, which take turns: the engine, and the same with --max-batch-size 1
 --no-prefix-reuse. Real HTTP clients on loopback stream chats that begin alike. The model is the bundled checkpoint, as
-it is and 4 times as wide. Writes docs/benchmarks/serving.json and serving.md; a part replaces only its own rows. Run the
-script on an otherwise idle machine.
+it is and 4 times as wide. Writes docs/benchmarks/serving.json and serving.md; a part replaces only its own rows. Run
+the script on an otherwise idle machine.
 """
 
 import asyncio
