@@ -224,7 +224,11 @@ def counts(url: str) -> dict[str, float]:
     """Counts of the engine so far, as `BatchingStats` names them."""
     lines = dict(line.rsplit(" ", 1) for line in httpx2.get(f"{url}/metrics").text.splitlines() if line[0] != "#")
     start, end = "hf_diffusion_forcing_engine_", "_total"
-    return {name[len(start) : -len(end)]: float(value) for name, value in lines.items() if name.startswith(start)}
+    return {
+        name[len(start) : -len(end)]: float(value)
+        for name, value in lines.items()
+        if name.startswith(start) and name.endswith(end)
+    }
 
 
 def generate_rate(model: Any, tokenizer: Any, options: list[str], requests: int, room: int) -> float:
