@@ -137,13 +137,14 @@ class RoundedExtents:
     def __getattr__(self, name: str):
         return getattr(self.cache, name)
 
-    def place_rows(self, positions, rows, widths, extent, start=None, first_seat=0, depth=0) -> Placement:
+    def place_rows(self, positions, rows, widths, extents, start=None, first_seat=0, depth=0) -> Placement:
         """`RecurrentDepthCache.place_rows`; `start` would do without a mask."""
-        return self.cache.place_rows(positions, rows, widths, rounded(extent, ALONE), None, first_seat, depth)
+        extents = [rounded(extent, ALONE) for extent in extents]
+        return self.cache.place_rows(positions, rows, widths, extents, None, first_seat, depth)
 
     def place_prompt(self, positions, rows, widths, starts, first_seat=0) -> Placement:
         """`RecurrentDepthCache.place_prompt`; `Tiles` makes masks of its own."""
-        extent = max(start + width for start, width in zip(starts, widths, strict=True))
-        at = self.cache.place_rows(positions, rows, widths, rounded(extent), None, first_seat)
+        extents = [rounded(start + width) for start, width in zip(starts, widths, strict=True)]
+        at = self.cache.place_rows(positions, rows, widths, extents, None, first_seat)
         at.starts, at.mask = starts, None
         return at

@@ -21,7 +21,7 @@ class RecurrentDepthCache(Seats, Cache):
     A layer's keys are one tensor [slots, seats, heads, capacity + 1, head_dim], indexed by absolute position, counted
     from each row's first real token. Padding is written to the last of the `capacity + 1` places, which is never read.
     Every row has a seat. Dropping tokens changes a number and copies nothing. When a text outgrows the capacity, it
-    grows by half, and only written positions are copied. Memory, in bytes, is
+    grows by half, and only what has been written in each seat is copied. Memory, in bytes, is
 
         2 x seats x heads x (capacity + 1) x head_dim x itemsize x (prelude + slots x core + readouts x coda)
 
@@ -64,8 +64,8 @@ class RecurrentDepthCache(Seats, Cache):
         self.num_steps = num_steps
         self.kv_sharing = "last" if kv_sharing == 1 else kv_sharing
         self.capacity = capacity
-        self.filled = 0
-        """All positions written so far are below this."""
+        self.filled: list[int] = []
+        """For each seat, all positions written so far are below this."""
         self.columns = 0
         self.seats = 0
         self.keys: list[torch.Tensor | None] = [None] * self.num_layers
@@ -125,14 +125,15 @@ class RecurrentDepthCache(Seats, Cache):
         elif extent is None:
             extent = int(positions.max()) + 1
         rows = torch.arange(len(positions), device=positions.device)[:, None]
-        return self._placement(positions, positions, extent, range(len(positions)), rows, start)
+        extents = [extent] * len(positions)
+        return self._placement(positions, positions, extents, range(len(positions)), rows, start)
 
     def place_rows(
         self,
         positions: torch.Tensor,
         rows: torch.Tensor,
         widths: Sequence[int],
-        extent: int,
+        extents: Sequence[int],
         start: int | None = None,
         first_seat: int = 0,
         depth: int | torch.Tensor | Slots = 0,
@@ -143,14 +144,14 @@ class RecurrentDepthCache(Seats, Cache):
             positions: int64 [1, n], absolute. A row's positions may have any order and gaps.
             rows: int64 [1, n], the row of each, counted from 0.
             widths: positions of each row.
-            extent: an upper bound (exclusive) on the positions.
-            start: the first position, if every row's positions are start, start + 1, ... up to `extent`.
+            extents: of each row, an upper bound (exclusive) on its positions.
+            start: the first position, if every row's positions are start, start + 1, ... up to its extent.
             first_seat: the rows have this seat and those after it, in order.
             depth: recurrences the positions have had; see `Placement`.
         """
         grid = Grid(widths, positions.device)
         seats = range(first_seat, first_seat + len(widths))
-        return self._placement(positions, grid.pad(positions), extent, seats, rows, start, depth, grid)
+        return self._placement(positions, grid.pad(positions), extents, seats, rows, start, depth, grid)
 
     def place_prompt(
         self,
@@ -161,9 +162,9 @@ class RecurrentDepthCache(Seats, Cache):
         first_seat: int = 0,
     ) -> Placement:
         """The placement of a pass that reads prompts: `place_rows` for rows of start, start + 1, ... each."""
-        extent = max(start + width for start, width in zip(starts, widths, strict=True))
+        extents = [start + width for start, width in zip(starts, widths, strict=True)]
         alike = len(set(widths)) == len(set(starts)) == 1
-        at = self.place_rows(positions, rows, widths, extent, starts[0] if alike else None, first_seat)
+        at = self.place_rows(positions, rows, widths, extents, starts[0] if alike else None, first_seat)
         at.starts = starts
         return at
 
@@ -171,14 +172,17 @@ class RecurrentDepthCache(Seats, Cache):
         self,
         positions: torch.Tensor,
         queries: torch.Tensor,
-        extent: int,
+        extents: Sequence[int],
         seats: range,
         rows: torch.Tensor,
         start: int | None,
         depth: int | torch.Tensor | Slots = 0,
         grid: Grid | None = None,
     ) -> Placement:
+        extent = max(extents)
         self.reserve(extent, seats.stop)
+        for seat, own in zip(seats, extents, strict=True):
+            self.filled[seat] = max(self.filled[seat], own)
         self._leave_inference_mode()
         width, mask = queries.shape[1], None
         is_causal = start is not None and width > 1 and (start == 0 or width > CHUNK)
@@ -206,10 +210,12 @@ class RecurrentDepthCache(Seats, Cache):
                     if old is not None and (old.shape[1] < seats or old.shape[3] <= capacity):
                         room = max(seats, old.shape[1]), old.shape[2], max(capacity + 1, old.shape[3])
                         new = old.new_zeros(old.shape[0], *room, old.shape[4])
-                        new[:, : old.shape[1], :, : self.filled] = old[:, :, :, : self.filled]
+                        # Not all at once: a page of memory that nothing was written to costs nothing.
+                        for seat, length in enumerate(self.filled):
+                            new[:, seat, :, :length] = old[:, seat, :, :length]
                         tensors[layer] = new
             self.capacity, self.seats = capacity, seats
-        self.filled = max(self.filled, extent)
+            self.filled += [0] * (seats - len(self.filled))
 
     def _leave_inference_mode(self) -> None:
         """Outside `torch.inference_mode()`, copy tensors made inside it, which cannot be written to."""
@@ -328,7 +334,7 @@ class RecurrentDepthCache(Seats, Cache):
         """Zero the values in a seat that are not finite: they would spread through a mask, as 0 * NaN."""
         for stored in (*self.keys, *self.values):
             if stored is not None:
-                stored[:, seat].nan_to_num_(0.0, 0.0, 0.0)
+                stored[:, seat, :, : self.filled[seat]].nan_to_num_(0.0, 0.0, 0.0)
 
     def settle(self, at: Placement, num_steps: int) -> None:
         """After `num_steps` recurrences of a pass, copy the last entry to the deeper slots.

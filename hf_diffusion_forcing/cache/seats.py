@@ -10,42 +10,46 @@ class Seats:
         keys, values: of each layer, [slots, seats, heads, capacity + 1, head_dim]; None before it was written.
         seats: the rows it has memory for.
         capacity: positions of a seat.
-        filled: all positions written so far are below this.
+        filled: for each seat, all positions written so far are below this.
     """
 
     keys: list[torch.Tensor | None]
     values: list[torch.Tensor | None]
     seats: int
     capacity: int
-    filled: int
+    filled: list[int]
 
     def swap_seats(self, first: int, second: int) -> None:
         """Exchange what two seats hold; copies what has been written in them."""
+        length = max(self.filled[first], self.filled[second])
         for stored in (*self.keys, *self.values):
             if stored is not None:
-                written = stored[:, :, :, : self.filled]
+                written = stored[:, :, :, :length]
                 kept = written[:, first].clone()
                 written[:, first] = written[:, second]
                 written[:, second] = kept
+        self.filled[first], self.filled[second] = self.filled[second], self.filled[first]
 
     def copy_seat(self, source: int, seat: int, length: int) -> None:
         """Copy the first `length` positions of a seat to another one."""
         for stored in (*self.keys, *self.values):
             if stored is not None:
                 stored[:, seat, :, :length] = stored[:, source, :, :length]
+        self.filled[seat] = max(self.filled[seat], length)
 
     def keep_seats(self, count: int) -> None:
         """Free the memory of all seats but the first `count`."""
         for tensors in (self.keys, self.values):
             tensors[:] = [None if t is None or not count else t[:, :count].clone() for t in tensors]
-        self.seats = count
+        self.seats, self.filled = count, self.filled[:count]
         if not count:
-            self.capacity = self.filled = 0
+            self.capacity = 0
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the rows `indices` (int64 [rows])."""
         for tensors in (self.keys, self.values):
             tensors[:] = [None if t is None else t.index_select(1, indices.to(t.device)) for t in tensors]
+        self.filled = [self.filled[seat] for seat in indices.tolist()]
         self.seats = len(indices)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
@@ -56,4 +60,5 @@ class Seats:
         """Repeat each row `repeats` times."""
         for tensors in (self.keys, self.values):
             tensors[:] = [None if t is None else t.repeat_interleave(repeats, dim=1) for t in tensors]
+        self.filled = [length for length in self.filled for _ in range(repeats)]
         self.seats *= repeats

@@ -40,7 +40,7 @@ class Adaptive(EarlyExitSampler):
         model, cache, budget = self.model, self.cache, self.config.num_steps
         wave = Wave(rows, self.device)
         if self.at is None:
-            self.at = cache.place_rows(wave.positions, wave.seats, wave.widths, wave.extent, wave.start)
+            self.at = cache.place_rows(wave.positions, wave.seats, wave.widths, wave.extents, wave.start)
             self.at.ids = wave.ids  # a tick without new tokens does not embed any
         at = self.at
         at.depth = 0 if cache.kv_sharing == "last" else wave.steps

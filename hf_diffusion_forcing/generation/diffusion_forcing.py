@@ -56,7 +56,7 @@ class DiffusionForcing(EarlyExitSampler):
         wave = Wave(rows, self.device)
         # With shared keys and values all recurrences write one slot; otherwise each position has its own depth.
         depth = 0 if cache.kv_sharing == "last" else wave.steps
-        at = cache.place_rows(wave.positions, wave.seats, wave.widths, wave.extent, wave.start, depth=depth)
+        at = cache.place_rows(wave.positions, wave.seats, wave.widths, wave.extents, wave.start, depth=depth)
         refinement = self.refinement(wave, self.inner_recurrence, config.max_steps)
 
         # 1. The prelude reads the drafts; momentum mixes in the last tick's embeddings.

@@ -116,7 +116,7 @@ class SpeculativeWavefront(TickingSampler):
         entering, state, e = wave.new, None, None
         if entering:
             # With a single row, its newest position is the last before the extent.
-            there = self._place(wave, entering, wave.extent - 1 if len(wave.rows) == len(entering) == 1 else None)
+            there = self._place(wave, entering, wave.extents[0] - 1 if len(wave.rows) == len(entering) == 1 else None)
             e = model.embed(wave.take(wave.ids, entering), there)
             state = model.initialize_state(e, there.positions, wave.take(wave.seeds, entering), self.config.state_scale)
         state, e = wave.carry(self.states, state), wave.carry(self.embeddings, e)
@@ -157,13 +157,13 @@ class SpeculativeWavefront(TickingSampler):
         if index is None:
             depths = tuple(position.steps for members in wave.members for _, position in members)
             slots = Slots(depths, wave.steps[0])
-            at = self.cache.place_rows(wave.positions, wave.seats, wave.widths, wave.extent, depth=slots)
+            at = self.cache.place_rows(wave.positions, wave.seats, wave.widths, wave.extents, depth=slots)
             at.ids = wave.ids
             return at
         chosen = set(index)
         widths = [sum(cell in chosen for cell in cells) for cells in wave.split(list(range(len(wave))))]
         positions, seats = wave.take(wave.positions, index), wave.take(wave.seats, index)
-        at = self.cache.place_rows(positions, seats, widths, wave.extent, start)
+        at = self.cache.place_rows(positions, seats, widths, wave.extents, start)
         at.ids = wave.take(wave.ids, index)
         return at
 

@@ -29,7 +29,7 @@ class TokenByToken(TickingSampler):
     def tick(self, rows: list[Row]) -> None:
         model, steps = self.model, self.config.num_steps
         wave = Wave(rows, self.device)
-        at = self.cache.place_rows(wave.positions, wave.seats, wave.widths, wave.extent, wave.start)
+        at = self.cache.place_rows(wave.positions, wave.seats, wave.widths, wave.extents, wave.start)
         e = model.embed(wave.ids, at)
         state = model.initialize_state(e, wave.positions, wave.seeds, self.config.state_scale)
         for depth in range(steps):

@@ -57,13 +57,11 @@ class Wave:
     def __len__(self) -> int:
         return len(self.cells)
 
-    @property
-    def extent(self) -> int:
-        """One more than the last position."""
-        return (
-            max(row.front + place for row, members in zip(self.rows, self.members, strict=True) for place, _ in members)
-            + 1
-        )
+    @cached_property
+    def extents(self) -> list[int]:
+        """One more than the last position of each row."""
+        pairs = zip(self.rows, self.members, strict=True)
+        return [row.front + 1 + max(place for place, _ in members) for row, members in pairs]
 
     @property
     def start(self) -> int | None:

@@ -97,7 +97,7 @@ def test_a_tensor_of_equal_depths_is_that_depth(tiny):
     positions, rows = torch.arange(6).repeat(2)[None], torch.arange(2).repeat_interleave(6)[None]
     outputs = []
     for depth in (1, torch.ones(1, 12, dtype=torch.long)):
-        at = tiny.new_cache(3, "none", 8).place_rows(positions, rows, [6, 6], 6, depth=depth)
+        at = tiny.new_cache(3, "none", 8).place_rows(positions, rows, [6, 6], [6, 6], depth=depth)
         e = tiny.embed(ids, at)
         outputs.append(tiny.recur(e, e, at, 0))
     torch.testing.assert_close(*outputs)
@@ -110,7 +110,7 @@ def test_a_cache_keeps_its_dtype(dtypes, slots):
     cache, (first, second) = one_layer(num_steps=2, kv_sharing="none"), dtypes
     rows = torch.tensor([[0, 0, 1]])
     for start, dtype in ((0, first), (2, second)):
-        at = cache.place_rows(torch.tensor([[start, start + 1, start]]), rows, [2, 1], start + 2)
+        at = cache.place_rows(torch.tensor([[start, start + 1, start]]), rows, [2, 1], [start + 2, start + 1])
         x = torch.tensor([1.0, 3.0, 8.0], dtype=dtype)[None, None, :, None]
         y = at.attend(0, torch.zeros_like(x), x, x, slots)
         assert y.dtype == dtype and y.shape == x.shape and y.isfinite().all()

@@ -54,9 +54,10 @@ class Rows:
         """
         widths = [len(row) for row in positions]
         flat = [position for row in positions for position in row]
+        extents = [max(row, default=-1) + 1 for row in positions]
         rows = [number for number, row in enumerate(positions) for _ in row]
         at = self.cache.place_rows(
-            torch.tensor([flat]), torch.tensor([rows]), widths, max(flat) + 1, start, self.first_seat, depth
+            torch.tensor([flat]), torch.tensor([rows]), widths, extents, start, self.first_seat, depth
         )
         query, key, value = (torch.randn(1, heads, len(flat), DIM) for heads in (HEADS, self.kv_heads, self.kv_heads))
         seen = at.attend(0, query, key, value, at.slot(0))
@@ -172,7 +173,7 @@ def test_the_verbs_on_rows_end_to_end_are_forward(family):
     positions = torch.tensor([[place for width in widths for place in range(width)]])
     for kv_sharing in ("last", "none"):
         cache = family.new_cache(3, kv_sharing)
-        at = cache.place_rows(positions, seeds - 1, widths, max(widths), first_seat=1)
+        at = cache.place_rows(positions, seeds - 1, widths, widths, first_seat=1)
         e = family.embed(ids, at)
         s = family.initialize_state(e, positions, seeds)
         for depth in range(3):
@@ -212,9 +213,26 @@ def test_a_first_capacity_is_taken_as_it_is_and_more_seats_keep_it():
     x = torch.randn(1, 2, 3, DIM)
     cache.place(torch.arange(3)[None], 0).attend(0, x, x, x)
     assert cache.keys[0].shape == (1, 1, 2, 11, DIM)
-    cache.place_rows(torch.tensor([[0]]), torch.tensor([[0]]), [1], 1, first_seat=4)
+    cache.place_rows(torch.tensor([[0]]), torch.tensor([[0]]), [1], [1], first_seat=4)
     assert cache.keys[0].shape == (1, 5, 2, 11, DIM)
     assert torch.equal(cache.keys[0][0, :1, :, :3], x) and not cache.keys[0][0, 1:].any()
+
+
+def test_growth_copies_of_a_seat_what_was_written_in_it():
+    """A long row beside short ones costs no more than its own keys and values, also after it has moved."""
+    rows = Rows(3)
+    rows.pass_over([[*range(9)], [0, 1], [0]])
+    cache = rows.cache
+    cache.swap_seats(0, 2)
+    cache.copy_seat(1, 0, 2)
+    assert cache.filled == [2, 2, 9]
+    kept = [cache.keys[0][0, seat, :, :length].clone() for seat, length in enumerate(cache.filled)]
+    cache.keys[0][0, 0, :, 2:] = 7.0  # nobody wrote it, and nobody reads it
+    cache.reserve(cache.capacity + 1, 4)
+    assert cache.filled == [2, 2, 9, 0]
+    for seat, expected in enumerate(kept):
+        grown = cache.keys[0][0, seat]
+        assert torch.equal(grown[:, : expected.shape[1]], expected) and not grown[:, expected.shape[1] :].any()
 
 
 def test_growth_between_passes_changes_no_attention():
@@ -286,7 +304,7 @@ def test_many_queries_of_several_rows_after_others():
 
     cache.place(torch.arange(5).expand(2, -1), start=0).attend(0, *(x[:, :, :5] for x in (query, key, value)))
     positions = torch.arange(5, 305).repeat(2)[None]
-    at = cache.place_rows(positions, rows, [300, 300], 305, start=5)
+    at = cache.place_rows(positions, rows, [300, 300], [305, 305], start=5)
     seen = at.attend(0, *(part(x, 5, 305) for x in (query, key, value)))
     mask = torch.ones(300, 305, dtype=torch.bool).tril(5)
     expected = F.scaled_dot_product_attention(query[:, :, 5:], key, value, mask, enable_gqa=True)
@@ -307,7 +325,7 @@ def test_slots_on_a_placement_with_a_start(start, width, rows):
     for given in (start, None):
         cache = RecurrentDepthCache(0, 1, 0, 3, "none")
         cache.place(torch.zeros(rows, 1, dtype=torch.long), extent=start + width)
-        at = cache.place_rows(positions, seats, [width] * rows, start + width, given)
+        at = cache.place_rows(positions, seats, [width] * rows, [start + width] * rows, given)
         cache.keys[0], cache.values[0] = (
             torch.nn.functional.pad(each[:, :, None].expand(-1, -1, 2, -1, -1), (0, 0, 0, cache.capacity + 1 - start))
             for each in before

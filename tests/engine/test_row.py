@@ -90,7 +90,7 @@ def test_the_wave_of_ragged_rows_stands_end_to_end():
     assert wave.seats.tolist() == [[0, 0, 1]] and wave.seeds.tolist() == [[7, 7, 8]]
     assert wave.fresh.all() and wave.widths == [2, 1]
     assert [prefix for _, prefix in wave.prefixes] == [Prefix(0, 3, 3), Prefix(0, 4, 3), Prefix(0, 1, 1)]
-    assert (wave.extent, wave.start, len(wave)) == (10, None, 3)
+    assert (wave.extents, wave.start, len(wave)) == ([4, 10], None, 3)
     assert Wave([row([5, 1], [2]), row([9, 3], [4])], CPU).start == 1
 
 

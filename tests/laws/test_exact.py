@@ -115,7 +115,7 @@ def test_logits_at_both_ends_of_every_width(huginn_mini, dtype):
         own = seats == place
         ids, seeds = torch.where(own, 65, 70 + seats % 20), torch.where(own, 5, 100 + seats)
         positions = torch.where(own, 0, seats % 3)
-        at = cache.place_rows(positions, seats, [1] * count, 3)
+        at = cache.place_rows(positions, seats, [1] * count, [3] * count)
         with torch.no_grad():
             e = exact.embed(ids, at)
             s = exact.initialize_state(e, positions, seeds)
