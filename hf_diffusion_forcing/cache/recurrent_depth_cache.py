@@ -8,6 +8,7 @@ from transformers.cache_utils import Cache
 from .attention import CHUNK
 from .gradients import wants_gradients, with_gradients
 from .grid import Grid
+from .memory import zeros
 from .placement import Placement, Slots
 from .seats import Seats
 
@@ -209,8 +210,7 @@ class RecurrentDepthCache(Seats, Cache):
                 for layer, old in enumerate(tensors):
                     if old is not None and (old.shape[1] < seats or old.shape[3] <= capacity):
                         room = max(seats, old.shape[1]), old.shape[2], max(capacity + 1, old.shape[3])
-                        new = old.new_zeros(old.shape[0], *room, old.shape[4])
-                        # Not all at once: a page of memory that nothing was written to costs nothing.
+                        new = zeros((old.shape[0], *room, old.shape[4]), old)
                         for seat, length in enumerate(self.filled):
                             new[:, seat, :, :length] = old[:, seat, :, :length]
                         tensors[layer] = new
@@ -257,7 +257,7 @@ class RecurrentDepthCache(Seats, Cache):
         if self.keys[layer] is None:
             # Zeros, not empty: a NaN in unwritten memory would spread through a mask, as 0 * NaN.
             shape = (self.slots(layer), self.seats, key.shape[1], self.capacity + 1, key.shape[3])
-            self.keys[layer], self.values[layer] = key.new_zeros(shape), value.new_zeros(shape)
+            self.keys[layer], self.values[layer] = zeros(shape, key), zeros(shape, value)
         dtype = query.dtype
         if key.dtype != self.keys[layer].dtype or value.dtype != self.values[layer].dtype:
             # The cache was made under autocast, or outside it: it keeps its dtype.
