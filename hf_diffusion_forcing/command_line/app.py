@@ -11,6 +11,7 @@ from .compare import compare
 from .convert import convert
 from .demo import demo
 from .diff import diff
+from .estimate import estimate
 from .evaluate import evaluate
 from .export import export
 from .fit import fit
@@ -35,6 +36,7 @@ COMMANDS = (
     serve,
     map,
     benchmark,
+    estimate,
     verify,
     evaluate,
     diff,

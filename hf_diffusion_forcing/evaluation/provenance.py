@@ -34,7 +34,11 @@ def describe_model(model) -> dict[str, Any]:
 
 def describe_machine(model) -> str:
     """Processor, device and threads."""
-    device = model.device
+    return describe_device(model.device)
+
+
+def describe_device(device: torch.device) -> str:
+    """Processor, device and threads."""
     accelerator = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     return f"{platform.machine()}, {device.type}{accelerator}, {torch.get_num_threads()} threads"
 

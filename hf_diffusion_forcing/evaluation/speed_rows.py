@@ -7,7 +7,8 @@ import torch
 
 from ..generation.sampler import Sampler
 from .measure import equal_tokens
-from .timing import Call, median_seconds
+from .model_shape import ModelShape
+from .timing import Call, linear_seconds
 
 
 @dataclass
@@ -32,44 +33,17 @@ class Timing:
         return sum(getattr(call, name) for call in self.calls)
 
 
-@torch.no_grad()
 def part_bytes(model) -> dict[str, int]:
     """Bytes of the linear weights that each verb reads: "embed", "recur" and "decode"."""
-    sizes, verb = {"embed": 0, "recur": 0, "decode": 0}, "embed"
-
-    def count(module: torch.nn.Linear, *_) -> None:
-        sizes[verb] += module.weight.numel() * module.weight.element_size()
-
-    hooks = [module.register_forward_hook(count) for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    try:
-        ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
-        at = model.new_cache(1).place(ids, start=0)
-        e = model.embed(ids, at)
-        state = model.initialize_state(e, ids, ids[:, 0])
-        verb = "recur"
-        state = model.recur(state, e, at, 0)
-        verb = "decode"
-        model.decode(state, at)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return sizes
+    return {verb: part.weight_bytes for verb, part in ModelShape.of_model(model).verbs.items()}
 
 
 @torch.no_grad()
 def bandwidth(model, repeats: int = 9) -> float:
     """Bytes per second at which the model's linear layers read their weights, one position at a time."""
     layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    inputs = [layer.weight.new_zeros(1, 1, layer.weight.shape[1]) for layer in layers]
-
-    def read() -> None:
-        for layer, x in zip(layers, inputs, strict=True):
-            layer(x)
-        if model.device.type != "cpu":
-            torch.accelerator.synchronize(model.device)
-
     size = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
-    return size / median_seconds({"layers": read}, repeats)["layers"]
+    return size / linear_seconds(layers, 1, repeats)
 
 
 def row(

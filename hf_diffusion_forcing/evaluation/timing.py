@@ -134,6 +134,21 @@ def median_seconds(calls: dict[str, Callable], repeats: int) -> dict[str, float]
     return {name: statistics.median(times[1:]) for name, times in seconds.items()}
 
 
+@torch.no_grad()
+def linear_seconds(layers: list[torch.nn.Linear], positions: int, repeats: int) -> float:
+    """Median seconds of one call of every layer, over inputs of zeros [1, positions, channels]."""
+    inputs = [layer.weight.new_zeros(1, positions, layer.weight.shape[1]) for layer in layers]
+    device = layers[0].weight.device
+
+    def call() -> None:
+        for layer, x in zip(layers, inputs, strict=True):
+            layer(x)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+
+    return median_seconds({"layers": call}, repeats)["layers"]
+
+
 def tick_overhead(model, input_ids: torch.Tensor, **generate_kwargs) -> float:
     """Share of a tick's wall clock spent outside the model's own forward passes (embed, recur, decode).
 

@@ -107,6 +107,7 @@ def test_the_commands():
         "generate",
         "compare",
         "benchmark",
+        "estimate",
         "serve",
         "map",
         "evaluate",
