@@ -164,18 +164,16 @@ def cost_page(part: dict) -> list[str]:
     lines = [
         f"## Time at batch {part['rows'][0]['batch']}",
         "",
-        f"{signature(part)} Time per token with `compile=True` over the time without: medians of pairs that take turns, "
-        f"with the least and the largest. The bundled checkpoint made {FACTOR} times as wide, float32, r = 32, plain "
-        "weights. *Compiling* is how much longer the first round over the prompts took.",
+        f"{signature(part)} Time per token with `compile=True` over the time without: medians of pairs that take "
+        f"turns, with the least and the largest. The bundled checkpoint made {FACTOR} times as wide, float32, r = 32, "
+        "plain weights. *Compiling* is how much longer the first round over the prompts took.",
         "",
         "| preset | pairs | decoding | equal texts | compiling, s |",
         "| --- | ---: | --- | ---: | ---: |",
     ]
     for row in part["rows"]:
-        ratio = "{:.2f}x ({:.2f} to {:.2f})".format(*row["decoding"])
-        lines.append(
-            f"| {row['preset']} | {row['pairs']} | {ratio} | {row['equal']} of {row['pairs']} | {row['compiling']:.0f} |"
-        )
+        ratio, equal = "{:.2f}x ({:.2f} to {:.2f})".format(*row["decoding"]), f"{row['equal']} of {row['pairs']}"
+        lines.append(f"| {row['preset']} | {row['pairs']} | {ratio} | {equal} | {row['compiling']:.0f} |")
     return lines
 
 

@@ -128,12 +128,11 @@ class SlotEntries(RecurrentDepthCache):
     @classmethod
     def of(cls, cache: RecurrentDepthCache, at: Placement, shape: StaticShape, depth: int) -> SlotEntries:
         """The entries of recurrence `depth` of a pass."""
-        slots: int | slice
-        if shape.cohorts is None:
-            slots = at.slot(depth)
-        else:
+        if isinstance(at.depth, Slots):
             apart = at.depth.apart
             slots = slice(depth, depth + apart * (shape.cohorts - 1) + 1, apart)
+        else:
+            slots = at.slot(depth)
         seats = slice(at.seats.start, at.seats.start + shape.rows)
         core = range(cache.num_prelude_layers, cache.num_prelude_layers + cache.num_core_layers)
         keys, values = (

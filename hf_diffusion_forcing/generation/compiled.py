@@ -82,7 +82,8 @@ class CorePasses:
             return call()
         key += tuple(tensor.data_ptr() for tensor in stored)
         if key not in self.captured:
-            self.captured[key] = CapturedPass(call)
+            with torch.cuda.device(s.device):
+                self.captured[key] = CapturedPass(call)
         return self.captured[key].replay()
 
 

@@ -94,10 +94,20 @@ def test_every_family(name, sampler):
             assert_equal(model, inputs, **settings, **choice)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16])
-def test_lower_precision(tiny, dtype):
-    """Keys and values are float32 on a CPU, so entries and states differ in dtype. Rounding may change a text."""
-    tiny.to(dtype).generate(torch.tensor(ROWS[:1]), sampler="adaptive", **KEPT, max_new_tokens=5, compile=True)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_lower_precision(tiny, autocast):
+    """Keys and values are float32 on a CPU, so entries and states differ in dtype."""
+    model = tiny if autocast else tiny.to(torch.bfloat16)
+    settings = KEPT | {"sampler": "adaptive", "num_steps": 4, "max_new_tokens": 2}
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected, got = (model.generate(**left_pad(ROWS), **settings, compile=each) for each in (False, True))
+    # The first token comes from the prompt, so both have read the same.
+    torch.testing.assert_close(got.logits[1], expected.logits[1], atol=0.05, rtol=0.05)
+
+
+@torch.inference_mode()
+def test_inference_mode(tiny):
+    assert_equal(tiny, left_pad(ROWS), sampler="adaptive", num_steps=4, max_new_tokens=5)
 
 
 def test_bundled_checkpoint(bundled):

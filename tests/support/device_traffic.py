@@ -46,7 +46,7 @@ class Functions(TorchFunctionMode):
 
 
 class Operators(TorchDispatchMode):
-    """Counts operators that wait for values by themselves, as selecting by a mask does, and those that have a kernel."""
+    """Counts operators that wait for values by themselves, as selecting by a mask does, and those with a kernel."""
 
     def __init__(self, traffic: Traffic):
         super().__init__()
