@@ -108,9 +108,8 @@ class StaticPlaces:
             keys = torch.arange(extent, device=self.positions.device)
             mask = keys <= grid.pad(self.positions).clamp_min(0)[:, None, :, None]
         seats = range(self.shape.rows)
-        at = Placement(entries, self.positions, extent, seats, self.rows, self.depth, mask=mask, grid=grid)
-        at.ids, at._runs = self.ids, self.runs
-        return at
+        given = {"mask": mask, "grid": grid, "ids": self.ids, "_runs": self.runs}
+        return Placement(entries, self.positions, extent, seats, self.rows, self.depth, **given)
 
 
 class SlotEntries(RecurrentDepthCache):
