@@ -7,6 +7,7 @@ from .grid import Grid
 from .no_cache import NoCache
 from .placement import Placement, Slots, absolute_positions
 from .recurrent_depth_cache import RecurrentDepthCache
+from .static import RoundedCapacity
 
 __all__ = [
     "Grid",
@@ -14,6 +15,7 @@ __all__ = [
     "Placement",
     "RecordedAttention",
     "RecurrentDepthCache",
+    "RoundedCapacity",
     "RoundedExtents",
     "Slots",
     "absolute_positions",

@@ -20,10 +20,12 @@ class Slots:
     Attributes:
         host: n numbers.
         device: the same numbers, int64 [n].
+        apart: divides all of them.
     """
 
     host: tuple[int, ...]
     device: torch.Tensor
+    apart: int = 1
 
     def __add__(self, depth: int) -> Slots:
         return Slots(tuple(slot + depth for slot in self.host), self.device + depth) if depth else self

@@ -258,22 +258,24 @@ class RecurrentDepthCache(Seats, Cache):
             # Zeros, not empty: a NaN in unwritten memory would spread through a mask, as 0 * NaN.
             shape = (self.slots(layer), self.seats, key.shape[1], self.capacity + 1, key.shape[3])
             self.keys[layer], self.values[layer] = zeros(shape, key), zeros(shape, value)
-        dtype = query.dtype
-        if key.dtype != self.keys[layer].dtype or value.dtype != self.values[layer].dtype:
-            # The cache was made under autocast, or outside it: it keeps its dtype.
-            stored = self.keys[layer].dtype
-            query, key, value = query.to(stored), key.to(stored), value.to(self.values[layer].dtype)
-        keys, values = (stored[layer][:, at.seats.start : at.seats.stop] for stored in (self.keys, self.values))
+        dtype, seats = query.dtype, slice(at.seats.start, at.seats.stop)
+        keys, values = self.keys[layer][:, seats], self.values[layer][:, seats]
+        # If the cache was made under autocast and this is not, or the other way round, it keeps its dtype.
+        query, key, value = query.to(keys.dtype), key.to(keys.dtype), value.to(values.dtype)
         if isinstance(slot, torch.Tensor):
-            return self._attend_by_depth(keys, values, query, key, value, at, slot.to(query.device)).to(dtype)
-        if isinstance(slot, Slots):
-            return self._attend_by_run(keys, values, query, key, value, at, slot).to(dtype)
-        keys, values = keys[slot], values[slot]
+            y = self._attend_by_depth(keys, values, query, key, value, at, slot.to(query.device))
+        elif isinstance(slot, Slots):
+            y = self._attend_by_run(keys, values, query, key, value, at, slot)
+        else:
+            y = self._attend_at_slot(keys[slot], values[slot], query, key, value, at)
+        return y.to(dtype)
+
+    def _attend_at_slot(self, keys, values, query, key, value, at: Placement):
+        """`attend` for positions at one slot, whose entries of the rows are `keys` and `values`."""
+        read = keys[:, :, : at.extent], values[:, :, : at.extent]
         if wants_gradients(query, key, value):
             read = with_gradients(keys, key, at), with_gradients(values, value, at)
             key, value = key.detach(), value.detach()
-        else:
-            read = keys[:, :, : at.extent], values[:, :, : at.extent]
         if at.start is not None:
             keys[:, :, at.start : at.extent] = at.pad(key)
             values[:, :, at.start : at.extent] = at.pad(value)
@@ -281,7 +283,7 @@ class RecurrentDepthCache(Seats, Cache):
             # Two index tensors around a slice: the indexed shape is [batch, width, heads, head_dim].
             keys[at.rows, :, at.positions] = key.transpose(1, 2)
             values[at.rows, :, at.positions] = value.transpose(1, 2)
-        return at.unpad(at.kernel(at.pad(query), *read, at.bias(query), at.is_causal)).to(dtype)
+        return at.unpad(at.kernel(at.pad(query), *read, at.bias(query), at.is_causal))
 
     def _attend_by_depth(self, keys, values, query, key, value, at: Placement, depth: torch.Tensor):
         """`attend` for positions at different recurrences: every query reads its own slot (a copy per query)."""

@@ -37,12 +37,15 @@ class Run:
     sizes: tuple[int, ...]
     device: torch.device
 
+    @property
+    def is_full(self) -> bool:
+        """Whether every cohort fills its places."""
+        return min(self.sizes) == max(self.sizes)
+
     @cached_property
-    def padded(self) -> torch.Tensor | None:
-        """int64 [cohorts * width], the position at each place of the grid; None if every cohort fills its places."""
+    def padded(self) -> torch.Tensor:
+        """int64 [cohorts * width], the position at each place of the grid, if not all are filled."""
         width, begin, index = max(self.sizes), self.cells.start, []
-        if min(self.sizes) == width:
-            return None
         for size in self.sizes:
             index += [begin + min(place, size - 1) for place in range(width)]
             begin += size
@@ -76,12 +79,12 @@ class Run:
             keys, values: from `view`, [cohorts, kv_heads, extent, head_dim].
             bias: [n, extent], of all positions of the pass.
         """
-        index = self.cells if self.padded is None else self.padded
+        index = self.cells if self.is_full else self.padded
         grid = len(self.sizes), max(self.sizes)
         queries = query[index].unflatten(0, grid).transpose(1, 2)
         y = kernel(queries, keys, values, bias[index].unflatten(0, grid)[:, None])
         y = y.transpose(1, 2).flatten(0, 1)
-        return y if self.padded is None else y[self.filled]
+        return y if self.is_full else y[self.filled]
 
 
 def find_runs(slots: tuple[int, ...], widths: list[int], device: torch.device) -> list[Run]:

@@ -33,6 +33,7 @@ from .private import (
     prefix_constraint,
     register_checkpoint_conversion_mapping,
     times_written,
+    with_own_code,
 )
 
 __all__ = [
@@ -68,4 +69,5 @@ __all__ = [
     "register_checkpoint_conversion_mapping",
     "takes_cache",
     "times_written",
+    "with_own_code",
 ]

@@ -32,6 +32,7 @@ from ..settings.sampler_config import SamplerConfig, sampler_keywords
 from ..settings.validation import nearest
 from .batch import Batch
 from .choice import KeyedGumbelProcessor
+from .compiled import check_compilable
 from .prepared import Prepared, wants_prepared
 from .prompt_inputs import PromptInputs, check_embeds, check_ids, check_position_ids, columns_of
 from .samplers import SAMPLERS, check_model, with_ticks
@@ -176,10 +177,13 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         if sampler:
             self._refuse_other_modes(sampler, generation_mode)
             check_model(sampler, self)
-            is_exact = generation_config.sampler_config.is_exact
-            has_ticks, owner = SAMPLERS[sampler].has_ticks or is_exact, f"sampler={sampler!r}"
-            if is_exact:
+            settings, owner = generation_config.sampler_config, f"sampler={sampler!r}"
+            has_ticks = SAMPLERS[sampler].has_ticks or settings.needs_ticks
+            if settings.is_exact:
                 owner += " and exact=True"
+            if settings.is_compiled:
+                check_compilable(self)
+                owner += " and compile=True"
             if generation_mode_kwargs.get("synced_gpus") and has_ticks:
                 raise ValueError(
                     f"synced_gpus=True is not supported with {owner}: "
@@ -193,7 +197,8 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
             if generation_config.guidance_scale not in (None, 1) and has_ticks:
                 raise ValueError(
                     f"guidance_scale={generation_config.guidance_scale} is not supported with {owner}: guidance works "
-                    "one token at a time, in transformers' own loop. Use sampler='autoregressive' without exact."
+                    "one token at a time, in transformers' own loop. Use sampler='autoregressive' without exact or "
+                    "compile."
                 )
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
 
@@ -285,7 +290,7 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
             pad = pad_token_id(generation_config)
             wanted.append(Prepared(prompt, logits_processor, stopping_criteria, generation_config, streamer, pad))
             return input_ids
-        if sampler and (SAMPLERS[sampler].has_ticks or config.is_exact):
+        if sampler and (SAMPLERS[sampler].has_ticks or config.needs_ticks):
             return Batch(
                 self,
                 SAMPLERS[sampler].ticking(),

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from ..cache import RecurrentDepthCache, RoundedExtents
+from ..cache import RecurrentDepthCache, RoundedCapacity, RoundedExtents
 from ..models.interface import RecurrentDepthInterface
 from ..settings.sampler_config import SamplerConfig
 from .batch_invariant import BatchInvariant
@@ -16,6 +16,7 @@ from .choice import Prefix, choose
 from .output import SamplerStats
 from .recorder import Recorder
 from .row import Row
+from .static_ticks import StaticTicks
 
 Reading = Generator[None, None, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 """Prompts being read, step by step."""
@@ -76,6 +77,9 @@ class TickingSampler(Sampler):
         if config.is_exact:
             model = BatchInvariant(model, device)  # type: ignore[assignment]  # it has the verbs
             cache = RoundedExtents(cache)  # type: ignore[assignment]  # it has all that samplers call
+        elif config.is_compiled:
+            model = StaticTicks(model, cache)  # type: ignore[assignment]  # as above
+            cache = RoundedCapacity(cache)  # type: ignore[assignment]
         self.model, self.cache, self.config = model, cache, config
         self.device, self.chunk, self.recorder = device, chunk, recorder
         self.stats = SamplerStats()

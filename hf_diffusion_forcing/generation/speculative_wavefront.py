@@ -156,7 +156,7 @@ class SpeculativeWavefront(TickingSampler):
         """The placement of the positions in `index`; None is all of them, each at its own depth."""
         if index is None:
             depths = tuple(position.steps for members in wave.members for _, position in members)
-            slots = Slots(depths, wave.steps[0])
+            slots = Slots(depths, wave.steps[0], self.draft_depth)
             at = self.cache.place_rows(wave.positions, wave.seats, wave.widths, wave.extents, depth=slots)
             at.ids = wave.ids
             return at

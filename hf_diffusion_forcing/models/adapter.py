@@ -21,6 +21,9 @@ class RecurrentDepthAdapter(RecurrentDepthForCausalLM):
         mean_recurrence: recurrences when `num_steps` is not given.
     """
 
+    compiles_core = False
+    """True in an adapter whose `recur` torch.compile takes in one graph: then `compile=True` is possible."""
+
     layers: ClassVar[tuple[int, int, int]]
     mean_recurrence: ClassVar[int]
 

@@ -34,6 +34,9 @@ class RecurrentDepthInterface(metaclass=ABCMeta):
     """Whether a token reaches the states by more than e: the core or the coda read the ids of a pass, `at.ids`, too.
     A changed draft then reaches every recurrence both ways. Embeddings in place of ids are refused."""
 
+    compiles_core: bool = True
+    """Whether torch.compile takes `recur` in one graph, as `compile=True` requires."""
+
     has_readable_shallow_states: bool = True
     """Whether training also read out states before the last recurrence, so that shallow readouts mean something."""
 

@@ -33,12 +33,17 @@ def inverse_frequencies(config: PreTrainedConfig) -> list[float]:
 def rotations(positions: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
     """The rotations of queries and keys: complex64 [batch, width, 1, head_dim / 2].
 
+    In a graph of torch.compile they are cosines and sines, float32 [batch, width, 1, head_dim / 2, 2]: its compiler has
+    no kernels for complex numbers.
+
     Args:
         positions: int64 [batch, width]; -1 (padding) is treated as 0.
         frequencies: float32 [head_dim / 2], radians per position.
     """
-    angles = positions.clamp_min(0)[..., None].float() * frequencies
-    return torch.polar(torch.ones_like(angles), angles)[:, :, None]
+    angles = (positions.clamp_min(0)[..., None].float() * frequencies)[:, :, None]
+    if torch.compiler.is_compiling():
+        return torch.stack((angles.cos(), angles.sin()), dim=-1)
+    return torch.polar(torch.ones_like(angles), angles)
 
 
 def rotate_pairs(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
@@ -46,16 +51,27 @@ def rotate_pairs(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
 
     Args:
         x: [batch, width, heads, head_dim].
-        rotary: complex64 [batch, width, 1, head_dim / 2].
+        rotary: from `rotations`.
 
     Returns:
         float32, shaped as x.
     """
-    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * rotary).view(x.shape)
+    pairs = x.float().view(*x.shape[:-1], -1, 2)
+    if not rotary.is_complex():
+        return torch.stack(_turned(*pairs.unbind(-1), rotary), dim=-1).view(x.shape)
+    return torch.view_as_real(torch.view_as_complex(pairs) * rotary).view(x.shape)
 
 
 def rotate_halves(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
     """Like `rotate_pairs`, but pair channel i with channel i + head_dim / 2 (Llama and its descendants)."""
-    turned = torch.complex(*x.float().chunk(2, dim=-1)) * rotary
+    halves = x.float().chunk(2, dim=-1)
+    if not rotary.is_complex():
+        return torch.cat(_turned(*halves, rotary), dim=-1)
+    turned = torch.complex(*halves) * rotary
     return torch.cat((turned.real, turned.imag), dim=-1)
+
+
+def _turned(real: torch.Tensor, imag: torch.Tensor, rotary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The product of complex numbers, by real ones."""
+    cos, sin = rotary.unbind(-1)
+    return real * cos - imag * sin, real * sin + imag * cos

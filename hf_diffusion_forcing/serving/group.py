@@ -9,6 +9,7 @@ from collections.abc import Generator
 import torch
 
 from ..cache.recurrent_depth_cache import STEP
+from ..cache.static import bucket
 from ..compat.continuous_batching import RequestStatus
 from ..generation.loop import Loop
 from ..generation.output import SamplerStats
@@ -100,6 +101,8 @@ class Group:
         if longest > self.cache.capacity:
             # The cache grows by half at least, and rounds up.
             longest = max(longest, min(longest, self.cache.capacity) * 3 // 2) + STEP
+            if self.settings.config.is_compiled:
+                longest = bucket(longest, STEP)
         return self.bytes_per_position * seats * (max(longest, self.cache.capacity) + 1)
 
     @property

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
+from .compiled import CompilableConfig
 from .registry import EXIT_CRITERIA, Hook, HookSpec
-from .sampler_config import SamplerConfig
 from .validation import check_flag, check_integer, check_number
 
 
 @dataclass(kw_only=True)
-class EarlyExitConfig(SamplerConfig):
+class EarlyExitConfig(CompilableConfig):
     """Settings of the samplers that stop refining a position once it has converged.
 
     Args:
@@ -29,6 +29,11 @@ class EarlyExitConfig(SamplerConfig):
     def validate(self) -> None:
         super().validate()
         check_flag("adaptive_prefill", self.adaptive_prefill)
+        if self.compile and self.kv_sharing not in ("last", 1):
+            raise ValueError(
+                f"compile=True is not possible with kv_sharing={self.kv_sharing!r} and sampler={self.sampler!r}, whose "
+                "positions are then at slots of their own: use kv_sharing='last', or leave compile out."
+            )
         if self.exit_threshold is not None:
             check_number("exit_threshold", self.exit_threshold)
         if self.prefill_steps is not None:

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from .sampler_config import SamplerConfig
+from .compiled import CompilableConfig
 from .validation import check_flag
 
 
 @dataclass(kw_only=True)
-class LosslessConfig(SamplerConfig):
+class LosslessConfig(CompilableConfig):
     """Settings of the samplers whose text is autoregression's.
 
     Args:
@@ -21,6 +21,11 @@ class LosslessConfig(SamplerConfig):
     def validate(self) -> None:
         super().validate()
         check_flag("exact", self.exact)
+        if self.exact and self.compile:
+            raise ValueError(
+                "exact=True is not possible with compile=True: compiled code may round otherwise. Leave out one of "
+                "them."
+            )
 
     @property
     def is_exact(self) -> bool:

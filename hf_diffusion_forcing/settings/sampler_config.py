@@ -118,6 +118,16 @@ class SamplerConfig:
         return False
 
     @property
+    def is_compiled(self) -> bool:
+        """Whether the core passes of ticks run in few shapes, by compiled code."""
+        return False
+
+    @property
+    def needs_ticks(self) -> bool:
+        """Whether transformers' own loop cannot decode by these settings."""
+        return self.is_exact or self.is_compiled
+
+    @property
     def follows_prompt(self) -> bool:
         """Whether a setting is chosen while the prompt is read ("auto"), so that rows cannot share it."""
         return False

@@ -1,4 +1,4 @@
-"""Counts what would wait for an accelerator: values that Python reads, and tensors that Python makes."""
+"""Counts what would wait for an accelerator (values that Python reads, tensors that Python makes) and kernels."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +18,8 @@ MAKES = {torch.tensor, torch.as_tensor, torch.from_numpy}
 """Functions that copy Python's values to the device."""
 SIZED_BY_VALUES = ("nonzero", "masked_select", "_unique2", "unique_dim", "_local_scalar_dense")
 """Operators whose result's shape, or whose caller, depends on values."""
+NO_WORK = ("_unsafe_view", "empty", "new_empty", "empty_strided")
+"""Operators without a kernel, beside views."""
 INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_")
 
 
@@ -27,6 +29,7 @@ class Traffic:
 
     reads: int = 0
     makes: int = 0
+    kernels: int = 0
 
 
 class Functions(TorchFunctionMode):
@@ -43,7 +46,7 @@ class Functions(TorchFunctionMode):
 
 
 class Operators(TorchDispatchMode):
-    """Counts operators that wait for values by themselves; selecting by a mask is one."""
+    """Counts operators that wait for values by themselves, as selecting by a mask does, and those with a kernel."""
 
     def __init__(self, traffic: Traffic):
         super().__init__()
@@ -53,6 +56,7 @@ class Operators(TorchDispatchMode):
         name = func.overloadpacket.__name__
         by_mask = name in INDEXED and any(index is not None and index.dtype == torch.bool for index in args[1])
         self.traffic.reads += name in SIZED_BY_VALUES or by_mask
+        self.traffic.kernels += not (func.is_view or name in NO_WORK)
         return func(*args, **(kwargs or {}))
 
 

@@ -54,6 +54,7 @@ class HrmTextAdapter(CheckedLoading, ChosenAttention, RotaryPositions, Recurrent
     has_injected_embedding = False
     starts_from_noise = False
     has_readable_shallow_states = False
+    compiles_core = True
 
     @property
     def has_bidirectional_prompt(self) -> bool:
