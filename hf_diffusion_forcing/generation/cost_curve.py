@@ -43,7 +43,9 @@ def _at(costs: tuple[float, ...], width: float) -> float:
     last = len(WIDTHS) - 2
     left = min(last, next((i for i in range(last) if width <= WIDTHS[i + 1]), last))
     share = (width - WIDTHS[left]) / (WIDTHS[left + 1] - WIDTHS[left])
-    return (1 - share) * costs[left] + share * costs[left + 1]
+    seconds = (1 - share) * costs[left] + share * costs[left + 1]
+    # Rows of a batch that have ended leave less than one position each: then a steep curve must not fall below zero.
+    return max(seconds, width * costs[0]) if width < WIDTHS[0] else seconds
 
 
 _KNOWN: dict[Path, CostCurve] = {}
