@@ -9,8 +9,8 @@ from .pace import Correction, Pace, Tick
 from .wave_choice import AS_MEASURED, fronts_seconds, wave_seconds, waves
 
 WINDOW, TOKENS, LONGEST = 32, 16, 64
-"""The choice is reconsidered after so many ticks, once they have committed so many tokens per row; at the latest after
-the third number of ticks."""
+"""The choice is reconsidered after `WINDOW` ticks that committed `TOKENS` tokens per row, or after `LONGEST` ticks. The
+ticks counted begin after one that commits a token and end with one, so that no token lacks some of its ticks."""
 GAIN = 0.95
 """Something else is chosen if it is estimated to take at most this share of the time."""
 ALONE = 0.8
@@ -52,12 +52,12 @@ class AutoWave:
         self.curve, self.rows, self.budget, self.inner_recurrence = curve, rows, budget, inner_recurrence
         self.allows_fronts = allows_fronts and inner_recurrence in (None, 1)
         self.reads_out, self.stats = reads_out, stats
-        self.in_waves, self.alone = recurrences, max(ALONE * recurrences, 1.0)
-        """Recurrences that a position needs in a wave, and alone."""
+        self.recurrences = recurrences
+        """How many a position needs in a wave; alone it needs `ALONE` times as many."""
         self.factors = {True: 1.0, False: 1.0}
         """Measured seconds per token over the model's: of fronts alone, and of waves."""
         self.pace, self.is_filling = Pace(), True
-        self.way: Way = self._choose(AS_MEASURED, rows, {"recurrences": self.in_waves})
+        self.way: Way = self._choose(AS_MEASURED, rows, {"recurrences": self.recurrences})
 
     def add(self, seconds: float, rows: int, positions: int, tokens: int, unsettled: int) -> bool:
         """Take the facts of a tick; whether something else is chosen for the next one.
@@ -69,41 +69,35 @@ class AutoWave:
             unsettled: positions that had not converged after it.
         """
         # Until a new wave commits its first token, its ticks say nothing of those in the middle of a text.
-        self.is_filling &= not tokens
         if self.is_filling:
+            self.is_filling = not tokens
             return False
         width, inner = positions / self.rows, 1 if self.way is None else self.way[1]
         estimate = self.curve.seconds_per_tick(width, inner)
         if self.way is None and not tokens and not self.reads_out:
             estimate -= self.curve.seconds_per_tick(width, 0)
         self.pace.ticks.append(Tick(seconds, estimate, tokens / rows, unsettled / rows))
-        if len(self.pace) < WINDOW or (self.pace.tokens < TOKENS and len(self.pace) < LONGEST):
+        is_long = len(self.pace) >= (WINDOW if self.pace.tokens >= TOKENS else LONGEST)
+        if not (is_long and tokens):
             return False
         before = self.way
-        self._learn()
+        needed = self.pace.stay / ALONE if self.way is None else self.pace.stay * self.way[1]
+        self.recurrences = min(needed, float(self.budget))
         measured = {"tick_seconds": self.pace.tick_seconds, "tokens_per_tick": self.pace.tokens_per_tick}
-        self.way = self._choose(self.pace.correction(), rows, {"recurrences": self.in_waves} | measured)
+        self.way = self._choose(self.pace.correction(), rows, {"recurrences": self.recurrences} | measured)
         self.pace, self.is_filling = Pace(), self.way != before
         return self.way != before
-
-    def _learn(self) -> None:
-        """How many recurrences positions needed. What was not seen changes in proportion."""
-        needed = min(self.pace.stay * (1 if self.way is None else self.way[1]), float(self.budget))
-        if self.way is None:
-            self.alone, self.in_waves = needed, min(self.in_waves * needed / self.alone, float(self.budget))
-        else:
-            self.in_waves, self.alone = needed, max(self.alone * needed / self.in_waves, 1.0)
 
     def _choose(self, correction: Correction, rows: int, measured: dict[str, float]) -> Way:
         """The way with the least estimated seconds per token; that of the last ticks unless another gains enough."""
 
         def modelled(way: Way) -> float:
             if way is None:
-                return fronts_seconds(self.curve, self.alone, rows, correction, share, self.reads_out)
-            return wave_seconds(self.curve, self.in_waves, *way, correction, share)
+                return fronts_seconds(self.curve, ALONE * self.recurrences, rows, correction, share, self.reads_out)
+            return wave_seconds(self.curve, self.recurrences, *way, correction, share)
 
         share = rows / self.rows
-        ways: list[Way] = [*waves(self.in_waves, self.budget, self.inner_recurrence)]
+        ways: list[Way] = [*waves(self.recurrences, self.budget, self.inner_recurrence)]
         ways += [None] if self.allows_fronts else []
         if len(self.pace):
             # What the model leaves out of the last ticks, it leaves out of others of the kind.
