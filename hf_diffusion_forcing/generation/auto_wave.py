@@ -15,7 +15,7 @@ GAIN = 0.95
 """Something else is chosen if it is estimated to take at most this share of the time."""
 ALONE = 0.8
 """What a position alone needs of the recurrences that one of the prompt needs, whose neighbours on the left have not
-converged either: about as much on texts of the trained checkpoints (docs/benchmarks/auto.md)."""
+converged either: about as much on texts of the two trained checkpoints."""
 
 Way = tuple[int, int] | None
 """Wavefront and inner recurrence; None refines the fronts alone."""
