@@ -1,5 +1,10 @@
 import os
+import tempfile
 
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # Measured costs are kept here, and not in the user's own cache. The workers inherit it.
+    HOME = tempfile.TemporaryDirectory(prefix="hf-home-of-tests-")
+    os.environ["HF_HOME"] = HOME.name
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:

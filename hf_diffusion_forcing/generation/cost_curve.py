@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
-from weakref import WeakKeyDictionary
 
 import torch
 
+from ..cache import RecurrentDepthCache
 from ..models.interface import RecurrentDepthInterface
-from ..packing import PackedLinear
+from . import kept_curves
+from .conditions import conditions_of
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
-REPEATS = 5
+WARM_UP, ROUNDS = 1, 6
+"""Ticks at each width that are not counted, and those that are."""
 
 
 @dataclass(frozen=True)
@@ -41,58 +43,74 @@ def _at(costs: tuple[float, ...], width: float) -> float:
     last = len(WIDTHS) - 2
     left = min(last, next((i for i in range(last) if width <= WIDTHS[i + 1]), last))
     share = (width - WIDTHS[left]) / (WIDTHS[left + 1] - WIDTHS[left])
-    return (1 - share) * costs[left] + share * costs[left + 1]
+    seconds = (1 - share) * costs[left] + share * costs[left + 1]
+    # Rows of a batch that have ended leave less than one position each: then a steep curve must not fall below zero.
+    return max(seconds, width * costs[0]) if width < WIDTHS[0] else seconds
 
 
-_MEASURED: WeakKeyDictionary[torch.nn.Module, dict[tuple, CostCurve]] = WeakKeyDictionary()
+_KNOWN: dict[Path, CostCurve] = {}
+"""The curves of this process, by the file that keeps them."""
 _MEASURING = Lock()
 """Threads that measure at the same time would disturb each other."""
 
 
 @torch.no_grad()
 def cost_curve(model: RecurrentDepthInterface, batch: int, device: torch.device) -> CostCurve:
-    """The model's cost curve on this machine; measured once per batch size, dtype, device, thread count and packing.
+    """The model's cost curve on this machine.
 
-    Takes about 2 x 7 x 6 passes of the core and of the other layers.
+    Measured unless one is known that was measured under the same conditions (`conditions_of`), and then kept on disk
+    (`kept_curves`). Measuring takes `WARM_UP` + `ROUNDS` ticks of one core pass at each width.
 
     Args:
         batch: rows of the wave.
         device: device of the ids; offloaded weights are moved to it.
     """
-    ids = torch.zeros(batch, max(WIDTHS), dtype=torch.int64, device=device)
-    packed = any(isinstance(module, PackedLinear) for module in model.modules())
-    # A wrapper made for one call gives the modules of the model that it wraps.
-    network = next(iter(model.modules()))
-    key = (batch, model.dtype, device, torch.get_num_threads(), packed)
+    conditions = conditions_of(model, batch, device)
+    path = kept_curves.path_of(conditions)
     with _MEASURING:
-        curves = _MEASURED.setdefault(network, {})
-        if key not in curves:
-            curves[key] = _measure(model, ids)
-        return curves[key]
+        if path not in _KNOWN:
+            costs = kept_curves.read(conditions, ("core", "ends"), len(WIDTHS))
+            if costs is None:
+                costs = _measure(model, torch.zeros(batch, max(WIDTHS), dtype=torch.int64, device=device))
+                kept_curves.write(conditions, costs)
+            _KNOWN[path] = CostCurve(**costs)
+        return _KNOWN[path]
 
 
-def _measure(model: RecurrentDepthInterface, ids: torch.Tensor) -> CostCurve:
-    core, ends = [], []
+def _measure(model: RecurrentDepthInterface, ids: torch.Tensor) -> kept_curves.Curves:
+    """The least seconds of each part of a tick, by width.
+
+    A tick runs in its own order, so that each part finds in the processor's caches what it finds there in decoding.
+    Widths take turns, because other programs may slow the machine down for a while. They can only add time, so the
+    least counts.
+    """
     cache = model.new_cache(1, "last", max(WIDTHS) + 1)
-    for width in WIDTHS:
-        positions = torch.arange(width, device=ids.device).expand(len(ids), width)
-        at = cache.place(positions, start=0)
-        e = model.embed(ids[:, :width], at)
-        state = model.initialize_state(e, positions, ids[:, 0])
-        core.append(_seconds(lambda: model.recur(state, e, at, 0), ids.device))  # noqa: B023
-        decode = _seconds(lambda: model.decode(state, at), ids.device)  # noqa: B023
-        embed = _seconds(lambda: model.embed(ids[:, :width], at), ids.device)  # noqa: B023
-        ends.append(embed + decode)
-    return CostCurve(tuple(core), tuple(ends))
+    times: list[list[tuple[float, float]]] = [[] for _ in WIDTHS]
+    for _ in range(WARM_UP + ROUNDS):
+        for width, measured in zip(WIDTHS, times, strict=True):
+            measured.append(_tick_seconds(model, cache, ids[:, :width]))
+    least = [tuple(map(min, zip(*measured[WARM_UP:], strict=True))) for measured in times]
+    core, ends = zip(*least, strict=True)
+    return {"core": core, "ends": ends}
 
 
-def _seconds(work, device: torch.device) -> float:
-    """Median time of a call, after one warm-up call."""
-    times = []
-    for _ in range(REPEATS + 1):
-        start = time.perf_counter()
-        work()
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+def _tick_seconds(model: RecurrentDepthInterface, cache: RecurrentDepthCache, ids: torch.Tensor) -> tuple[float, float]:
+    """Seconds of the core pass of a tick over ids [batch, width], and of its other layers."""
+    positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+    at = cache.place(positions, start=0)
+    begin = _now(ids.device)
+    e = model.embed(ids, at)
+    embedded = _now(ids.device)
+    state = model.initialize_state(e, positions, ids[:, 0])
+    started = _now(ids.device)
+    state = model.recur(state, e, at, 0)
+    refined = _now(ids.device)
+    model.decode(state, at)
+    return refined - started, _now(ids.device) - refined + embedded - begin
+
+
+def _now(device: torch.device) -> float:
+    """The time at which the device has done all it was asked for."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()

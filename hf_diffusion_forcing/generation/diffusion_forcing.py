@@ -1,20 +1,26 @@
 """Diffusion forcing: refine a wave of positions, freeze those that have converged (arXiv 2510.14961, section 4)."""
 
+import time
+
 import torch
 
+from ..hooks.latent_criteria import LatentDifferenceCriterion
 from ..settings.diffusion_forcing import DiffusionForcingConfig
+from .auto_wave import AutoWave, Way
 from .cost_curve import cost_curve
-from .early_exit import EarlyExitSampler
 from .freezing import frozen_prefix
+from .front import FrontSampler
 from .position import Position
 from .row import Row
-from .state_starts import StateStarts
 from .wave import Wave
-from .wave_choice import PromptDepth, choose_wave
+from .wave_choice import PromptDepth
 
 
-class DiffusionForcing(EarlyExitSampler):
-    """`sampler="diffusion_forcing"`: ticks of `inner_recurrence` core passes over the wave."""
+class DiffusionForcing(FrontSampler):
+    """`sampler="diffusion_forcing"`: ticks of `inner_recurrence` core passes over the wave.
+
+    With `wavefront="auto"`, ticks may also refine the fronts alone, as those of `sampler="adaptive"` do.
+    """
 
     config_class = DiffusionForcingConfig
     needs_injected_embedding = True
@@ -23,41 +29,76 @@ class DiffusionForcing(EarlyExitSampler):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.processors = self.config.processors()
-        self.starts = StateStarts(self.model, self.config.state_scale)
         self.can_narrow = True
         """Whether values that are not finite may still come from a draft."""
         self.wavefront, self.inner_recurrence = self.config.wavefront, self.config.inner_recurrence
+        self.auto: AutoWave | None = None
+        """Chooses, with `wavefront="auto"`, once prompts were read."""
         if self.recorder is not None:
             self.recorder.trace.budget = self.config.max_steps
 
     def read(self, rows, first_seat):
         """Read the prompts; with `wavefront="auto"` also measure how many recurrences they need."""
-        watcher = PromptDepth() if self.wavefront == "auto" else None
+        is_auto = self.config.wavefront == "auto"
+        is_latent = getattr(self.criterion, "name", None) == LatentDifferenceCriterion.name
+        watcher = PromptDepth(*[self.criterion.threshold] if is_latent else []) if is_auto else None
         first = yield from super().read(rows, first_seat, watcher)
         if watcher is not None:
-            curve = cost_curve(self.model, len(rows), self.device)
-            self.wavefront, self.inner_recurrence = choose_wave(
-                curve, watcher.recurrences, self.config.max_steps, self.config.inner_recurrence
+            self.auto = AutoWave(
+                cost_curve(self.model, len(rows), self.device),
+                len(rows),
+                watcher.recurrences,
+                self.config.max_steps,
+                self.config.inner_recurrence,
+                not self.processors,
+                self.criterion.needs_logits,
+                self.stats,
             )
+            self._take(self.auto.way)
         self.stats.wavefront, self.stats.inner_recurrence = self.wavefront, self.inner_recurrence
         return first
+
+    def _take(self, way: Way) -> None:
+        """Make ticks as `AutoWave` chose; those that refine the fronts alone are waves of 1 with 1 recurrence."""
+        self.wavefront, self.inner_recurrence = way or (1, 1)
+        self.stats.wavefront, self.stats.inner_recurrence = self.wavefront, self.inner_recurrence
 
     def begin(self, row: Row) -> None:
         """The first wave: the first token, and drafts that repeat it."""
         row.wave = [Position(row.ids[-1]) for _ in range(self._width(row, 0))]
-        self.can_narrow = True
+        self.can_narrow, self.at = True, None
 
     def _width(self, row: Row, kept: int) -> int:
         """Positions of the row's next wave: `headway` more than it keeps, within `wavefront` and the length limit."""
         return min(self.wavefront, kept + self.config.headway, row.room)
 
     def tick(self, rows: list[Row]) -> None:
+        if self.auto is None:
+            self._refine(rows, self.inner_recurrence)
+            return
+        began, length = time.perf_counter(), sum(len(row.ids) for row in rows)
+        positions = sum(len(row.wave) for row in rows)
+        if self.auto.way is None:
+            unsettled = self.tick_fronts(rows, self.config.max_steps)
+        else:
+            # With another r' than before, a front may have less of its budget left than one tick of it.
+            left = min(self.config.max_steps - row.wave[0].steps for row in rows)
+            unsettled = self._refine(rows, max(1, min(self.inner_recurrence, left)))
+        committed = sum(len(row.ids) for row in rows) - length
+        if self.auto.add(time.perf_counter() - began, len(rows), positions, committed, unsettled):
+            self._take(self.auto.way)
+            self.at = None
+            for row in rows:
+                row.wave = row.wave[: self.wavefront]
+
+    def _refine(self, rows: list[Row], recurrences: int) -> int:
+        """One tick of so many core passes over the waves; how many positions have not converged."""
         model, cache, config, hooks = self.model, self.cache, self.config, self.processors
         wave = Wave(rows, self.device)
         # With shared keys and values all recurrences write one slot; otherwise each position has its own depth.
         depth = 0 if cache.kv_sharing == "last" else wave.steps
         at = cache.place_rows(wave.positions, wave.seats, wave.widths, wave.extents, wave.start, depth=depth)
-        refinement = self.refinement(wave, self.inner_recurrence, config.max_steps)
+        refinement = self.refinement(wave, recurrences, config.max_steps)
 
         # 1. The prelude reads the drafts; momentum mixes in the last tick's embeddings.
         e = hooks.process_embedding(model.embed(wave.ids, at), refinement)
@@ -68,7 +109,7 @@ class DiffusionForcing(EarlyExitSampler):
         state = hooks.process_state(state, refinement)
 
         # 3. Run the core r' times.
-        for inner in range(self.inner_recurrence):
+        for inner in range(recurrences):
             state = model.recur(state, e, at, inner)
         refinement.before = refinement.before.to(state.device)  # the core may be on another device
         refinement.states = state = hooks.process_refined(state, refinement)
@@ -84,20 +125,22 @@ class DiffusionForcing(EarlyExitSampler):
         facts = (refinement.predictions, converged, is_finite, *traced.values())
         facts = [fact[0].to(refinement.predictions.device, torch.long) for fact in facts]
         predictions, converged, is_finite, *values = map(wave.split, torch.stack(facts).tolist())
-        self.observe(wave, state, self.inner_recurrence, predictions, dict(zip(traced, values, strict=True)))
-        self.count(wave, self.inner_recurrence)
+        self.observe(wave, state, recurrences, predictions, dict(zip(traced, values, strict=True)))
+        self.count(wave, recurrences)
+        unsettled = sum(flags.count(0) for flags in converged)
         if self._has_narrowed(rows, is_finite):
-            return
+            return unsettled
         self.states, self.memory = state, refinement.remembered
         wave.settle()
 
         # 6. and 7. Commit the longest converged prefix and advance the wave.
         logits, scores = logits[0].split(wave.widths), scores[0].split(wave.widths)
         for seat, row in enumerate(rows):
-            self._freeze(row, predictions[seat], converged[seat], logits[seat], scores[seat])
+            self._freeze(row, predictions[seat], converged[seat], logits[seat], scores[seat], recurrences)
         self.record()
+        return unsettled
 
-    def _freeze(self, row: Row, predictions: list[int], converged: list[int], logits, scores) -> None:
+    def _freeze(self, row: Row, predictions: list[int], converged: list[int], logits, scores, recurrences: int) -> None:
         """Commit the predictions of the row's frozen prefix, checking every stop, and advance the wave."""
         wave = row.wave
         frozen = frozen_prefix(
@@ -105,7 +148,7 @@ class DiffusionForcing(EarlyExitSampler):
             predictions,
             converged,
             [position.steps for position in wave],
-            self.inner_recurrence,
+            recurrences,
             self.config.max_steps,
         )
         for place in range(frozen):
@@ -116,7 +159,7 @@ class DiffusionForcing(EarlyExitSampler):
                 # A processor that keeps a state has chosen another token: the draft after it was wrong.
                 predictions[place], frozen = token, place + 1
                 break
-        row.advance(frozen, predictions, self._width(row, len(wave) - frozen), self.inner_recurrence)
+        row.advance(frozen, predictions, self._width(row, len(wave) - frozen), recurrences)
 
     def _has_narrowed(self, rows: list[Row], is_finite: list[list[int]]) -> bool:
         """Whether a draft has overflowed. The tick is then discarded and repeated with only the fronts of such rows.

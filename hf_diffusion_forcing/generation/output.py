@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from ..compat import CacheOutput
+from .decision import Decision
 from .position import Position
 from .trace import Trace
 
@@ -18,7 +19,8 @@ class SamplerStats:
         core_passes: core calls in those ticks, each over the whole wave of all rows.
         positions_refined: sum of wave widths over core calls and rows.
         prefill_core_passes: core calls over the prompt.
-        wavefront, inner_recurrence: for diffusion forcing, as given or chosen by `wavefront="auto"`.
+        wavefront, inner_recurrence: for diffusion forcing, as given or as last chosen by `wavefront="auto"`, which may
+            also refine one position at a time: then both are 1.
         draft_depth: for the speculative wavefront, as given or chosen by `draft_depth="auto"`.
         waves: how often the speculative wavefront started a wave: once per row and after every wrong draft.
         wasted_recurrences: recurrences of positions that were dropped.
@@ -27,6 +29,7 @@ class SamplerStats:
             "dropped_drafts", or "extra_tokens".
         settled: with a trace, how many of each row's tokens the remaining recurrences were estimated not to change when
             they were committed (`TokenTrace.settled`); None where this is not known.
+        decisions: what "auto" settings chose, in order, and why.
         tokens_committed: new tokens per row; the first of a row comes from the prompt's own pass.
     """
 
@@ -43,6 +46,7 @@ class SamplerStats:
     proposals: dict[int, tuple[int, int]] = field(default_factory=dict)
     guesses: dict[str, tuple[int, int]] = field(default_factory=dict)
     settled: list[int] | None = None
+    decisions: list[Decision] = field(default_factory=list)
 
     def count_proposals(self, position: Position, token: int) -> None:
         """Count a position's drafts and its guess of the next token, once that token is known."""

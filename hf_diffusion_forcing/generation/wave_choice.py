@@ -5,7 +5,10 @@ import torch
 from ..cache import Placement
 from ..hooks.latent_criteria import latent_difference
 from .cost_curve import CostCurve
+from .pace import Correction
 from .prompt import Prompt
+
+AS_MEASURED = Correction()
 
 INNER_RECURRENCES = (1, 2, 4, 8)
 WAVEFRONTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -53,25 +56,67 @@ def steady_wave(stay: float, wavefront: int) -> tuple[float, float]:
     return ticks, max(positions, 1.0)
 
 
-def choose_wave(
-    curve: CostCurve, recurrences: float, budget: int, inner_recurrence: int | None = None
-) -> tuple[int, int]:
-    """The wavefront and inner recurrence with the least estimated time per token.
+def wave_seconds(
+    curve: CostCurve,
+    recurrences: float,
+    wavefront: int,
+    inner_recurrence: int,
+    correction: Correction = AS_MEASURED,
+    share: float = 1.0,
+) -> float:
+    """The estimated seconds per token of a row.
 
-    A position that needs d recurrences needs d / r' ticks; see `steady_wave`. A wavefront above twice that many
-    positions fills up only where a text does not converge, which gains no speed.
+    A position that needs d recurrences needs d / r' ticks; see `steady_wave`.
 
     Args:
-        recurrences: d, how many a position needs.
+        recurrences: d.
+        correction: what the curve leaves out.
+        share: of the rows that the curve was measured for, those that are left.
+    """
+    ticks, positions = steady_wave(max(recurrences / inner_recurrence, 1), wavefront)
+    return ticks * correction(curve.seconds_per_tick(share * positions, inner_recurrence))
+
+
+def fronts_seconds(
+    curve: CostCurve,
+    recurrences: float,
+    rows: int,
+    correction: Correction = AS_MEASURED,
+    share: float = 1.0,
+    reads_out: bool = False,
+) -> float:
+    """The estimated seconds per token of a row where ticks refine the fronts alone, one recurrence each.
+
+    Prelude and coda run in ticks where some row has a new token or exits. With d recurrences a token, that is a share
+    of 1 - (1 - 1 / d)^rows.
+
+    Args:
+        recurrences, correction, share: as in `wave_seconds`.
+        rows: how many there are.
+        reads_out: whether every tick reads out, because the exit criterion reads logits.
+    """
+    exits = 1.0 if reads_out else 1 - (1 - 1 / max(recurrences, 1)) ** rows
+    core = curve.seconds_per_tick(share, 1) - curve.seconds_per_tick(share, 0)
+    return max(recurrences, 1) * correction(core + exits * curve.seconds_per_tick(share, 0))
+
+
+def waves(recurrences: float, budget: int, inner_recurrence: int | None = None) -> list[tuple[int, int]]:
+    """The wavefronts and inner recurrences to choose from.
+
+    A wavefront of more than about twice as many positions as the ticks that one needs fills up only where a text does
+    not converge, which gains no speed.
+
+    Args:
+        recurrences: how many a position needs.
         budget: the most recurrences of a position, and an upper bound on r'.
         inner_recurrence: r', if it is given.
     """
     candidates = [r for r in INNER_RECURRENCES if r <= budget] if inner_recurrence is None else [inner_recurrence]
+    return [(w, r) for r in candidates for w in WAVEFRONTS if w <= 2.2 * max(recurrences / r, 1)]
 
-    def seconds(wave: tuple[int, int]) -> float:
-        wavefront, inner = wave
-        ticks, positions = steady_wave(max(recurrences / inner, 1), wavefront)
-        return ticks * curve.seconds_per_tick(positions, inner)
 
-    waves = [(w, r) for r in candidates for w in WAVEFRONTS if w <= 2 * max(recurrences / r, 1)]
-    return min(waves, key=seconds)
+def choose_wave(
+    curve: CostCurve, recurrences: float, budget: int, inner_recurrence: int | None = None
+) -> tuple[int, int]:
+    """The wavefront and inner recurrence with the least `wave_seconds`, of all `waves`."""
+    return min(waves(recurrences, budget, inner_recurrence), key=lambda wave: wave_seconds(curve, recurrences, *wave))

@@ -34,7 +34,7 @@ def affordable_positions(curve: CostCurve) -> int:
 
 
 def positions_of(model: RecurrentDepthInterface, device: torch.device) -> int:
-    """`max_batch_tokens="auto"`: measured once per model, with the curve of `wavefront="auto"`."""
+    """`max_batch_tokens="auto"`: measured once per machine, with the curve of `wavefront="auto"`."""
     return affordable_positions(cost_curve(model, 1, device))
 
 

@@ -25,7 +25,7 @@ class RecurrentDepthGenerationConfig(GenerationConfig):
     Attributes:
         sampler: "diffusion_forcing", "speculative_wavefront", "adaptive" or "autoregressive"; False is plain
             transformers decoding; None is not set.
-        sampler_preset: "quality", "balanced", "fast" or "lossless".
+        sampler_preset: "quality", "balanced", "fast", "lossless" or "auto".
         sampler_config: the sampler's settings, as a dict of some of them or as its dataclass. The dataclass also names
             the sampler, and all its fields apply, defaults too.
     """

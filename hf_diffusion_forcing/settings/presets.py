@@ -1,4 +1,4 @@
-"""Named settings, chosen by measurement (docs/ablations.md)."""
+"""Named settings, chosen by measurement (docs/ablations.md); those of "auto" are chosen anew in every call."""
 
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ PRESET_SAMPLERS = {
     "balanced": "diffusion_forcing",
     "fast": "diffusion_forcing",
     "lossless": "speculative_wavefront",
+    "auto": "diffusion_forcing",
 }
 """Each preset's sampler."""
 
@@ -18,6 +19,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "balanced": {"wavefront": 32, "inner_recurrence": 2, "exit_threshold": 0.03, "adaptive_prefill": True},
         "fast": {"wavefront": 32, "inner_recurrence": 1, "exit_threshold": 0.03, "adaptive_prefill": True},
         "lossless": {},
+        "auto": {"wavefront": "auto", "exit_threshold": 0.03, "adaptive_prefill": True},
     },
 }
 """Settings of each preset by model type; a family without presets of its own uses Huginn's."""
@@ -43,7 +45,7 @@ def preset(
     """The settings of a preset.
 
     Args:
-        name: "quality", "balanced", "fast" or "lossless".
+        name: "quality", "balanced", "fast", "lossless" or "auto".
         sampler: the sampler in use.
         model_type: of the model's config.
         num_steps: the budget of a token, if known. A larger `inner_recurrence` is dropped, so the sampler's default

@@ -187,7 +187,7 @@ class SamplerConfig:
         """A preset's settings, overridden by `settings`.
 
         Args:
-            name: "quality", "balanced", "fast" or "lossless".
+            name: "quality", "balanced", "fast", "lossless" or "auto".
             model_type: selects a family's own presets, if it has any.
 
         Raises:

@@ -101,7 +101,7 @@ def test_tune_stores_what_it_measured(case):
 
 @pytest.mark.parametrize(
     ("preset", "depth"),
-    crossed(PRESET_SAMPLERS, [2, 16], keep=[("quality", 2), ("fast", 16), ("lossless", 16)]),
+    crossed(PRESET_SAMPLERS, [2, 16], keep=[("quality", 2), ("fast", 16), ("lossless", 16), ("auto", 2)]),
 )
 def test_presets_that_are_tuned_and_exported(bundled, preset, depth, tmp_path):
     model, tokenizer = bundled

@@ -1,5 +1,7 @@
 """`wavefront="auto"`: the cost model chooses what its curve says; the wave decodes as if it had been given."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -22,6 +24,8 @@ def test_interpolation():
     assert STEEP.seconds_per_tick(3, 2) == 9
     assert STEEP.seconds_per_tick(100, 1) == 200
     assert FLAT.seconds_per_tick(5.5, 4) == 5
+    assert FLAT.seconds_per_tick(0.5, 4) == 5 and STEEP.seconds_per_tick(0.5, 1) == 1
+    assert CostCurve((1.0, 4.0) * 3 + (1.0,), (1.0,) * 7).seconds_per_tick(0.25, 1) == 1.25
 
 
 def test_flat_costs_ask_for_wide_waves_and_steep_ones_for_deep_ticks():
@@ -82,4 +86,5 @@ def test_auto_is_the_wave_it_chose(tiny, given):
     chosen = {"wavefront": auto.stats.wavefront, "inner_recurrence": auto.stats.inner_recurrence}
     assert given.items() <= chosen.items()
     again = tiny.generate(**inputs, **chosen, **common)
-    assert again.sequences.tolist() == auto.sequences.tolist() and again.stats == auto.stats
+    assert again.sequences.tolist() == auto.sequences.tolist()
+    assert len(auto.stats.decisions) == 1 and again.stats == replace(auto.stats, decisions=[])

@@ -197,8 +197,8 @@ def test_law_5_draft_depth_auto_and_the_preset(family):
     ("family", "preset"),
     crossed(
         INJECTED,
-        ["quality", "balanced", "fast"],
-        keep=[("huginn", "quality"), ("llama", "balanced"), ("olmo", "fast")],
+        ["quality", "balanced", "fast", "auto"],
+        keep=[("huginn", "quality"), ("llama", "balanced"), ("olmo", "fast"), ("parcae", "auto")],
     ),
     indirect=["family"],
 )
