@@ -165,6 +165,7 @@ SPEEDS = {
     "diffusion_forcing:wavefront=32,inner_recurrence=4,exit_threshold=0.03": 3.0,
     "diffusion_forcing:wavefront=32,inner_recurrence=2,exit_threshold=0.03,adaptive_prefill=true": 5.0,
     "diffusion_forcing:wavefront=32,inner_recurrence=1,exit_threshold=0.03,adaptive_prefill=true": 8.0,
+    'diffusion_forcing:wavefront="auto",exit_threshold=0.03,adaptive_prefill=true': 7.0,
     "speculative_wavefront": 4.0,
 }
 
@@ -336,7 +337,7 @@ def test_a_search_on_the_bundled_checkpoint(loaded, found, tmp_path):
     best = found.best.confirmation
     assert best.accuracy == 1.0 and best.loss == 0.0 and len(best.samples) == 4
     assert found.best.kwargs["inner_recurrence"] in (1, 8)
-    assert [trial.preset for trial in found.presets] == ["quality", "balanced", "fast", "lossless"]
+    assert [trial.preset for trial in found.presets] == ["quality", "balanced", "fast", "lossless", "auto"]
     assert all(trial.confirmation.token_agreement == 1.0 for trial in found.presets if trial.preset == "lossless")
     found.write(tmp_path / "record")
     record = json.loads((tmp_path / "record/trials.json").read_text())
