@@ -3,8 +3,8 @@
     python scripts/measure_neighbours.py
     python scripts/measure_neighbours.py --part starts
 
-Both trained checkpoints read held-out texts, written at full depth, in float32. The left part of a text is settled; a
-block of the tokens behind it then begins at once, as if every draft were right. Writes docs/benchmarks/neighbours.json
+Both trained checkpoints read held-out texts, written at full depth, in float32. The left part of a text has converged;
+a block of the tokens behind it then begins at once, as if every draft were right. Writes docs/benchmarks/neighbours.json
 and neighbours.md; a part replaces only its own rows.
 """
 
@@ -27,13 +27,13 @@ DEPTH = 32
 BLOCK = 16
 """Positions that begin at once."""
 DISTANCES = (0, 1, 2, 4, 8, 15)
-"""Of a position from the settled text."""
+"""Of a position from the text that has converged."""
 THRESHOLD = 0.03
-"""A position is settled once its `latent_difference` stays below it (arXiv 2510.14961)."""
+"""A position has converged once its `latent_difference` stays below it (arXiv 2510.14961)."""
 RIDGE = 1e-3
 
 Start = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Initial states from the model's own ones, the injected embeddings, and the settled state on the left of the block."""
+"""Initial states from the model's own ones, the injected embeddings, and the last state on the left of the block."""
 
 
 class Part(StrEnum):
@@ -67,18 +67,18 @@ class Reading:
         """Run all recurrences.
 
         Returns:
-            The last states, and for each position the recurrences until it is settled, and until its readout is that of
-            the last recurrence; int64 [n].
+            The last states, and for each position the recurrences until it has converged, and until its readout is that
+            of the last recurrence; int64 [n].
         """
-        settled = read = torch.ones(e.shape[1], dtype=torch.int64)
+        converged = read = torch.ones(e.shape[1], dtype=torch.int64)
         readouts = []
         for depth in range(DEPTH):
             before, s = s, self.model.recur(s, e, at, depth)
-            settled = torch.where(latent_difference(s, before)[0] < THRESHOLD, settled, min(depth + 2, DEPTH))
+            converged = torch.where(latent_difference(s, before)[0] < THRESHOLD, converged, min(depth + 2, DEPTH))
             readouts.append(self.model.decode(s, at)[0].argmax(-1))
         for depth, readout in enumerate(readouts):
             read = torch.where(readout == readouts[-1], read, depth + 2)
-        return s, settled, read
+        return s, converged, read
 
 
 def texts_of(domain: str, count: int, room: int) -> tuple[object, list[tuple[int, torch.Tensor]]]:
@@ -92,19 +92,19 @@ def texts_of(domain: str, count: int, room: int) -> tuple[object, list[tuple[int
 
 
 def needed(model, texts: list[tuple[int, torch.Tensor]], start: Start) -> list[dict]:
-    """Mean recurrences by distance from the settled text."""
-    settled, read = [], []
+    """Mean recurrences by distance from the text that has converged."""
+    converged, read = [], []
     for prompt, ids in tqdm(texts, leave=False):
         for first in range(prompt, ids.shape[1] - BLOCK + 1, BLOCK):
             reading = Reading(model, ids)
             left, *_ = reading.refine(*reading.begin(0, first))
             at, e, s = reading.begin(first, first + BLOCK)
             _, *counts = reading.refine(at, e, start(s, e, left[:, -1:]))
-            settled.append(counts[0])
+            converged.append(counts[0])
             read.append(counts[1])
-    means = [torch.stack(counts).double().mean(0) for counts in (settled, read)]
+    means = [torch.stack(counts).double().mean(0) for counts in (converged, read)]
     return [
-        {"distance": distance, "settled": means[0][distance].item(), "read": means[1][distance].item()}
+        {"distance": distance, "converged": means[0][distance].item(), "read": means[1][distance].item()}
         for distance in DISTANCES
     ]
 
@@ -115,7 +115,7 @@ def own(s: torch.Tensor, e: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
 
 
 def neighbour(s: torch.Tensor, e: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-    """The settled state on the left."""
+    """The last state on the left."""
     return left.expand_as(s)
 
 
@@ -123,7 +123,7 @@ class Predicted:
     """Initial states that a linear map predicts from the injected embedding and the state on the left.
 
     Args:
-        model, texts: what it is fitted to by ridge regression: the settled states of all positions.
+        model, texts: what it is fitted to by ridge regression: the last states of all positions.
     """
 
     def __init__(self, model, texts: list[tuple[int, torch.Tensor]]):
@@ -154,7 +154,7 @@ class Predicted:
 
 @torch.no_grad()
 def together_rows(count: int, room: int) -> Iterator[dict]:
-    """Yield the recurrences that a position needs by its distance from the settled text."""
+    """Yield the recurrences that a position needs by its distance from the text that has converged."""
     for domain in CHECKPOINTS:
         model, texts = texts_of(domain, count, room)
         for row in needed(model, texts, own):
@@ -186,16 +186,16 @@ def together_page(part: dict) -> list[str]:
     lines = [
         "## Right drafts that begin together",
         "",
-        f"{signature(part)} Mean recurrences of a position by its distance from the settled text, in a block of "
-        f"{BLOCK} positions that begin at once with right tokens: until its state is settled (its normalised latent "
+        f"{signature(part)} Mean recurrences of a position by its distance from text that has converged, in a block of "
+        f"{BLOCK} positions that begin at once with right tokens: until its state has converged (its normalised latent "
         f"difference stays below {THRESHOLD}), and until its readout is the one of recurrence {DEPTH}. At distance 0 "
-        "everything on the left is settled.",
+        "everything on the left has converged.",
         "",
         *head("text | until"),
     ]
     for domain in CHECKPOINTS:
         rows = [row for row in part["rows"] if row["domain"] == domain]
-        for name, until in (("settled", "the state is settled"), ("read", "the readout stays")):
+        for name, until in (("converged", "the state has converged"), ("read", "the readout stays")):
             lines.append(f"| {domain} | {until} | {by_distance(rows, name)} |")
     return lines
 
@@ -204,8 +204,8 @@ def starts_page(part: dict) -> list[str]:
     lines = [
         "## Other initial states",
         "",
-        f"{signature(part)} Recurrences until a state is settled, as above, from other initial states. *Predicted* "
-        "states are a linear map of the injected embedding and of the state on the left, fitted to the settled states "
+        f"{signature(part)} Recurrences until a state has converged, as above, from other initial states. *Predicted* "
+        "states are a linear map of the injected embedding and of the state on the left, fitted to the last states "
         "of other texts of the same model.",
         "",
         *head("text | initial state"),
@@ -213,10 +213,10 @@ def starts_page(part: dict) -> list[str]:
     for domain in CHECKPOINTS:
         for name in dict.fromkeys(row["start"] for row in part["rows"]):
             rows = [row for row in part["rows"] if row["domain"] == domain and row["start"] == name]
-            lines.append(f"| {domain} | {name} | {by_distance(rows, 'settled')} |")
+            lines.append(f"| {domain} | {name} | {by_distance(rows, 'converged')} |")
     explained = {row["domain"]: row["explained"] for row in part["rows"]}
     told = ", ".join(f"{share:.1%} ({domain})" for domain, share in explained.items())
-    return [*lines, "", f"Share of the settled states' variance that the linear map explains: {told}."]
+    return [*lines, "", f"Share of the last states' variance that the linear map explains: {told}."]
 
 
 PARTS = {
@@ -231,7 +231,7 @@ def main(
     part: Annotated[Part, typer.Option(help="What to measure.")] = Part.all,
     output: Path = ROOT / "docs" / "benchmarks",
 ):
-    measure_parts("neighbours", "Positions that settle together", PARTS, part, output, count, max_new_tokens)
+    measure_parts("neighbours", "Positions that converge together", PARTS, part, output, count, max_new_tokens)
 
 
 if __name__ == "__main__":

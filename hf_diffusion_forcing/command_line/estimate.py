@@ -45,7 +45,7 @@ def estimate(
     output: ReportFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate on paper how fast a looped model decodes on a device that you need not have.
+    """Estimate how fast a looped model decodes on a device, without the device.
 
     A roofline: the bytes and the arithmetic of every pass, over those of the device. Nothing runs on the device.
     """
@@ -62,7 +62,7 @@ def estimate(
         check_report_file(output)
         known = None if device == THIS else published_device(device)
         if prompt and statistics != "own":
-            raise ValueError("--prompt is for --statistics own: leave it out, or add that.")
+            raise ValueError("--prompt needs --statistics own: add it, or leave --prompt out.")
         shape = ModelShape.of_config(config_of(model or bundled_checkpoint()), model or "the bundled checkpoint")
         if statistics != "own":
             waves = stored_waves(statistics, shape.num_steps)

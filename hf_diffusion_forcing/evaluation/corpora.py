@@ -53,7 +53,7 @@ class ProblemCorpus(Corpus):
 
     Args:
         worked_batch: worked problems per step (while chains grow, in every second step).
-        mental_tokens: approximate tokens of mental problems per step; without any, worked problems are in every step.
+        mental_tokens: approximate tokens of mental problems per step; with 0, every step has worked problems.
     """
 
     words = r"\d| ?[^\s\d]+|\s+"

@@ -1,4 +1,4 @@
-"""Estimates decoding speed on a device that need not be there, by a roofline."""
+"""Estimates decoding speed on a device by a roofline."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Estimate:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        return vars(self) | {}
+        return dict(vars(self))
 
     def to_markdown(self) -> str:
         """The table, and what was calculated."""
@@ -141,12 +141,16 @@ def estimate(
 
 
 def check_fits(shape: ModelShape, device: Device, tensor_parallel: int) -> None:
-    """ValueError for a model that does not fit into the devices' memory, or for several devices without a link."""
+    """Refuse a model that does not fit into the devices' memory, and several devices without a link.
+
+    Raises:
+        ValueError: one of these.
+    """
     size = shape.parameters * device.itemsize
     if size > tensor_parallel * device.memory:
         raise ValueError(
-            f"{shape.name} takes {size / 1e9:.0f} GB in {device.precision}, but tensor_parallel={tensor_parallel} "
-            f"{device.name} have {tensor_parallel * device.memory / 1e9:.0f} GB: use more or larger devices."
+            f"{shape.name} takes {size / 1e9:.0f} GB in {device.precision}, but {tensor_parallel} x "
+            f"{device.name} has {tensor_parallel * device.memory / 1e9:.0f} GB: use more or larger devices."
         )
     if tensor_parallel > 1 and device.link is None:
         raise ValueError(

@@ -117,5 +117,5 @@ def config_of(model: str) -> PreTrainedConfig:
     if model in MODELS:
         return AutoConfig.for_model(**MODELS[model])
     if "/" not in model and not Path(model).is_dir():
-        raise ValueError(f"model={model!r} is no folder and no built-in name{nearest(model, [*MODELS])}.")
+        raise ValueError(f"model={model!r} is neither a folder nor a built-in name{nearest(model, [*MODELS])}.")
     return AutoConfig.from_pretrained(model)

@@ -260,11 +260,11 @@ def test_the_command_measures_its_own_checkpoint(tmp_path, brief):
     ("arguments", "message"),
     [
         (["--device", "h10"], "device='h10' is unknown; did you mean 'h100'"),
-        (["--model", "huginn-0126"], "no built-in name; did you mean 'huginn-0125'"),
+        (["--model", "huginn-0126"], "nor a built-in name; did you mean 'huginn-0125'"),
         (["--model", "looped-70b", "--device", "l4"], "takes 141 GB in bfloat16"),
         (["--model", "ouro-2.6b", "--device", "rtx4090", "--tensor-parallel", "2"], "no published link"),
         (["--model", "ouro-2.6b", "--device", "l4", "--statistics", "own"], "ouro-2.6b is a built-in name"),
-        (["--device", "l4", "--prompt", "hi"], "--prompt is for --statistics own"),
+        (["--device", "l4", "--prompt", "hi"], "--prompt needs --statistics own"),
         (["--device", "l4", "--output", "table.txt"], "must end in .json or .md"),
     ],
 )
