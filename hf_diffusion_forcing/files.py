@@ -8,11 +8,17 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Where to write a file that takes its place when all of it is there."""
+    """Where to write a file that takes its place when all of it is there.
+
+    Each process has its own, so processes that write the same file do not disturb each other: the last one counts.
+    """
     path = Path(path)
-    partial = path.with_name(f"{path.name}.partial")
-    yield partial
-    partial.replace(path)
+    partial = _partial(path)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_file(path: str | os.PathLike, text: str) -> None:
@@ -33,7 +39,11 @@ def check_writable_file(path: str | os.PathLike) -> Path:
         raise ValueError(f"{path} is a folder: name a file in it.")
     if not path.parent.is_dir():
         raise ValueError(f"{path} cannot be written: there is no folder {path.parent}. Create it first.")
-    partial = path.with_name(f"{path.name}.partial")
+    partial = _partial(path)
     partial.touch()
     partial.unlink()
     return path
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{os.getpid()}.partial")

@@ -45,7 +45,7 @@ class Journal:
         self.folder, self.identity = check_writable(folder), json.loads(json.dumps(identity))
         self.file: BinaryIO | None = None
         self.overwrite = overwrite
-        if not self.folder.is_dir() or not {path.name for path in self.folder.iterdir()} - {f"{RUN}.partial"}:
+        if not self.folder.is_dir() or all(path.match(f"{RUN}*.partial") for path in self.folder.iterdir()):
             return
         if not (self.folder / RUN).is_file():
             raise ValueError(f"{self.folder} holds files that are no record of a run: choose another output.")

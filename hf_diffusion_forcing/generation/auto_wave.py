@@ -1,7 +1,9 @@
-"""`wavefront="auto"`: chooses how ticks refine positions, and chooses again when the text turns out otherwise."""
+"""`wavefront="auto"`: chooses how ticks refine positions, and chooses again while decoding."""
 
 from __future__ import annotations
 
+from ..settings.adaptive import AdaptiveConfig
+from ..settings.diffusion_forcing import DiffusionForcingConfig
 from .cost_curve import CostCurve
 from .decision import Decision
 from .output import SamplerStats
@@ -15,7 +17,7 @@ GAIN = 0.95
 """Something else is chosen if it is estimated to take at most this share of the time."""
 ALONE = 0.8
 """What a position alone needs of the recurrences that one of the prompt needs, whose neighbours on the left have not
-converged either: about as much on texts of the two trained checkpoints."""
+converged either: about as much on texts of the two trained checkpoints (docs/benchmarks/neighbours.md)."""
 
 Way = tuple[int, int] | None
 """Wavefront and inner recurrence; None refines the fronts alone."""
@@ -57,14 +59,16 @@ class AutoWave:
         self.factors = {True: 1.0, False: 1.0}
         """Measured seconds per token over the model's: of fronts alone, and of waves."""
         self.pace, self.is_filling = Pace(), True
-        self.way: Way = self._choose(AS_MEASURED, rows, {"recurrences": self.recurrences})
+        self.way: Way = None
+        self.way = self._choose(AS_MEASURED, rows, {"recurrences": self.recurrences})
 
-    def add(self, seconds: float, rows: int, positions: int, tokens: int, unsettled: int) -> bool:
-        """Take the facts of a tick; whether something else is chosen for the next one.
+    def add(self, seconds: float, rows: int, positions: int, recurrences: int, tokens: int, unsettled: int) -> bool:
+        """Record a tick; returns whether the next one should run differently.
 
         Args:
             seconds: what it took.
             rows, positions: in it.
+            recurrences: core passes in it; fewer than r' if a front had less of its budget left.
             tokens: committed by it.
             unsettled: positions that had not converged after it.
         """
@@ -72,8 +76,8 @@ class AutoWave:
         if self.is_filling:
             self.is_filling = not tokens
             return False
-        width, inner = positions / self.rows, 1 if self.way is None else self.way[1]
-        estimate = self.curve.seconds_per_tick(width, inner)
+        width = positions / self.rows
+        estimate = self.curve.seconds_per_tick(width, recurrences)
         if self.way is None and not tokens and not self.reads_out:
             estimate -= self.curve.seconds_per_tick(width, 0)
         self.pace.ticks.append(Tick(seconds, estimate, tokens / rows, unsettled / rows))
@@ -100,8 +104,8 @@ class AutoWave:
         ways: list[Way] = [*waves(self.recurrences, self.budget, self.inner_recurrence)]
         ways += [None] if self.allows_fronts else []
         if len(self.pace):
-            # What the model leaves out of the last ticks, it leaves out of others of the kind.
-            now = len(self.pace) / max(self.pace.tokens, 1) * self.pace.tick_seconds
+            # The model's error on the last ticks is assumed for all waves, or for single positions.
+            now = len(self.pace) / self.pace.tokens * self.pace.tick_seconds
             self.factors[self.way is None] = now / modelled(self.way)
         seconds = {way: self.factors[way is None] * modelled(way) for way in ways}
         best = min(seconds, key=lambda way: seconds[way])
@@ -113,7 +117,7 @@ class AutoWave:
 
     def _record(self, chosen: Way, seconds: dict[Way, float], measured: dict[str, float]) -> None:
         """Add a `Decision` to the stats, unless the last one is kept."""
-        if self.stats.decisions and chosen == self.way:
+        if len(self.pace) and chosen == self.way:
             return
         best_wave = min((way for way in seconds if way is not None), key=lambda way: seconds[way])
         compared = {way: seconds[way] for way in (chosen, best_wave, None) if way in seconds}
@@ -121,7 +125,7 @@ class AutoWave:
         self.stats.decisions.append(
             Decision(
                 self.stats.ticks,
-                "adaptive" if chosen is None else "diffusion_forcing",
+                (AdaptiveConfig if chosen is None else DiffusionForcingConfig).sampler,
                 settings,
                 measured,
                 {name_of(way): each for way, each in compared.items()},
@@ -131,4 +135,4 @@ class AutoWave:
 
 def name_of(way: Way) -> str:
     """How decisions call a way."""
-    return "adaptive" if way is None else f"wavefront={way[0]}, inner_recurrence={way[1]}"
+    return AdaptiveConfig.sampler if way is None else f"wavefront={way[0]}, inner_recurrence={way[1]}"

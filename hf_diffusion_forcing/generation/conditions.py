@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from ..compat import attn_implementation
 from ..models.interface import RecurrentDepthInterface
 from ..packing import PackedLinear
+from ..version import __version__
 
 CPU_FIELDS = ("model name", "cpu family", "model", "CPU implementer", "CPU part")
-"""Lines of /proc/cpuinfo that name a processor; which there are depends on the architecture."""
+"""Lines of /proc/cpuinfo that name a processor; which of them exist depends on the architecture."""
 
 
 def conditions_of(model: RecurrentDepthInterface, batch: int, device: torch.device) -> dict[str, Any]:
@@ -34,6 +36,8 @@ def conditions_of(model: RecurrentDepthInterface, batch: int, device: torch.devi
         "device": str(device) if on == "cpu" else f"{device}: {_accelerator_name(device)}",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "hf_diffusion_forcing": __version__,
         "dtype": str(model.dtype),
         "autocast": str(torch.get_autocast_dtype(on)) if torch.is_autocast_enabled(on) else None,
         "matmul_precision": torch.get_float32_matmul_precision(),
@@ -74,6 +78,6 @@ def shapes_of(network: torch.nn.Module) -> str:
 
 
 def _accelerator_name(device: torch.device) -> str:
-    """The name of an accelerator, where its backend tells one."""
+    """The name of an accelerator, if its backend reports one."""
     backend = getattr(torch, device.type, None)
     return backend.get_device_name(device) if hasattr(backend, "get_device_name") else device.type

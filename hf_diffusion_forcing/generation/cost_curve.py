@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import torch
 
@@ -44,7 +46,7 @@ def _at(costs: tuple[float, ...], width: float) -> float:
     left = min(last, next((i for i in range(last) if width <= WIDTHS[i + 1]), last))
     share = (width - WIDTHS[left]) / (WIDTHS[left + 1] - WIDTHS[left])
     seconds = (1 - share) * costs[left] + share * costs[left + 1]
-    # Rows of a batch that have ended leave less than one position each: then a steep curve must not fall below zero.
+    # When rows have ended, a row's share of the width is below 1, where a steep curve would extrapolate below zero.
     return max(seconds, width * costs[0]) if width < WIDTHS[0] else seconds
 
 
@@ -58,8 +60,8 @@ _MEASURING = Lock()
 def cost_curve(model: RecurrentDepthInterface, batch: int, device: torch.device) -> CostCurve:
     """The model's cost curve on this machine.
 
-    Measured unless one is known that was measured under the same conditions (`conditions_of`), and then kept on disk
-    (`kept_curves`). Measuring takes `WARM_UP` + `ROUNDS` ticks of one core pass at each width.
+    Returns the curve kept for these conditions (`conditions_of`, `kept_curves`); measures and keeps it if there is
+    none. Measuring takes `WARM_UP` + `ROUNDS` ticks of one core pass at each width.
 
     Args:
         batch: rows of the wave.
@@ -69,12 +71,27 @@ def cost_curve(model: RecurrentDepthInterface, batch: int, device: torch.device)
     path = kept_curves.path_of(conditions)
     with _MEASURING:
         if path not in _KNOWN:
-            costs = kept_curves.read(conditions, ("core", "ends"), len(WIDTHS))
-            if costs is None:
-                costs = _measure(model, torch.zeros(batch, max(WIDTHS), dtype=torch.int64, device=device))
-                kept_curves.write(conditions, costs)
+            costs = _kept(conditions) or _measured_alone(model, batch, device, conditions)
             _KNOWN[path] = CostCurve(**costs)
         return _KNOWN[path]
+
+
+def _kept(conditions: dict[str, Any]) -> kept_curves.Curves | None:
+    return kept_curves.read(conditions, ("core", "ends"), len(WIDTHS))
+
+
+def _measured_alone(
+    model: RecurrentDepthInterface, batch: int, device: torch.device, conditions: dict[str, Any]
+) -> kept_curves.Curves:
+    """Measure and keep a curve, unless another process did so while this one waited for it."""
+    # The ranks of a tensor-parallel model compute each pass together: none of them may wait for another.
+    is_split = getattr(next(iter(model.modules())), "tp_size", None)
+    with nullcontext() if is_split else kept_curves.one_process_at_a_time(conditions):
+        costs = None if is_split else _kept(conditions)
+        if costs is None:
+            costs = _measure(model, torch.zeros(batch, max(WIDTHS), dtype=torch.int64, device=device))
+            kept_curves.write(conditions, costs)
+        return costs
 
 
 def _measure(model: RecurrentDepthInterface, ids: torch.Tensor) -> kept_curves.Curves:

@@ -9,12 +9,12 @@ class Decision:
 
     Attributes:
         tick: how many ticks of the call came before it; 0 for the choice made when the prompt was read.
-        sampler: the sampler whose ticks are run: "diffusion_forcing", "adaptive" or "speculative_wavefront".
+        sampler: the sampler whose ticks are run: "diffusion_forcing" or "adaptive".
         settings: the settings chosen, by name.
-        measured: what the choice rests on. `recurrences`: how many a position needs; `right_drafts`: the share of right
-            drafts at the chosen depth; `tick_seconds` and `tokens_per_tick` (per row): of the ticks since the last
-            choice.
-        seconds_per_token: estimated, of a row: for what was chosen, and for the best of what was not.
+        measured: what the choice rests on. `recurrences`: how many a position needs; `tick_seconds` and
+            `tokens_per_tick` (per row): of the ticks since the last choice.
+        seconds_per_token: estimated, per row: of the choice, of the best wave, and of one position at a time if that
+            was possible.
     """
 
     tick: int

@@ -33,7 +33,7 @@ class DiffusionForcing(FrontSampler):
         """Whether values that are not finite may still come from a draft."""
         self.wavefront, self.inner_recurrence = self.config.wavefront, self.config.inner_recurrence
         self.auto: AutoWave | None = None
-        """Chooses, with `wavefront="auto"`, once prompts were read."""
+        """Set once prompts have been read with `wavefront="auto"`."""
         if self.recorder is not None:
             self.recorder.trace.budget = self.config.max_steps
 
@@ -77,22 +77,24 @@ class DiffusionForcing(FrontSampler):
             self._refine(rows, self.inner_recurrence)
             return
         began, length = time.perf_counter(), sum(len(row.ids) for row in rows)
-        positions = sum(len(row.wave) for row in rows)
+        positions, recurrences = sum(len(row.wave) for row in rows), 1
         if self.auto.way is None:
             unsettled = self.tick_fronts(rows, self.config.max_steps)
         else:
             # With another r' than before, a front may have less of its budget left than one tick of it.
             left = min(self.config.max_steps - row.wave[0].steps for row in rows)
-            unsettled = self._refine(rows, max(1, min(self.inner_recurrence, left)))
+            recurrences = max(1, min(self.inner_recurrence, left))
+            unsettled = self._refine(rows, recurrences)
         committed = sum(len(row.ids) for row in rows) - length
-        if self.auto.add(time.perf_counter() - began, len(rows), positions, committed, unsettled):
+        seconds = time.perf_counter() - began
+        if self.auto.add(seconds, len(rows), positions, recurrences, committed, unsettled):
             self._take(self.auto.way)
             self.at = None
             for row in rows:
                 row.wave = row.wave[: self.wavefront]
 
     def _refine(self, rows: list[Row], recurrences: int) -> int:
-        """One tick of so many core passes over the waves; how many positions have not converged."""
+        """Run a tick of `recurrences` core passes over the waves; returns how many positions have not converged."""
         model, cache, config, hooks = self.model, self.cache, self.config, self.processors
         wave = Wave(rows, self.device)
         # With shared keys and values all recurrences write one slot; otherwise each position has its own depth.

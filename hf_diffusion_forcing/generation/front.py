@@ -12,7 +12,7 @@ from .state_starts import StateStarts
 from .wave import Wave
 
 EMBEDDING = "sampler.embedding"
-"""Under which a front's embedding is remembered from tick to tick."""
+"""The key under which a front's embedding is remembered."""
 
 
 class FrontSampler(EarlyExitSampler):
@@ -33,7 +33,7 @@ class FrontSampler(EarlyExitSampler):
         self.at = None
 
     def tick_fronts(self, rows: list[Row], budget: int) -> int:
-        """One recurrence of the front of every row, whose wave is the front alone; how many have not exited.
+        """Run one recurrence of every row's front, its only position; returns how many rows have not exited.
 
         Args:
             budget: recurrences at which a front exits, whatever the criterion says.

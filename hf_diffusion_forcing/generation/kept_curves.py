@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from huggingface_hub import constants
 from transformers.utils import logging
 
@@ -17,6 +19,9 @@ from ..files import write_file
 logger = logging.get_logger(__name__)
 
 Curves = dict[str, tuple[float, ...]]
+
+PATIENCE = 120.0
+"""Seconds to wait for a process that measures."""
 
 
 def folder() -> Path:
@@ -54,6 +59,22 @@ def read(conditions: dict[str, Any], names: Sequence[str], points: int) -> Curve
     if not all(_is_cost(cost) for costs in curves.values() for cost in costs):
         return None
     return {name: tuple(map(float, costs)) for name, costs in curves.items()}
+
+
+@contextmanager
+def one_process_at_a_time(conditions: dict[str, Any]) -> Iterator[None]:
+    """Make other processes wait that would measure under these conditions, and disturb this one.
+
+    Without the lock, a warning says why, and this process measures all the same.
+    """
+    path = path_of(conditions).with_suffix(".lock")
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(path, timeout=PATIENCE))
+        except (OSError, NotImplementedError) as error:  # not writable, no locks there, or PATIENCE is over
+            logger.warning_once(f"Costs are measured without a lock, so other processes may disturb it: {error}")
+        yield
 
 
 def write(conditions: dict[str, Any], curves: Curves) -> None:

@@ -29,7 +29,7 @@ class SamplerStats:
             "dropped_drafts", or "extra_tokens".
         settled: with a trace, how many of each row's tokens the remaining recurrences were estimated not to change when
             they were committed (`TokenTrace.settled`); None where this is not known.
-        decisions: what "auto" settings chose, in order, and why.
+        decisions: what `wavefront="auto"` chose, in order, and why.
         tokens_committed: new tokens per row; the first of a row comes from the prompt's own pass.
     """
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 OUTLIER = 2.0
-"""A tick that takes this many times its estimate, measured by the median tick, was held up by something else."""
+"""A tick is left out if its seconds over its estimate exceed the median of that ratio by this factor: something else
+slowed it down."""
 STEADY = 0.01
-"""How much the ticks' estimates must vary before a slope is read from them, as a share of their squared mean."""
+"""Variance of the estimates, as a share of their squared mean, below which the fitted slope stays near 1."""
 
 
 class Tick(NamedTuple):
@@ -88,9 +89,9 @@ class Pace:
 
     @property
     def stay(self) -> float:
-        """Ticks that a position needs to converge, 1 or more.
+        """Ticks that a position needs to converge, 1 or more, if any token was committed.
 
         By Little's law: as many positions are unsettled on average as tokens are committed per tick, times the ticks
         for which each is unsettled. So it is known also where tokens wait for room, or for one slow position.
         """
-        return 1 + sum(tick.unsettled for tick in self.ticks) / max(self.tokens, 1)
+        return 1 + sum(tick.unsettled for tick in self.ticks) / self.tokens

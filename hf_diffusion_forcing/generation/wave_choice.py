@@ -113,10 +113,3 @@ def waves(recurrences: float, budget: int, inner_recurrence: int | None = None) 
     """
     candidates = [r for r in INNER_RECURRENCES if r <= budget] if inner_recurrence is None else [inner_recurrence]
     return [(w, r) for r in candidates for w in WAVEFRONTS if w <= 2.2 * max(recurrences / r, 1)]
-
-
-def choose_wave(
-    curve: CostCurve, recurrences: float, budget: int, inner_recurrence: int | None = None
-) -> tuple[int, int]:
-    """The wavefront and inner recurrence with the least `wave_seconds`, of all `waves`."""
-    return min(waves(recurrences, budget, inner_recurrence), key=lambda wave: wave_seconds(curve, recurrences, *wave))

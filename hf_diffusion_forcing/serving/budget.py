@@ -34,7 +34,10 @@ def affordable_positions(curve: CostCurve) -> int:
 
 
 def positions_of(model: RecurrentDepthInterface, device: torch.device) -> int:
-    """`max_batch_tokens="auto"`: measured once per machine, with the curve of `wavefront="auto"`."""
+    """`max_batch_tokens="auto"`, by the curve of `wavefront="auto"`.
+
+    The curve is measured once for a model on a machine, then kept.
+    """
     return affordable_positions(cost_curve(model, 1, device))
 
 

@@ -73,7 +73,8 @@ class ContinuousGenerationMixin(RecurrentDepthGenerationMixin):
             workload_hints: not needed here.
             max_batch_size: rows at a time; 32 when None.
             max_batch_tokens: positions of one pass. "auto" is at least 64, and as many as make a position nearly as
-                cheap as it gets on this machine, measured once per machine, when two rows first meet.
+                cheap as it gets on this machine, measured once for a model on a machine, then kept, when two rows
+                first meet.
             max_cache_bytes: bytes of keys and values of all rows at their longest. "auto" is half of the free memory;
                 None is no limit.
             max_queue_size: requests that may wait; 1024 when None, 0 for no limit.

@@ -19,10 +19,12 @@ class DiffusionForcingConfig(EarlyExitConfig):
     """Settings of `sampler="diffusion_forcing"` (arXiv 2510.14961, Algorithm 1).
 
     Args:
-        wavefront: most positions refined at once. "auto" times several widths on this machine, counts the
-            recurrences the prompt needs, and chooses the width (and `inner_recurrence`, unless that is given).
+        wavefront: most positions refined at once. "auto" measures passes on this machine and the recurrences that
+            positions need, chooses the width (and inner_recurrence, unless given) or one position at a time, and
+            chooses again while decoding.
         headway: new positions a tick may add.
-        inner_recurrence: core passes in a tick (r'); None is 4, or the token's budget if that is less.
+        inner_recurrence: core passes in a tick (r'); None is 4, or the token's budget if that is less ("auto"
+            chooses it).
         max_steps: recurrences after which the front position freezes even if it has not converged; `num_steps` when
             None. Ticks are whole: the limit is rounded down to a multiple of `inner_recurrence`.
         embedding_momentum: eta, the share of a position's earlier injected embedding kept in a tick.
@@ -51,6 +53,11 @@ class DiffusionForcingConfig(EarlyExitConfig):
             if isinstance(self.wavefront, str):
                 raise ValueError(f"wavefront={self.wavefront!r} is unknown: use 'auto' or a number of positions.")
             check_integer("wavefront", self.wavefront, 1)
+        elif self.compile:
+            raise ValueError(
+                "wavefront='auto' is not possible with compile=True: it times passes that are not compiled. Pass "
+                "wavefront=, or leave compile out."
+            )
         check_integer("headway", self.headway, 1)
         check_number("embedding_momentum", self.embedding_momentum, 1.0)
         check_number("state_noise", self.state_noise, 1.0)

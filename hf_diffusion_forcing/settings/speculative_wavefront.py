@@ -48,6 +48,11 @@ class SpeculativeWavefrontConfig(LosslessConfig):
             )
         if isinstance(self.draft_depth, str) and self.draft_depth != "auto":
             raise ValueError(f"draft_depth={self.draft_depth!r} is unknown: use 'auto' or a number of recurrences.")
+        if self.draft_depth == "auto" and self.compile:
+            raise ValueError(
+                "draft_depth='auto' is not possible with compile=True: it times passes that are not compiled. Pass "
+                "draft_depth=, or leave compile out."
+            )
         if self.draft_depth not in (None, "auto"):
             check_integer("draft_depth", self.draft_depth, 1)
         if self.second_draft_depth is not None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from hf_diffusion_forcing import DiffusionForcingConfig, SpeculativeWavefrontConfig
 from hf_diffusion_forcing.evaluation.problems import problems
 from hf_diffusion_forcing.generation import diffusion_forcing
 from hf_diffusion_forcing.generation.auto_wave import ALONE, AutoWave, Way
@@ -69,7 +70,7 @@ class Machine:
         auto.stats.ticks += 1
         # By Little's law, with a position that takes as many ticks as it needs recurrences.
         needed = self.alone if auto.way is None else max(self.recurrences / inner, 1)
-        auto.add(seconds, 1, positions, committed, (needed - 1) / ticks)
+        auto.add(seconds, 1, positions, inner, committed, (needed - 1) / ticks)
 
 
 def test_reading_asks_for_wide_waves_and_arithmetic_for_one_position_at_a_time():
@@ -132,6 +133,40 @@ def test_what_the_curve_leaves_out_is_read_from_the_ticks():
     assert pace.correction() == Correction(1.0, 1.0)
     pace.ticks = [Tick(1.0, 2.0, 1, 2)] * 8  # faster than the curve says
     assert pace.correction() == Correction(0.5, 0.0)
+
+
+def test_less_than_a_token_of_each_row_counts_as_what_it_is():
+    pace = Pace()
+    pace.ticks = [Tick(1.0, 1.0, 0.0, 1.0)] * 63 + [Tick(1.0, 1.0, 2 / 8, 1.0)]
+    assert pace.stay == 1 + 64 / 0.25
+    auto = auto_of(BOTH, 8, rows=8)
+    auto.is_filling, seconds = False, []
+    auto._choose = lambda *_: seconds.append(auto.pace.stay) or auto.way
+    for tick in range(64):
+        auto.add(1.0, 8, 8, 1, 2 if tick == 63 else 0, 8)
+    assert seconds == [1 + 64 / 0.25]
+
+
+def test_the_last_tick_before_the_budget_is_estimated_by_its_own_recurrences():
+    auto = auto_of(ARITHMETIC, 8, inner=4)
+    auto.is_filling = False
+    auto.add(1.0, 1, 2, 4, 0, 2)
+    auto.add(1.0, 1, 2, 1, 0, 2)
+    assert [tick.estimate for tick in auto.pace.ticks] == [2 + 4 * 2, 2 + 1 * 2]
+
+
+def test_a_second_choice_of_a_call_is_recorded_beside_the_first():
+    stats = auto_of(BYTES, 8).stats
+    AutoWave(ARITHMETIC, 1, 8, BUDGET, None, True, False, stats)
+    assert [each.sampler for each in stats.decisions] == ["diffusion_forcing", "adaptive"]
+
+
+def test_nothing_is_chosen_by_times_that_compiled_ticks_do_not_take():
+    with pytest.raises(ValueError, match=r"wavefront='auto' is not possible with compile=True.* Pass wavefront="):
+        DiffusionForcingConfig.from_preset("auto", compile=True)
+    with pytest.raises(ValueError, match=r"draft_depth='auto' is not possible with compile=True.* Pass draft_depth="):
+        SpeculativeWavefrontConfig(draft_depth="auto", compile=True)
+    assert DiffusionForcingConfig(compile=True).wavefront == 32
 
 
 @pytest.fixture
@@ -206,9 +241,9 @@ def test_no_front_exceeds_its_budget_whatever_changes(tiny, monkeypatch):
 class Timed(AutoWave):
     """Ticks take what the curve says, on whatever machine the test runs."""
 
-    def add(self, seconds, rows, positions, tokens, unsettled):
-        inner = 1 if self.way is None else self.way[1]
-        return super().add(self.curve.seconds_per_tick(positions / rows, inner), rows, positions, tokens, unsettled)
+    def add(self, seconds, rows, positions, recurrences, tokens, unsettled):
+        seconds = self.curve.seconds_per_tick(positions / rows, recurrences)
+        return super().add(seconds, rows, positions, recurrences, tokens, unsettled)
 
 
 class Unforeseen(LogitsProcessor):

@@ -10,7 +10,7 @@ from hf_diffusion_forcing.generation.cost_curve import WIDTHS, CostCurve, cost_c
 from hf_diffusion_forcing.generation.in_place import RowsInPlace
 from hf_diffusion_forcing.generation.prompt import Prompt
 from hf_diffusion_forcing.generation.row import Row
-from hf_diffusion_forcing.generation.wave_choice import PromptDepth, choose_wave, steady_wave
+from hf_diffusion_forcing.generation.wave_choice import PromptDepth, steady_wave, wave_seconds, waves
 from support import left_pad
 
 FLAT = CostCurve(core=(1.0,) * 7, ends=(1.0,) * 7)
@@ -26,6 +26,10 @@ def test_interpolation():
     assert FLAT.seconds_per_tick(5.5, 4) == 5
     assert FLAT.seconds_per_tick(0.5, 4) == 5 and STEEP.seconds_per_tick(0.5, 1) == 1
     assert CostCurve((1.0, 4.0) * 3 + (1.0,), (1.0,) * 7).seconds_per_tick(0.25, 1) == 1.25
+
+
+def choose_wave(curve, recurrences, budget, inner_recurrence=None):
+    return min(waves(recurrences, budget, inner_recurrence), key=lambda wave: wave_seconds(curve, recurrences, *wave))
 
 
 def test_flat_costs_ask_for_wide_waves_and_steep_ones_for_deep_ticks():

@@ -4,13 +4,18 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
+import transformers
 from huggingface_hub import constants
 
 from hf_diffusion_forcing import RavenForCausalLM, pack_linear_weights
+from hf_diffusion_forcing.files import whole_file
 from hf_diffusion_forcing.generation import conditions, cost_curve, kept_curves
 from hf_diffusion_forcing.generation.conditions import conditions_of
 from hf_diffusion_forcing.generation.cost_curve import WIDTHS
@@ -57,7 +62,62 @@ def test_a_curve_is_measured_once_for_all_processes(tiny, home, measurements):
     assert as_a_new_process(RavenForCausalLM(tiny_config()).eval()) == curve, "weights change no time"
     assert measurements == [1]
     as_a_new_process(tiny, batch=3)
-    assert measurements == [1, 3] and len(list(home.rglob("*"))) == 4, "two folders, two files, nothing half written"
+    assert measurements == [1, 3] and len(list(home.rglob("*.json"))) == 2
+    assert not list(home.rglob("*.partial")), "nothing half written"
+
+
+def hold(known, taken: Event, curves) -> None:
+    """What another process does that measures: take the lock, take its time, keep a curve."""
+    with kept_curves.one_process_at_a_time(known):
+        taken.set()
+        time.sleep(0.5)
+        kept_curves.write(known, curves)
+
+
+def test_a_process_waits_for_one_that_measures_and_takes_its_curve(tiny, home, measurements):
+    known, taken = conditions_of(tiny, 1, CPU), Event()
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(hold, known, taken, {"core": NUMBERS, "ends": NUMBERS})
+        assert taken.wait(10)
+        curve = as_a_new_process(tiny)
+        other.result()
+    assert measurements == [] and curve.core == tuple(NUMBERS)
+
+
+def test_ranks_that_compute_a_pass_together_do_not_wait_for_each_other(tiny, home, measurements):
+    known, taken = conditions_of(tiny, 1, CPU), Event()
+    tiny._tp_size = 2
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(hold, known, taken, {"core": NUMBERS, "ends": NUMBERS})
+        assert taken.wait(10)
+        curve = as_a_new_process(tiny)
+        other.result()
+    assert measurements == [1] and curve.core != tuple(NUMBERS)
+
+
+def test_a_process_that_never_gets_the_lock_measures_and_says_so(tiny, home, measurements, warnings, monkeypatch):
+    known, taken = conditions_of(tiny, 1, CPU), Event()
+    monkeypatch.setattr(kept_curves, "PATIENCE", 0.05)
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(hold, known, taken, {"core": NUMBERS, "ends": NUMBERS})
+        assert taken.wait(10)
+        as_a_new_process(tiny)
+        other.result()
+    assert measurements == [1] and "without a lock" in warnings.text
+
+
+def test_two_processes_may_write_the_same_file(tmp_path):
+    path = tmp_path / "curve.json"
+    script = "import sys; from hf_diffusion_forcing.files import write_file; write_file(sys.argv[1], 'other')"
+    with whole_file(path) as partial:
+        partial.write_text("mine")
+        subprocess.run([sys.executable, "-c", script, str(path)], check=True)
+        assert path.read_text() == "other"
+    assert path.read_text() == "mine" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(RuntimeError), whole_file(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "mine" and list(tmp_path.iterdir()) == [path]
 
 
 NUMBERS = [1.0] * len(WIDTHS)
@@ -120,6 +180,10 @@ def test_everything_that_changes_the_time_changes_the_file(tiny):
         conditions_of(RavenForCausalLM._from_config(tiny_config(), attn_implementation="eager"), 1, CPU),
         conditions_of(pack_linear_weights(RavenForCausalLM(tiny_config()).eval()), 1, CPU),
     ]
+    for module in (conditions, transformers):  # this package's version, and transformers'
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "__version__", "0")
+            others.append(conditions_of(tiny, 1, CPU))
     with torch.autocast("cpu", torch.bfloat16):
         others.append(conditions_of(tiny, 1, CPU))
     paths = {kept_curves.path_of(each) for each in [known, *others]}

@@ -8,7 +8,7 @@ from hf_diffusion_forcing import RavenConfig
 from hf_diffusion_forcing.evaluation.path_independence import approaches
 from hf_diffusion_forcing.evaluation.problems import problems
 from hf_diffusion_forcing.evaluation.roofline import bytes_read, roofline
-from hf_diffusion_forcing.generation.wave_choice import choose_wave, steady_wave
+from hf_diffusion_forcing.generation.wave_choice import steady_wave, wave_seconds, waves
 from support import FIXTURES, ROOT
 
 
@@ -38,7 +38,8 @@ def test_the_formulas_of_width():
             speedup = curve.seconds_per_tick(1, num_steps) / curve.seconds_per_tick(width, inner)
             assert speedup == pytest.approx(ideal * min(1, balance * inner / needed))
     # The best tick is the one whose wave just fits.
-    assert choose_wave(roofline(8, core, ends), recurrences=32, budget=num_steps)[1] == 4
+    curve = roofline(8, core, ends)
+    assert min(waves(32, num_steps), key=lambda wave: wave_seconds(curve, 32, *wave))[1] == 4
 
 
 def test_ticks_a_token_are_those_of_the_sweep():
