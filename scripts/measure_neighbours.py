@@ -4,8 +4,8 @@
     python scripts/measure_neighbours.py --part starts
 
 Both trained checkpoints read held-out texts, written at full depth, in float32. The left part of a text has converged;
-a block of the tokens behind it then begins at once, as if every draft were right. Writes docs/benchmarks/neighbours.json
-and neighbours.md; a part replaces only its own rows.
+a block of the tokens behind it then begins at once, as if every draft were right. Writes
+docs/benchmarks/neighbours.json and neighbours.md; a part replaces only its own rows.
 """
 
 from collections.abc import Callable, Iterator

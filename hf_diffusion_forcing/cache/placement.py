@@ -20,7 +20,7 @@ class Slots:
     Attributes:
         host: n numbers.
         device: the same numbers, int64 [n].
-        apart: divides all of them.
+        apart: a common divisor of the numbers.
     """
 
     host: tuple[int, ...]

@@ -22,7 +22,7 @@ class RecurrentDepthCache(Seats, Cache):
     A layer's keys are one tensor [slots, seats, heads, capacity + 1, head_dim], indexed by absolute position, counted
     from each row's first real token. Padding is written to the last of the `capacity + 1` places, which is never read.
     Every row has a seat. Dropping tokens changes a number and copies nothing. When a text outgrows the capacity, it
-    grows by half, and only what has been written in each seat is copied. Memory, in bytes, is
+    grows by half (with `compile=True` it doubles), copying only what has been written in each seat. Bytes of memory:
 
         2 x seats x heads x (capacity + 1) x head_dim x itemsize x (prelude + slots x core + readouts x coda)
 
@@ -331,12 +331,6 @@ class RecurrentDepthCache(Seats, Cache):
                     tensors[layer] = torch.cat((stored, stored[source : source + 1]))
                 else:
                     stored[readout, seats.start : seats.stop] = stored[source, seats.start : seats.stop]
-
-    def scrub(self, seat: int) -> None:
-        """Zero the values in a seat that are not finite: they would spread through a mask, as 0 * NaN."""
-        for stored in (*self.keys, *self.values):
-            if stored is not None:
-                stored[:, seat, :, : self.filled[seat]].nan_to_num_(0.0, 0.0, 0.0)
 
     def settle(self, at: Placement, num_steps: int) -> None:
         """After `num_steps` recurrences of a pass, copy the last entry to the deeper slots.

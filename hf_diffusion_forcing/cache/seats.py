@@ -1,4 +1,4 @@
-"""What can be done with the seats of a cache: exchange, copy, keep and repeat them."""
+"""What can be done with the seats of a cache: exchange, copy, clean, keep and repeat them."""
 
 import torch
 
@@ -37,6 +37,12 @@ class Seats:
                 stored[:, seat, :, :length] = stored[:, source, :, :length]
         self.filled[seat] = max(self.filled[seat], length)
 
+    def scrub(self, seat: int) -> None:
+        """Zero what is not finite among the keys and values in a seat: it would spread through a mask, as 0 * NaN."""
+        for stored in (*self.keys, *self.values):
+            if stored is not None:
+                stored[:, seat, :, : self.filled[seat]].nan_to_num_(0.0, 0.0, 0.0)
+
     def keep_seats(self, count: int) -> None:
         """Free the memory of all seats but the first `count`."""
         for tensors in (self.keys, self.values):
@@ -49,7 +55,8 @@ class Seats:
         """Keep the rows `indices` (int64 [rows])."""
         for tensors in (self.keys, self.values):
             tensors[:] = [None if t is None else t.index_select(1, indices.to(t.device)) for t in tensors]
-        self.filled = [self.filled[seat] for seat in indices.tolist()]
+        written = dict(enumerate(self.filled))  # empty if nothing was ever written
+        self.filled = [written.get(seat, 0) for seat in indices.tolist()]
         self.seats = len(indices)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:

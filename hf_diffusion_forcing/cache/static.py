@@ -160,7 +160,8 @@ class SlotEntries(RecurrentDepthCache):
 
 
 class RoundedCapacity:
-    """A cache whose capacity is a `bucket` of `STEP`, so that its tensors have few shapes. All else is its own."""
+    """A cache that grows to at least a `bucket` of `STEP`. One that starts empty has no other capacities, so that its
+    tensors have few shapes. All else is the cache's own."""
 
     def __init__(self, cache: RecurrentDepthCache):
         self.cache = cache

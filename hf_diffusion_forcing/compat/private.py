@@ -118,7 +118,8 @@ def packed_linear(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
 
 
 def with_own_code(function: Callable) -> Callable:
-    """A copy of a function with a code object of its own: torch.compile counts and limits compilations by that."""
+    """A copy of a function without closure or defaults, with a code object of its own: torch.compile counts and limits
+    compilations by that."""
     return FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
 
 

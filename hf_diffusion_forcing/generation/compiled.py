@@ -48,8 +48,8 @@ _COMPILED: WeakKeyDictionary[RecurrentDepthInterface, dict[tuple[Any, ...], Call
 class CorePasses:
     """The core passes of one sampler, by compiled functions that all samplers of the model share.
 
-    On a CUDA device, a pass of some shape at some place of the cache is captured when it first runs, and replayed from
-    then on. (After mini-sglang's `GraphRunner`.)
+    On a CUDA device, a pass of some shape at some place of the cache is captured when it first runs in a call, and
+    replayed from then on. (After mini-sglang's `GraphRunner`.)
 
     Args:
         model: implements `RecurrentDepthInterface`.
@@ -112,7 +112,7 @@ class CapturedPass:
 
 
 def check_compilable(model: RecurrentDepthInterface) -> None:
-    """Refuse a model that `compile=True` cannot be kept for.
+    """Refuse a model that cannot be compiled.
 
     Raises:
         ValueError: a part of the model cannot be compiled, or there is no compiler; the message names it.
@@ -127,7 +127,7 @@ def _obstacle(model: RecurrentDepthInterface) -> str | None:
     parts = [module for module in model.modules() if module is not model]
     if not model.compiles_core:
         name = type(model).__name__
-        return f"with {name}: set compiles_core = True in that class if torch.compile takes its recur() in one graph"
+        return f"with {name}: set compiles_core = True in that class if torch.compile compiles its recur() as one graph"
     if any(isinstance(module, PackedLinear) for module in parts):
         return "with packed weights: call unpack_linear_weights(model) first"
     if has_forward_hooks(model):

@@ -171,10 +171,12 @@ class DiffusionForcing(FrontSampler):
         """
         if not self.can_narrow:
             return False
-        spoiled = [row for row, flags in zip(rows, is_finite, strict=True) if not all(flags[1:])]
+        spoiled = [seat for seat, flags in enumerate(is_finite) if not all(flags[1:])]
         if spoiled:
-            for row in spoiled:
-                row.wave = row.wave[:1]
+            for seat in spoiled:
+                rows[seat].wave = rows[seat].wave[:1]
+                # Attention may still read past the front, up to the longest row's extent or the rounded one.
+                self.cache.scrub(seat)
             self.record(abandoned=True)
             return True
         is_alone = all(len(row.wave) == 1 for row in rows)

@@ -34,6 +34,12 @@ class StaticTicks(ReshapedModel):
     def reshape(self, at: Placement) -> StaticPass:
         return StaticPass(self, at)
 
+    def reshaped(self, at: Placement) -> StaticPass:
+        """The pass of a placement, made again if seats that it pads to have been freed since."""
+        if self._latest is not None and at.seats.start + self._latest.shape.rows > self.cache.seats:
+            self._latest = None
+        return super().reshaped(at)
+
     def embed(self, input_ids, at, inputs_embeds=None):
         return self.model.embed(input_ids, at, inputs_embeds)
 

@@ -22,7 +22,7 @@ class RecurrentDepthAdapter(RecurrentDepthForCausalLM):
     """
 
     compiles_core = False
-    """True in an adapter whose `recur` torch.compile takes in one graph: then `compile=True` is possible."""
+    """True in an adapter whose `recur` torch.compile compiles as one graph: then `compile=True` is possible."""
 
     layers: ClassVar[tuple[int, int, int]]
     mean_recurrence: ClassVar[int]

@@ -35,7 +35,7 @@ class RecurrentDepthInterface(metaclass=ABCMeta):
     A changed draft then reaches every recurrence both ways. Embeddings in place of ids are refused."""
 
     compiles_core: bool = True
-    """Whether torch.compile takes `recur` in one graph, as `compile=True` requires."""
+    """Whether torch.compile compiles `recur` as one graph, as `compile=True` requires."""
 
     has_readable_shallow_states: bool = True
     """Whether training also read out states before the last recurrence, so that shallow readouts mean something."""

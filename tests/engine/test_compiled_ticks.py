@@ -24,7 +24,11 @@ from hf_diffusion_forcing.cache.static import bucket
 from hf_diffusion_forcing.compat import CACHE, with_own_code
 from hf_diffusion_forcing.generation import compiled
 from hf_diffusion_forcing.generation.samplers import SAMPLERS
+from hf_diffusion_forcing.serving.engine import Engine
+from hf_diffusion_forcing.serving.request import prepare, request_of
+from hf_diffusion_forcing.serving.scheduler import Limits
 from support import FAMILIES, left_pad, tiny_config
+from support.batching import alone
 from support.looped_adapter import LoopedAdapter
 from support.looped_model import LoopedConfig, LoopedLM
 from support.matrix import crossed
@@ -177,6 +181,34 @@ def test_continuous_batching(tiny):
         for each in (False, True)
     )
     assert got == expected and all(expected)
+
+
+def test_seats_that_are_freed_between_ticks(tiny):
+    """Three rows are padded to four while there is a kept fourth seat; it is freed before the fronts move on."""
+    settings = {"sampler": "adaptive", "compile": True, "exit_threshold": 0.0, "num_steps": 8, "seed": 1}
+    settings["prefill_chunk_size"] = 4  # otherwise no seat is kept
+    requests = [
+        request_of(str(number), prepare(tiny, row, None, settings | {"max_new_tokens": room}), False, False, False)
+        for number, (row, room) in enumerate(zip([*ROWS, [8, 8, 8]], (6, 6, 6, 2), strict=True))
+    ]
+    engine = Engine(tiny, Limits(rows=4, positions=64))
+    for request in requests:
+        engine.add(request)
+    for _ in range(100):
+        engine.admit()
+        engine.turn()
+        if engine.groups[0].kept:
+            break
+    (group,) = engine.groups
+    engine.turn()  # the pass of the three fronts is made
+    assert len(group.requests) == 3 and group.cache.seats == 4
+    group.forget(*group.kept)
+    assert group.cache.seats == 3
+    while engine.has_work:
+        engine.turn()
+    assert [request.error for request in requests] == [None] * 4
+    for row, request in zip(ROWS, requests, strict=False):
+        assert request.tokens == alone(tiny, row, **settings, max_new_tokens=6)
 
 
 def test_a_model_is_not_kept_alive():

@@ -271,6 +271,15 @@ def test_what_is_not_finite_is_scrubbed_from_one_seat():
     assert rows.cache.keys[0][0, 0].isfinite().all() and rows.cache.keys[0][0, 1, 0, 0].isnan().all()
 
 
+def test_rows_of_a_cache_that_was_never_written():
+    cache = RecurrentDepthCache(1, 0, 0, 1)
+    cache.batch_select_indices(torch.tensor([1, 0]))
+    assert cache.filled == [0, 0] and cache.seats == 2
+    x = torch.randn(2, 2, 3, DIM)
+    cache.place(torch.arange(3).expand(2, 3), 0).attend(0, x, x, x)
+    assert torch.equal(cache.keys[0][0, :, :, :3], x)
+
+
 # --- the grid, and other devices ---
 
 

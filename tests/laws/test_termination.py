@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from transformers.generation.streamers import BaseStreamer
 
 from hf_diffusion_forcing.evaluation.problems import problems
+from hf_diffusion_forcing.generation import compiled
 from support import left_pad, new_tokens, random_model
 from support.matrix import cases, crossed
 
@@ -63,6 +64,30 @@ def test_a_draft_that_overflows_spoils_nothing(tiny):
         tiny.transformer.wte.weight[sorted(only_drafted)] = float("nan")
     output = forcing(tiny, **settings)
     assert output.sequences[0].tolist() == text
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_a_draft_that_overflows_spoils_no_row_of_a_batch(tiny, is_compiled, monkeypatch):
+    """Rows of a batch, and compiled passes, read keys past a front that is refined alone: to the longest row's last
+    position, or to the next bucket."""
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    rows, embedded = [PROMPT[0].tolist(), [2, 7, 1] * 5], set()
+    settings = {"sampler": "diffusion_forcing", "inner_recurrence": 1, "wavefront": 6, "headway": 5, "seed": [0, 1]}
+    settings |= {"exit_threshold": 0.0, "max_new_tokens": 8, "pad_token_id": 0, "eos_token_id": None}
+    table = tiny.transformer.wte
+    hook = table.register_forward_pre_hook(lambda module, args: embedded.update(args[0].flatten().tolist()))
+    texts = tiny.generate(**left_pad(rows), **settings)
+    hook.remove()
+    fronts = tiny.generate(**left_pad(rows), **settings | {"wavefront": 1})
+    only_drafted = embedded - set(texts.flatten().tolist()) - set(fronts.flatten().tolist())
+    assert only_drafted
+    with torch.no_grad():
+        tiny.lm_head.weight = torch.nn.Parameter(tiny.lm_head.weight.clone())
+        table.weight[sorted(only_drafted)] = float("nan")
+    alone = [tiny.generate(torch.tensor([row]), **settings | {"seed": seed})[0] for seed, row in enumerate(rows)]
+    together = tiny.generate(**left_pad(rows), **settings, compile=is_compiled)
+    for got, expected in zip(together, alone, strict=True):
+        assert torch.equal(got[-8:], expected[-8:]) and not only_drafted & set(expected.tolist())
 
 
 def test_max_steps_bounds_the_front(tiny):
