@@ -11,15 +11,11 @@ follow each other. Writes docs/benchmarks/auto.json and auto.md; a part replaces
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from enum import StrEnum
 from functools import partial
-from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 from measure_lossless import FACTOR
-from measured_parts import CHECKPOINTS, ROOT, measure_parts, signature
+from measured_parts import CHECKPOINTS, measure_parts, signature
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -39,12 +35,6 @@ WAYS = {
     "auto": {"sampler_preset": "auto"},
 }
 FIXED = ("adaptive", "balanced", "fast")
-
-
-class Part(StrEnum):
-    all = "all"
-    plain = "plain"
-    packed = "packed"
 
 
 def batches(domain: str, tokenizer, rows: int, count: int) -> list[dict[str, torch.Tensor]]:
@@ -165,19 +155,10 @@ def page_of(weights: str, part: dict) -> list[str]:
     return lines
 
 
-PARTS = {
-    part: (partial(rows_of, part is Part.packed), partial(page_of, part.value)) for part in (Part.plain, Part.packed)
-}
-
-
-def main(
-    count: Annotated[int, typer.Option(help="Batches of each size and kind.")] = 3,
-    max_new_tokens: int = 96,
-    part: Annotated[Part, typer.Option(help="What to measure.")] = Part.all,
-    output: Path = ROOT / "docs" / "benchmarks",
-):
-    measure_parts("auto", "The preset auto", PARTS, part, output, count, max_new_tokens)
+PARTS = {part: (partial(rows_of, part == "packed"), partial(page_of, part)) for part in ("plain", "packed")}
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    measure_parts(
+        "auto", "The preset auto", PARTS, count=3, counted="Batches of each size and kind.", max_new_tokens=96
+    )

@@ -10,16 +10,12 @@ import re
 import statistics
 import time
 from collections.abc import Iterator
-from enum import StrEnum
 from functools import partial
-from pathlib import Path
-from typing import Annotated
 from unittest.mock import patch
 
 import torch
-import typer
 from measure_lossless import FACTOR, prompts
-from measured_parts import ROOT, measure_parts, signature
+from measured_parts import measure_parts, signature
 from torch._inductor.utils import run_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
@@ -40,13 +36,6 @@ NUMBERS = ("passes", "eager", "compiled", "uncompiled core", "compiled core")
 
 CALL = re.compile(r"^ +(?:buf\d+ = )?(?:extern_kernels\.|cpp_fused_|torch\.ops\.aten\._scaled)", re.MULTILINE)
 """A kernel in the code that torch writes for a CPU."""
-
-
-class Part(StrEnum):
-    all = "all"
-    kernels = "kernels"
-    cost = "cost"
-    batches = "batches"
 
 
 class Kernels(TorchDispatchMode):
@@ -182,20 +171,11 @@ def cost_page(part: dict) -> list[str]:
 
 
 PARTS = {
-    Part.kernels: (kernel_rows, kernels_page),
-    Part.cost: (cost_rows, cost_page),
-    Part.batches: (partial(cost_rows, batch=4), cost_page),
+    "kernels": (kernel_rows, kernels_page),
+    "cost": (cost_rows, cost_page),
+    "batches": (partial(cost_rows, batch=4), cost_page),
 }
 
 
-def main(
-    count: Annotated[int, typer.Option(help="Pairs per row.")] = 4,
-    max_new_tokens: int = 48,
-    part: Annotated[Part, typer.Option(help="What to measure.")] = Part.all,
-    output: Path = ROOT / "docs" / "benchmarks",
-):
-    measure_parts("compile", "Compiled ticks", PARTS, part, output, count, max_new_tokens)
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    measure_parts("compile", "Compiled ticks", PARTS, count=4, counted="Pairs per row.", max_new_tokens=48)

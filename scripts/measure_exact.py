@@ -10,16 +10,12 @@ machine.
 import json
 import statistics
 from collections.abc import Callable, Iterator
-from enum import StrEnum
 from functools import partial
-from pathlib import Path
-from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-import typer
 from measure_lossless import CHOICES, FACTOR, prompts
-from measured_parts import CHECKPOINTS, ROOT, measure_parts, signature
+from measured_parts import CHECKPOINTS, measure_parts, signature
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
@@ -33,14 +29,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((96, 61), (128, 384), (512, 1536), (2048, 512), (512, 4096))
 """Inputs and outputs of the linear layers that are compared."""
 WIDTHS = (*range(1, 13), 15, 16, 17, 20, 31, 32, 33, 64, 65, 100, 128, 256)
-
-
-class Part(StrEnum):
-    all = "all"
-    rounding = "rounding"
-    texts = "texts"
-    cost = "cost"
-    batches = "batches"
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -265,21 +253,12 @@ def cost_page(part: dict) -> list[str]:
 
 
 PARTS = {
-    Part.rounding: (rounding_rows, rounding_page),
-    Part.texts: (text_rows, texts_page),
-    Part.cost: (cost_rows, cost_page),
-    Part.batches: (partial(cost_rows, batch=4), cost_page),
+    "rounding": (rounding_rows, rounding_page),
+    "texts": (text_rows, texts_page),
+    "cost": (cost_rows, cost_page),
+    "batches": (partial(cost_rows, batch=4), cost_page),
 }
 
 
-def main(
-    count: Annotated[int, typer.Option(help="Texts per row, or pairs.")] = 12,
-    max_new_tokens: int = 128,
-    part: Annotated[Part, typer.Option(help="What to measure.")] = Part.all,
-    output: Path = ROOT / "docs" / "benchmarks",
-):
-    measure_parts("exact", "Exact arithmetic", PARTS, part, output, count, max_new_tokens)
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    measure_parts("exact", "Exact arithmetic", PARTS, count=12, counted="Texts per row, or pairs.", max_new_tokens=128)

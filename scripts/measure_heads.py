@@ -10,14 +10,10 @@ rows.
 
 from collections import Counter
 from collections.abc import Iterator
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 from measure_lossless import counted, prompts
-from measured_parts import CHECKPOINTS, ROOT, guess_counts, measure_parts, signature
+from measured_parts import CHECKPOINTS, guess_counts, measure_parts, signature
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -35,13 +31,6 @@ WAYS = {"none": (ONE, LOOKUP), "readout": (ONE, LOOKUP), "extra tokens": (LOOKUP
 """The ways to guess that each kind of heads is measured with."""
 CRITERIA = ("latent_difference", "learned")
 AGREEMENTS = (0.999, 0.995, 0.99, 0.98, 0.95)
-
-
-class Part(StrEnum):
-    all = "all"
-    drafts = "drafts"
-    wrong = "wrong"
-    exits = "exits"
 
 
 def model_of(domain: str):
@@ -231,20 +220,11 @@ def exits_page(part: dict) -> list[str]:
 
 
 PARTS = {
-    Part.drafts: (draft_rows, drafts_page),
-    Part.wrong: (wrong_rows, wrong_page),
-    Part.exits: (exit_rows, exits_page),
+    "drafts": (draft_rows, drafts_page),
+    "wrong": (wrong_rows, wrong_page),
+    "exits": (exit_rows, exits_page),
 }
 
 
-def main(
-    count: Annotated[int, typer.Option(help="Texts of each kind.")] = 12,
-    max_new_tokens: int = 128,
-    part: Annotated[Part, typer.Option(help="What to measure.")] = Part.all,
-    output: Path = ROOT / "docs" / "benchmarks",
-):
-    measure_parts("heads", "Fitted decoding heads", PARTS, part, output, count, max_new_tokens)
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    measure_parts("heads", "Fitted decoding heads", PARTS, count=12, counted="Texts of each kind.", max_new_tokens=128)

@@ -12,12 +12,8 @@ only its own rows.
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 from measured_parts import CHECKPOINTS, ROOT, guess_counts, measure_parts, signature
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -39,13 +35,6 @@ WAYS = [
 """Settings with and without guesses. Without a source only dropped drafts are guessed."""
 FACTOR = 4
 """How many times as wide the models are that are timed: about 30 million weights in a core pass and the ends."""
-
-
-class Part(StrEnum):
-    all = "all"
-    equality = "equality"
-    guesses = "guesses"
-    speed = "speed"
 
 
 @dataclass
@@ -235,22 +224,18 @@ def speed_page(part: dict) -> list[str]:
 
 
 PARTS = {
-    Part.equality: (rows, equality_page),
-    Part.guesses: (guess_rows, guesses_page),
-    Part.speed: (speed_rows, speed_page),
+    "equality": (rows, equality_page),
+    "guesses": (guess_rows, guesses_page),
+    "speed": (speed_rows, speed_page),
 }
 
 
-def main(
-    count: Annotated[int, typer.Option(help="Texts per row.")] = 48,
-    max_new_tokens: int = 128,
-    part: Annotated[Part, typer.Option(help="What to measure.")] = Part.all,
-    output: Path = ROOT / "docs" / "benchmarks",
-):
-    measure_parts(
-        "lossless", "The lossless wavefront against autoregression", PARTS, part, output, count, max_new_tokens
-    )
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    measure_parts(
+        "lossless",
+        "The lossless wavefront against autoregression",
+        PARTS,
+        count=48,
+        counted="Texts per row.",
+        max_new_tokens=128,
+    )

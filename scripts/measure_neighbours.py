@@ -9,14 +9,10 @@ docs/benchmarks/neighbours.json and neighbours.md; a part replaces only its own 
 """
 
 from collections.abc import Callable, Iterator
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 from measure_lossless import prompts
-from measured_parts import CHECKPOINTS, ROOT, measure_parts, signature
+from measured_parts import CHECKPOINTS, measure_parts, signature
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
@@ -34,12 +30,6 @@ RIDGE = 1e-3
 
 Start = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Initial states from the model's own ones, the injected embeddings, and the last state on the left of the block."""
-
-
-class Part(StrEnum):
-    all = "all"
-    together = "together"
-    starts = "starts"
 
 
 class Reading:
@@ -220,19 +210,17 @@ def starts_page(part: dict) -> list[str]:
 
 
 PARTS = {
-    Part.together: (together_rows, together_page),
-    Part.starts: (start_rows, starts_page),
+    "together": (together_rows, together_page),
+    "starts": (start_rows, starts_page),
 }
 
 
-def main(
-    count: Annotated[int, typer.Option(help="Texts of each kind.")] = 12,
-    max_new_tokens: int = 128,
-    part: Annotated[Part, typer.Option(help="What to measure.")] = Part.all,
-    output: Path = ROOT / "docs" / "benchmarks",
-):
-    measure_parts("neighbours", "Positions that converge together", PARTS, part, output, count, max_new_tokens)
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    measure_parts(
+        "neighbours",
+        "Positions that converge together",
+        PARTS,
+        count=12,
+        counted="Texts of each kind.",
+        max_new_tokens=128,
+    )

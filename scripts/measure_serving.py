@@ -21,17 +21,14 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from itertools import count, islice
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import httpx2
 import torch
-import typer
 from measure_lossless import FACTOR
-from measured_parts import ROOT, measure_parts, signature
+from measured_parts import measure_parts, signature
 from openai import AsyncOpenAI
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -47,16 +44,6 @@ WAYS = {
     "adaptive": ["--sampler", "adaptive"],
 }
 """Options of the server for each way to decode."""
-
-
-class Part(StrEnum):
-    all = "all"
-    fast = "fast"
-    lossless = "lossless"
-    adaptive = "adaptive"
-    fast_narrow = "fast-narrow"
-    lossless_narrow = "lossless-narrow"
-    adaptive_narrow = "adaptive-narrow"
 
 
 CLIENTS = (1, 4, 8, 16)
@@ -342,14 +329,7 @@ PARTS = {
 }
 
 
-def main(
-    count: Annotated[int, typer.Option(help="Requests of each client.", min=1)] = 2,
-    max_new_tokens: int = 48,
-    part: Annotated[Part, typer.Option(help="What to measure.")] = Part.all,
-    output: Path = ROOT / "docs" / "benchmarks",
-):
-    measure_parts("serving", "Serving", PARTS, part, output, count, max_new_tokens, note=NOTE)
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    measure_parts(
+        "serving", "Serving", PARTS, count=2, counted="Requests of each client.", max_new_tokens=48, note=NOTE
+    )

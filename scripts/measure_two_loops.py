@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 from measure_heads import ALONE, KINDS, LOOKUP, ONE, right_share
 from measure_lossless import counted
-from measured_parts import ROOT, guess_counts, measure_parts, signature
+from measured_parts import OUTPUT, guess_counts, measure_part, signature
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_diffusion_forcing.evaluation.measure import accuracy, solve
@@ -70,12 +70,12 @@ def main(
     checkpoint: Annotated[Path, typer.Argument(help="The trained model, with fitted heads.")],
     count: Annotated[int, typer.Option(help="Texts.")] = 24,
     max_new_tokens: int = 128,
-    output: Path = ROOT / "docs" / "benchmarks",
+    output: Path = OUTPUT,
 ):
     parts = {"counts": (partial(rows, checkpoint=checkpoint), page)}
-    measure_parts(
-        "two_loops", "Lossless on two loops", parts, "counts", output, count, max_new_tokens, "runs/two-loops"
-    )
+    command = f"scripts/measure_two_loops.py runs/two-loops --count {count} --max-new-tokens {max_new_tokens}"
+    stored = output / "two_loops.json"
+    typer.echo(measure_part(stored, "Lossless on two loops", parts, "counts", command, count, max_new_tokens))
 
 
 if __name__ == "__main__":

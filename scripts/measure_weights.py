@@ -10,15 +10,11 @@ speed on an otherwise idle machine.
 
 import statistics
 from collections.abc import Iterator
-from enum import StrEnum
 from itertools import islice
-from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 from measure_lossless import FACTOR, prompts
-from measured_parts import CHECKPOINTS, ROOT, measure_parts, signature
+from measured_parts import CHECKPOINTS, measure_parts, signature
 from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
 from torchao.quantization.granularity import PerGroup
 from tqdm import tqdm
@@ -36,12 +32,6 @@ GROUP = 32
 """Weights that share a scale in int4."""
 KINDS = ("float32", "float32, packed", "bfloat16", "int8", "int4", "float8")
 SAMPLERS = {"autoregressive": {"sampler": "autoregressive"}, "fast": {"sampler_preset": "fast"}}
-
-
-class Part(StrEnum):
-    all = "all"
-    agreement = "agreement"
-    speed = "speed"
 
 
 def model_of(domain: str, kind: str, factor: int = 1):
@@ -157,19 +147,17 @@ def speed_page(part: dict) -> list[str]:
 
 
 PARTS = {
-    Part.agreement: (agreement_rows, agreement_page),
-    Part.speed: (speed_rows, speed_page),
+    "agreement": (agreement_rows, agreement_page),
+    "speed": (speed_rows, speed_page),
 }
 
 
-def main(
-    count: Annotated[int, typer.Option(help="Texts of each kind, or prompts.")] = 12,
-    max_new_tokens: int = 128,
-    part: Annotated[Part, typer.Option(help="What to measure.")] = Part.all,
-    output: Path = ROOT / "docs" / "benchmarks",
-):
-    measure_parts("weights", "Weights in fewer bits", PARTS, part, output, count, max_new_tokens)
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    measure_parts(
+        "weights",
+        "Weights in fewer bits",
+        PARTS,
+        count=12,
+        counted="Texts of each kind, or prompts.",
+        max_new_tokens=128,
+    )

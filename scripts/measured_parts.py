@@ -4,7 +4,9 @@ import json
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date
+from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import typer
@@ -13,6 +15,7 @@ from hf_diffusion_forcing import bundled_checkpoint
 from hf_diffusion_forcing.files import write_file
 
 ROOT = Path(__file__).parent.parent
+OUTPUT = ROOT / "docs" / "benchmarks"
 CHECKPOINTS = {"problems": bundled_checkpoint(), "Python source": ROOT / "tests" / "fixtures" / "python-source"}
 
 Parts = Mapping[str, tuple[Callable[[int, int], Iterable[dict]], Callable[[dict], list[str]]]]
@@ -20,43 +23,61 @@ Parts = Mapping[str, tuple[Callable[[int, int], Iterable[dict]], Callable[[dict]
 
 
 def measure_parts(
-    name: str,
-    title: str,
-    parts: Parts,
-    chosen: str,
-    output: Path,
-    count: int,
-    max_new_tokens: int,
-    argument: str | None = None,
-    note: str | None = None,
+    name: str, title: str, parts: Parts, count: int, counted: str, max_new_tokens: int, note: str | None = None
 ) -> None:
-    """Measure one part or, with "all", every part, and print the page. The others keep their rows.
+    """Run the command line of a benchmark: measure one part or all, and print the page.
 
     Args:
         name: of the files, and of the script behind "measure_".
-        output: the folder of the files.
-        argument: of the command; `--part` and the part when None.
+        count, max_new_tokens: without options.
+        counted: says what `count` is.
         note: what is said of all parts.
     """
-    stored = output / f"{name}.json"
-    for part, (measure, _) in parts.items():
-        if chosen not in ("all", part):
-            continue
-        measured = {
-            "date": date.today().isoformat(),
-            "machine": f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()}), "
-            f"{torch.get_num_threads()} threads, torch {torch.__version__}",
-            "command": f"scripts/measure_{name}.py {argument or f'--part {part}'} --count {count} "
-            f"--max-new-tokens {max_new_tokens}",
-            "rows": list(measure(count, max_new_tokens)),
-        }
-        # Not earlier: another part may have been measured meanwhile.
-        record = json.loads(stored.read_text()) if stored.exists() else {}
-        record[part] = measured
-        write_file(stored, json.dumps(record, indent=1) + "\n")
-        written = page(title, parts, record, note)
-        write_file(stored.with_suffix(".md"), written)
-    typer.echo(written)
+    part_type = StrEnum("Part", {each: each for each in ("all", *parts)})
+
+    def main(
+        count: Annotated[int, typer.Option(help=counted, min=1)] = count,
+        max_new_tokens: int = max_new_tokens,
+        part: Annotated[part_type, typer.Option(help="What to measure.")] = part_type("all"),
+        output: Path = OUTPUT,
+    ) -> None:
+        output.mkdir(parents=True, exist_ok=True)  # not after hours of measuring
+        for each in parts if part == "all" else (part,):
+            command = f"scripts/measure_{name}.py --part {each} --count {count} --max-new-tokens {max_new_tokens}"
+            written = measure_part(output / f"{name}.json", title, parts, each, command, count, max_new_tokens, note)
+        typer.echo(written)
+
+    typer.run(main)
+
+
+def measure_part(
+    stored: Path,
+    title: str,
+    parts: Parts,
+    part: str,
+    command: str,
+    count: int,
+    max_new_tokens: int,
+    note: str | None = None,
+) -> str:
+    """Measure one part, and write its rows and the page, which is returned. The other parts keep their rows.
+
+    Args:
+        stored: the JSON file; the page goes beside it.
+    """
+    measured = {
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()}), "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}",
+        "command": command,
+        "rows": list(parts[part][0](count, max_new_tokens)),
+    }
+    # Not earlier: another part may have been measured meanwhile.
+    record = json.loads(stored.read_text()) if stored.exists() else {}
+    write_file(stored, json.dumps(record | {part: measured}, indent=1) + "\n")
+    written = page(title, parts, record | {part: measured}, note)
+    write_file(stored.with_suffix(".md"), written)
+    return written
 
 
 def page(title: str, parts: Parts, record: dict, note: str | None = None) -> str:
