@@ -4,9 +4,7 @@ import json
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from ..settings.presets import PRESET_SAMPLERS
 from .console import ModelArgument, exit_on_error, say
@@ -44,6 +42,7 @@ def benchmark(
     """
     from ..evaluation.benchmark import COLUMNS
     from ..evaluation.benchmark import benchmark as time_samplers
+    from ..evaluation.terminal_table import terminal_table
     from ..packing import pack_linear_weights
     from ..settings.spelling import named_samplers
 
@@ -68,13 +67,8 @@ def benchmark(
     # Ranges and cache sizes do not fit into 80 columns; they are in the report.
     console = Console()
     headings, rows = result.cells(key for key in COLUMNS if key not in ("speedup_range", "kv_bytes"))
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column(headings[0], overflow="fold", min_width=len("speculative_wavefront"))
-    for heading in headings[1:]:
-        table.add_column(heading.replace(" ", "\n").replace("/", "\n/"), justify="right", no_wrap=True)
-    for cells in rows:
-        table.add_row(*cells)
-    console.print(table)
+    headings = [heading.replace(" ", "\n").replace("/", "\n/") for heading in headings]
+    console.print(terminal_table(headings, rows))
     say(console, f"Linear layers read {result.bandwidth / 1e9:.1f} GB/s. {result.settings['machine']}.")
     if output is not None:
         say(console, f"The table is in {output}.")

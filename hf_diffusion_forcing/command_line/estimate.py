@@ -4,9 +4,7 @@ import json
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from .console import exit_on_error, load, say
 from .options import DEMO_SEED, AsJson
@@ -55,6 +53,7 @@ def estimate(
     from ..evaluation.estimate import estimate as estimate_speed
     from ..evaluation.model_shape import ModelShape
     from ..evaluation.published_models import config_of
+    from ..evaluation.terminal_table import terminal_table
     from ..evaluation.this_device import this_device
     from ..evaluation.wave_statistics import stored_waves
 
@@ -83,15 +82,8 @@ def estimate(
         say(console, sentence)
     # The passes of the wave do not fit into 80 columns; they are in the report.
     headings, rows = result.cells(hidden=("positions", "recurrences_per_token"))
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column(headings[0], overflow="fold", min_width=len("speculative_wavefront"))
-    for heading in headings[1:]:
-        table.add_column(
-            heading.replace(" ", "\n").replace("-", "-\n").replace("/", "\n/"), justify="right", no_wrap=True
-        )
-    for cells in rows:
-        table.add_row(*cells)
-    console.print(table)
+    headings = [heading.replace(" ", "\n").replace("-", "-\n").replace("/", "\n/") for heading in headings]
+    console.print(terminal_table(headings, rows))
 
 
 def own_waves(model: str | None, prompts: list[str] | None, max_new_tokens: int) -> dict[str, Any]:

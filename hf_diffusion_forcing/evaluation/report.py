@@ -12,13 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..files import write_file
 from .markdown import markdown_table
 from .provenance import provenance
 from .task import Task, find_answer
+from .terminal_table import terminal_table
 
 COLUMNS = {
     "sampler": ("sampler", str),
@@ -162,13 +162,7 @@ class Evaluation:
     def table(self) -> Table:
         """A table for the terminal, with the columns that fit into 80 characters."""
         headings, rows = self.cells(key for key in COLUMNS if key != "edit_distance")
-        table = Table(title=self.title, box=SIMPLE_HEAD, padding=0, pad_edge=False)
-        table.add_column(headings[0], overflow="fold", min_width=len("speculative_wavefront"))
-        for heading in headings[1:]:
-            table.add_column(heading, justify="right", no_wrap=True)
-        for row in rows:
-            table.add_row(*row)
-        return table
+        return terminal_table(headings, rows, self.title, padding=0)
 
     @property
     def title(self) -> str:

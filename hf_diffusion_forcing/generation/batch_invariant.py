@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from ..cache import Placement, exact_kernel
 from ..cache.exact import widened
 from ..models.interface import RecurrentDepthInterface
-from .reshaped import ReshapedModel
+from .reshaped import PaddedModel
 from .rounding import Rounding
 
 
-class BatchInvariant(ReshapedModel):
+class BatchInvariant(PaddedModel):
     """A model's verbs for passes over rows end to end, at widths that round alike.
 
     A layer's sums over one position may be added in another order than those over sixteen. So a pass is padded to a

@@ -8,11 +8,11 @@ import torch
 
 from ..cache import Placement
 from ..models.interface import RecurrentDepthInterface
-from .reshaped import ReshapedModel
+from .reshaped import PaddedModel
 from .row import Row
 
 
-class RowsInPlace(ReshapedModel):
+class RowsInPlace(PaddedModel):
     """A model's verbs for a pass over rows end to end, run on a grid [batch, width] whose row i is row i of the batch.
 
     A forward hook may depend on rows: PEFT's `adapter_names` picks an adapter by row, and a hook may add a tensor

@@ -11,6 +11,31 @@ from ..cache import Placement
 from ..models.interface import RecurrentDepthInterface
 
 
+class ReshapedModel(ABC):
+    """A model whose verbs take rows end to end and run in another shape. Everything but the verbs is the model's own.
+
+    Args:
+        model: implements `RecurrentDepthInterface`.
+    """
+
+    def __init__(self, model: RecurrentDepthInterface):
+        self.model = model
+        self._latest: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    @abstractmethod
+    def reshape(self, at: Placement) -> Any:
+        """Make the pass of a placement over rows end to end; its `owner` is that placement."""
+
+    def reshaped(self, at: Placement) -> Any:
+        """The pass of a placement, kept while the verbs are called with the same one."""
+        if self._latest is None or self._latest.owner is not at:
+            self._latest = self.reshape(at)
+        return self._latest
+
+
 class ReshapedPass(Protocol):
     """One pass in the shape that a model's layers get.
 
@@ -29,29 +54,12 @@ class ReshapedPass(Protocol):
         """The inverse of `pad`."""
 
 
-class ReshapedModel(ABC):
-    """A model whose verbs take rows end to end and run in another shape. Everything but the verbs is the model's own.
-
-    Args:
-        model: implements `RecurrentDepthInterface`.
-    """
-
-    def __init__(self, model: RecurrentDepthInterface):
-        self.model = model
-        self._latest: Any = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
+class PaddedModel(ReshapedModel):
+    """A model whose `embed` and `recur` run on padded tensors, at a placement of their own."""
 
     @abstractmethod
     def reshape(self, at: Placement) -> ReshapedPass:
-        """Make the pass of a placement over rows end to end."""
-
-    def reshaped(self, at: Placement) -> Any:
-        """The pass of a placement, kept while the verbs are called with the same one."""
-        if self._latest is None or self._latest.owner is not at:
-            self._latest = self.reshape(at)
-        return self._latest
+        """Make the padded pass of a placement over rows end to end."""
 
     def embed(
         self, input_ids: torch.Tensor | None, at: Placement, inputs_embeds: torch.Tensor | None = None

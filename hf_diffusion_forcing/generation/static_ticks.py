@@ -40,9 +40,6 @@ class StaticTicks(ReshapedModel):
             self._latest = None
         return super().reshaped(at)
 
-    def embed(self, input_ids, at, inputs_embeds=None):
-        return self.model.embed(input_ids, at, inputs_embeds)
-
     def recur(self, s: torch.Tensor, e: torch.Tensor, at: Placement, depth: int) -> torch.Tensor:
         if at.grid is None or at.starts is not None:  # not a tick
             return self.model.recur(s, e, at, depth)
