@@ -153,5 +153,8 @@ class Wave:
 
     def settle(self) -> None:
         """Make this tick's tensors those that `cell` indexes from now on."""
-        for index, position in enumerate(position for members in self.members for _, position in members):
-            position.cell = index
+        index = -1
+        for row, members in zip(self.rows, self.members, strict=True):
+            for index, (_, position) in enumerate(members, start=index + 1):
+                position.cell = index
+            row.last_cell = index
