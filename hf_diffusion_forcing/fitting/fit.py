@@ -142,7 +142,7 @@ class FitResult:
                 said = ", ".join(f"{share:.1%}" for share in shares)
                 lines.append(f"- guesses of the next tokens behind a draft after {depth}: right up to each {said}")
         if self.start is not None:
-            lines.append(f"- initial states: the start head predicts {self.start:.1%} of the variance of the last states")
+            lines.append(f"- initial states: the start head predicts {self.start:.1%} of the last states' variance")
         return [*lines, f"- {self.calibration.outcome}"]
 
     def to_dict(self) -> dict[str, Any]:

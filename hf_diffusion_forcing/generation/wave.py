@@ -153,8 +153,7 @@ class Wave:
 
     def settle(self) -> None:
         """Make this tick's tensors those that `cell` indexes from now on."""
-        index = -1
+        for index, position in enumerate(position for members in self.members for _, position in members):
+            position.cell = index
         for row, members in zip(self.rows, self.members, strict=True):
-            for index, (_, position) in enumerate(members, start=index + 1):
-                position.cell = index
-            row.last_cell = index
+            row.last_cell = members[-1][1].cell

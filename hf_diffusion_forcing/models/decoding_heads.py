@@ -5,8 +5,8 @@
 - The *extra tokens*: a recurrent cell that reads a state and the tokens after it, and guesses the next ones by the
   model's own head (as ReDrafter, arXiv 2403.09919, and Hydra, arXiv 2402.05109, do).
 - The *exit probe*: the chance that a state, and its last change, do not yet give the token of full depth.
-- The *start head*: a linear map that predicts the last state of a new position from its injected embedding and the state
-  on its left, so that fewer recurrences remain.
+- The *start head*: a linear map that predicts a new position's last state from its injected embedding and the state on
+  its left, so that fewer recurrences remain.
 
 The inputs of the first three are normed by their own root mean square. So, as with a linear map, a widened model's
 repeated channels give the same results.

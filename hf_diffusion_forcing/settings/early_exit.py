@@ -18,8 +18,8 @@ class EarlyExitConfig(CompilableConfig):
         prefill_steps: recurrences of the prompt; `num_steps` when None.
         adaptive_prefill: freeze the longest converged prefix of the prompt after each recurrence;
             `prefill_steps` is then the maximum.
-        learned_start: start a new position from the state that the model's start head predicts from its injected
-            embedding and the state on its left, instead of from noise; for models with one (`hf-diffusion-forcing fit`).
+        learned_start: start a new position, instead of from noise, from the state that the model's start head
+            (`hf-diffusion-forcing fit`) predicts from its injected embedding and the state on its left.
     """
 
     kv_sharing: str | int = "last"
