@@ -234,8 +234,8 @@ def decoded_page(part: dict) -> list[str]:
         "",
         f"{signature(part)} Recurrences and core passes per token, the share of tokens equal to those of recurrence "
         f"{DEPTH}, and the share of problems solved, in `generate()` without and with `learned_start=True`. First at "
-        f"an `exit_threshold` of {THRESHOLD}, then at the loosest threshold of a list at which the given share of tokens "
-        "is equal; it is chosen on one set of texts and reported on another.",
+        f"an `exit_threshold` of {THRESHOLD}, then at the loosest threshold of a list at which the given share of "
+        "tokens is equal; it is chosen on one set of texts and reported on another.",
         "",
     ]
     columns = ["threshold", "recurrences", "core passes", "equal", "solved"]

@@ -114,6 +114,19 @@ def test_laws_3_4_and_6_with_the_learned_criterion(wild, scale):
     assert spent == 8 if math.isnan(scale) else spent < 8
 
 
+def test_a_learned_start_under_forward_hooks(wild):
+    """With a hook, a pass runs on a grid of rows; this one changes nothing."""
+    model = with_start_head(wild)
+    settings = {"sampler": "diffusion_forcing", "learned_start": True, "seed": 0, "max_new_tokens": 12}
+    inputs = left_pad([[1, 2, 3], [4, 5, 6, 7, 8]])
+    expected = model.generate(**inputs, **settings).tolist()
+    hook = model.transformer.coda[0].register_forward_hook(lambda module, args, output: output.clone())
+    try:
+        assert model.generate(**inputs, **settings).tolist() == expected
+    finally:
+        hook.remove()
+
+
 @pytest.mark.parametrize("scale", [1.0, math.nan])
 @pytest.mark.parametrize("more", [{}, {"kv_sharing": "none"}, {"wavefront": 5, "headway": 3, "inner_recurrence": 2}])
 def test_laws_3_4_and_6_with_a_learned_start(wild, scale, more):
