@@ -1,17 +1,19 @@
-"""Measure how many recurrences a position needs when right drafts on its left begin with it.
+"""Measure how many recurrences a position needs when right drafts on its left begin with it, and from which states.
 
     python scripts/measure_neighbours.py
     python scripts/measure_neighbours.py --part starts
 
 Both trained checkpoints read held-out texts, written at full depth, in float32. The left part of a text has converged;
-a block of the tokens behind it then begins at once, as if every draft were right. Writes
-docs/benchmarks/neighbours.json and neighbours.md; a part replaces only its own rows.
+a block of the tokens behind it then begins at once, as if every draft were right. The part `decoded` is of
+`generate()`, with the checkpoints' own start heads and without. Writes docs/benchmarks/neighbours.json and
+neighbours.md; a part replaces only its own rows.
 """
 
 from collections.abc import Callable, Iterator
 
 import torch
 from measure_lossless import prompts
+from measure_settling import LEVELS, SAMPLERS, THRESHOLDS, chosen, level_cells, problem_domain, source_domain
 from measured_parts import CHECKPOINTS, measure_parts, signature
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
@@ -162,6 +164,22 @@ def start_rows(count: int, room: int) -> Iterator[dict]:
                 yield {"domain": domain, "start": name, "explained": predicted.explained} | row
 
 
+def decoded_rows(count: int, room: int) -> Iterator[dict]:
+    """Yield what decoding takes from the model's own initial states and from those of its start head.
+
+    Args:
+        room: not used; the texts have the lengths of `measure_settling`.
+    """
+    criterion = "latent_difference"
+    for name, make in zip(CHECKPOINTS, (problem_domain, source_domain), strict=True):
+        domain = make(count)
+        with tqdm(desc=name, total=2 * len(SAMPLERS) * len(THRESHOLDS[criterion]), leave=False) as bar:
+            for title, sampler in SAMPLERS.items():
+                for start, learned in (("own", False), ("start head", True)):
+                    found = chosen(domain, sampler | {"learned_start": learned}, criterion, bar, None)
+                    yield {"domain": name, "sampler": title, "start": start, **found}
+
+
 def by_distance(rows: list[dict], name: str) -> str:
     """The cells of a table's row."""
     found = {row["distance"]: row[name] for row in rows}
@@ -209,9 +227,34 @@ def starts_page(part: dict) -> list[str]:
     return [*lines, "", f"Share of the last states' variance that the linear map explains: {told}."]
 
 
+def decoded_page(part: dict) -> list[str]:
+    levels = [f"at least {level:.0%}" for level in LEVELS]
+    lines = [
+        "## Decoding with a start head",
+        "",
+        f"{signature(part)} Recurrences and core passes per token, the share of tokens equal to those of recurrence "
+        f"{DEPTH}, and the share of problems solved, in `generate()` without and with `learned_start=True`. First at "
+        f"an `exit_threshold` of {THRESHOLD}, then at the loosest threshold of a list at which the given share of "
+        "tokens is equal; it is chosen on one set of texts and reported on another.",
+        "",
+    ]
+    columns = ["threshold", "recurrences", "core passes", "equal", "solved"]
+    heading = ["text", "sampler", "initial state", *columns]
+    for level in levels:
+        heading += [f"{level}: threshold", *columns[1:]]
+    lines += [f"| {' | '.join(heading)} |", "| --- | --- | --- |" + " ---: |" * (len(heading) - 3)]
+    for row in part["rows"]:
+        cells = level_cells({"threshold": THRESHOLD} | row["curve"][str(THRESHOLD)])
+        for level in LEVELS:
+            cells += level_cells(row["levels"].get(str(level)))
+        lines.append(f"| {row['domain']} | {row['sampler']} | {row['start']} | {' | '.join(cells)} |")
+    return lines
+
+
 PARTS = {
     "together": (together_rows, together_page),
     "starts": (start_rows, starts_page),
+    "decoded": (decoded_rows, decoded_page),
 }
 
 

@@ -29,6 +29,9 @@ def fit(
     rank: Annotated[int, typer.Option(help="Rank of a readout and of the exit probe.", min=1)] = 64,
     extra_tokens: Annotated[int, typer.Option(help="Tokens to guess behind a draft.", min=0)] = 4,
     extra_rank: Annotated[int, typer.Option(help="Rank of the map that guesses them.", min=1)] = 192,
+    start_rank: Annotated[
+        int, typer.Option(help="Rank of the map that predicts initial states, at most; 0 for none.", min=0)
+    ] = 192,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens that the model writes after each prompt.", min=1)] = 128,
     epochs: Annotated[int, typer.Option(help="Passes over the texts.", min=1)] = 4,
     batch_size: Annotated[int, typer.Option(help="Texts in a step.", min=1)] = 4,
@@ -55,6 +58,7 @@ def fit(
             rank=rank,
             extra_tokens=extra_tokens,
             extra_rank=extra_rank,
+            start_rank=start_rank,
             max_new_tokens=max_new_tokens,
             epochs=epochs,
             batch_size=batch_size,

@@ -22,6 +22,7 @@ from ..settings.speculative_wavefront import SpeculativeWavefrontConfig
 from ..settings.validation import check_integer
 from . import parts
 from .own_text import TextBatch, text_batches, write_texts
+from .start import explained, fit_start
 
 HELD_OUT_SHARE = 8
 """One prompt in this many is held out: what is reported, and the exit threshold, come from their texts."""
@@ -41,6 +42,7 @@ class FitSettings:
         rank: of a readout's map, and of the exit probe.
         extra_tokens: how many tokens to guess behind a draft; 0 for no cell.
         extra_rank: of the cell's map.
+        start_rank: of the start head's map, at most; 0 for none. A core that reads no injected embedding gets none.
         max_new_tokens: tokens that the model writes after each prompt.
         epochs: passes over the texts.
         batch_size: texts in a step; 16 times as many are written at once.
@@ -56,6 +58,7 @@ class FitSettings:
     rank: int = 64
     extra_tokens: int = 4
     extra_rank: int = 192
+    start_rank: int = 192
     max_new_tokens: int = 128
     epochs: int = 4
     batch_size: int = 4
@@ -67,7 +70,8 @@ class FitSettings:
     def __post_init__(self):
         for name in ("rank", "extra_rank", "max_new_tokens", "epochs", "batch_size"):
             check_integer(name, getattr(self, name), 1)
-        check_integer("extra_tokens", self.extra_tokens, 0)
+        for name in ("extra_tokens", "start_rank"):
+            check_integer(name, getattr(self, name), 0)
         check_confidence(self.epsilon, self.confidence)
 
     def depths(self, full: int) -> list[int]:
@@ -98,6 +102,7 @@ class FitResult:
         drafts: by depth, the share of right drafts without and with the readout.
         extra: by depth and distance, the share of right guesses behind a right draft.
         calibration: of the exit probe's threshold.
+        start: the share of the last states' variance that the start head predicts; None without one.
         tokens: new tokens that the heads were fitted to.
     """
 
@@ -105,6 +110,7 @@ class FitResult:
     drafts: dict[int, tuple[float, float]]
     extra: dict[int, list[float]]
     calibration: Calibration
+    start: float | None
     tokens: int
 
     def save(self, folder: str | os.PathLike, model, tokenizer) -> None:
@@ -135,11 +141,13 @@ class FitResult:
             if shares:
                 said = ", ".join(f"{share:.1%}" for share in shares)
                 lines.append(f"- guesses of the next tokens behind a draft after {depth}: right up to each {said}")
+        if self.start is not None:
+            lines.append(f"- initial states: the start head predicts {self.start:.1%} of the last states' variance")
         return [*lines, f"- {self.calibration.outcome}"]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the heads, as plain JSON values."""
-        values = {name: getattr(self, name) for name in ("drafts", "extra", "tokens")}
+        values = {name: getattr(self, name) for name in ("drafts", "extra", "start", "tokens")}
         return values | {"calibration": self.calibration.to_dict()}
 
 
@@ -201,6 +209,7 @@ def _fitted(model, tokenizer, prompts, held_out, depths: list[int], settings: Fi
     heads = fit_to(model, batches, depths, settings)
     drafts = {k: tuple(parts.readout_share(model, each, checked, k) for each in (None, heads)) for k in depths}
     extra = {k: parts.extra_shares(model, heads, checked, k, settings.extra_tokens) for k in depths}
+    start = explained(model, heads, checked) if heads.has_start else None
     model.decoding_heads = heads
     calibration = calibrate_prompts(
         model,
@@ -221,7 +230,7 @@ def _fitted(model, tokenizer, prompts, held_out, depths: list[int], settings: Fi
             tokens=calibration.tokens,
         )
         heads = heads.changed(heads.tensors, risk=risk)
-    return FitResult(heads, drafts, extra, calibration, sum(int(batch.is_new.sum()) for batch in batches))
+    return FitResult(heads, drafts, extra, calibration, start, sum(int(batch.is_new.sum()) for batch in batches))
 
 
 def fit_to(model, batches: Sequence[TextBatch], depths: Sequence[int], settings: FitSettings) -> DecodingHeads:
@@ -251,6 +260,8 @@ def fit_to(model, batches: Sequence[TextBatch], depths: Sequence[int], settings:
     for name, (first, loss) in firsts.items():
         tensors = train(heads, first, batches, loss, settings, name, generator)
         heads = heads.changed(heads.tensors | tensors)
+    if settings.start_rank and model.has_injected_embedding:
+        heads = heads.changed(heads.tensors | fit_start(model, batches, settings.start_rank))
     return heads
 
 

@@ -105,8 +105,8 @@ class DiffusionForcing(FrontSampler):
         # 1. The prelude reads the drafts; momentum mixes in the last tick's embeddings.
         e = hooks.process_embedding(model.embed(wave.ids, at), refinement)
 
-        # 2. Old positions keep their states, new ones start from noise; noise may be mixed into all.
-        state = wave.carry(self.states, self.starts.take(wave, e))
+        # 2. Old positions keep their states, new ones get their own; noise may be mixed into all.
+        state = wave.carry(self.states, self.starts.take(wave, e, self.states))
         refinement.before = refinement.states = state = hooks.process_start(state, refinement)
         state = hooks.process_state(state, refinement)
 

@@ -24,7 +24,7 @@ class FrontSampler(EarlyExitSampler):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.starts = StateStarts(self.model, self.config.state_scale)
+        self.starts = StateStarts(self.model, self.config)
         self.at: Placement | None = None
         """The fronts' placement; renewed when one of them has moved."""
 
@@ -51,7 +51,7 @@ class FrontSampler(EarlyExitSampler):
         e = None if wave.new else refinement.recall(EMBEDDING)
         e = model.embed(wave.ids, at) if e is None else e
         refinement.remember(EMBEDDING, e)
-        refinement.before = wave.carry(self.states, self.starts.take(wave, e))
+        refinement.before = wave.carry(self.states, self.starts.take(wave, e, self.states))
 
         # 3. Run one recurrence.
         self.states = refinement.states = model.recur(refinement.before, e, at, 0)

@@ -34,7 +34,7 @@ class RowsInPlace(PaddedModel):
         self.seated: list[Row] = []
         heads = model.decoding_heads
         # The extra-token head calls the embedding and the head on rows end to end, which their hooks may not expect.
-        self.decoding_heads = None if heads is None else heads.only("readout", "probe")
+        self.decoding_heads = None if heads is None else heads.only("readout", "probe", "start")
 
     def reshape(self, at: Placement) -> PlacedGrid:
         return PlacedGrid(at, [self.seated[seat].number for seat in at.seats], self.batch)

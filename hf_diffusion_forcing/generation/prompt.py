@@ -134,8 +134,9 @@ class PromptReader:
             is_last = index == len(chunks) - 1
             states, at = yield from self.refine(prompt, watcher if is_last else None)
             logits = self.model.decode(states, at, logits_to_keep=prompt.lasts)
-        for row in rows:
-            row.cached = row.front + 1
+        lasts = states.index_select(1, prompt.lasts.to(states.device)).split(1, dim=1)
+        for row, state in zip(rows, lasts, strict=True):
+            row.cached, row.prompt_state = row.front + 1, state
         return logits
 
     def _spans(self, rows: list[Row], at_last: int) -> Iterator[list[tuple[int, int]]]:

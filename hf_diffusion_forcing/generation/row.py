@@ -31,6 +31,8 @@ class Row:
         logits, scores: those of each committed token, before and after the processors, if kept.
         logprobs: the logarithm of each committed token's probability, after the processors, if kept.
         starts: initial states drawn ahead for later positions; see `StateStarts`.
+        prompt_state: [1, 1, channels], the prompt's last state, once it has been read.
+        last_cell: index of its wave's last state in the last tick's tensors; None before the first tick.
         guesses: guesses tokens after the newest draft (lossless decoding).
     """
 
@@ -50,6 +52,8 @@ class Row:
     scores: list[torch.Tensor] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     starts: tuple[int, torch.Tensor] | None = None
+    prompt_state: torch.Tensor | None = None
+    last_cell: int | None = None
     guesses: Guesses | None = None
 
     def __post_init__(self):

@@ -155,3 +155,5 @@ class Wave:
         """Make this tick's tensors those that `cell` indexes from now on."""
         for index, position in enumerate(position for members in self.members for _, position in members):
             position.cell = index
+        for row, members in zip(self.rows, self.members, strict=True):
+            row.last_cell = members[-1][1].cell

@@ -95,6 +95,8 @@ def heads_section(heads: DecodingHeads | None) -> str:
         kinds.append(f"guesses of {heads.extra_tokens} tokens behind a draft (`draft_tokens={1 + heads.extra_tokens}`)")
     if heads.has_exit_probe:
         kinds.append('an exit probe (`exit_criterion="learned"`)')
+    if heads.has_start:
+        kinds.append("a start head, which predicts initial states (`learned_start=True`)")
     lines = [
         "## Decoding heads",
         "",

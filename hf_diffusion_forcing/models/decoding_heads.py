@@ -5,8 +5,11 @@
 - The *extra tokens*: a recurrent cell that reads a state and the tokens after it, and guesses the next ones by the
   model's own head (as ReDrafter, arXiv 2403.09919, and Hydra, arXiv 2402.05109, do).
 - The *exit probe*: the chance that a state, and its last change, do not yet give the token of full depth.
+- The *start head*: a linear map that predicts a new position's last state from its injected embedding and the state on
+  its left, so that fewer recurrences remain.
 
-Every input is normed by its own root mean square, so that a widened model's repeated channels give the same results.
+The inputs of the first three are normed by their own root mean square. So, as with a linear map, a widened model's
+repeated channels give the same results.
 """
 
 from __future__ import annotations
@@ -101,6 +104,10 @@ class DecodingHeads:
     def has_exit_probe(self) -> bool:
         return "probe.down" in self.tensors
 
+    @property
+    def has_start(self) -> bool:
+        return "start.down" in self.tensors
+
     def corrected(self, states: torch.Tensor, depth: int) -> torch.Tensor:
         """States as the coda should read them for a draft after `depth` recurrences: unchanged without a readout.
 
@@ -178,6 +185,18 @@ class DecodingHeads:
         logit = (low * self._at("probe.out", states)).sum(-1) + size.log()[..., 0] * self._at("probe.change", states)
         return logit + self._at("probe.offset", states)
 
+    def start(self, e: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+        """Initial states of new positions, [..., channels] in the dtype and on the device of e.
+
+        `start.down` [rank, hidden_size + channels], `.up` [channels, rank] and `.mean` [channels].
+
+        Args:
+            e: [..., hidden_size], the positions' injected embeddings.
+            left: [..., channels], the state on the left of each.
+        """
+        low = F.linear(torch.cat((e, left.to(e)), dim=-1), self._at("start.down", e))
+        return F.linear(low, self._at("start.up", e), self._at("start.mean", e))
+
     def widened(self, factor: int) -> DecodingHeads:
         """The heads of a model whose channels are repeated `factor` times (see `evaluation.widening`).
 
@@ -189,7 +208,7 @@ class DecodingHeads:
             if name.endswith(".down"):
                 parts = tensor.split(size, dim=1)
                 return torch.cat([part.repeat(1, factor) for part in parts], dim=1) / factor
-            if name.endswith((".up", ".scale")):
+            if name.endswith((".up", ".scale", ".mean")):
                 return tensor.repeat(factor, *[1] * (tensor.ndim - 1))
             return tensor
 
@@ -197,7 +216,7 @@ class DecodingHeads:
         return self.changed(tensors, fitted=replace(self.fitted, hidden_size=factor * size))
 
     def only(self, *parts: str) -> DecodingHeads:
-        """Some of the heads alone: "readout", "extra", "probe"."""
+        """Some of the heads alone: "readout", "extra", "probe", "start"."""
         kept = {name: tensor for name, tensor in self.tensors.items() if name.split(".")[0] in parts}
         return self.changed(kept, extra_tokens=self.extra_tokens if "extra" in parts else 0)
 

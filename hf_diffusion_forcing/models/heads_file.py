@@ -97,6 +97,9 @@ def _shapes(heads: DecodingHeads) -> dict[str, tuple[int, ...]]:
         elif part == "probe" and inputs % (2 * size) == 0:
             vectors = {"probe.bias": rank, "probe.out": rank, "probe.change": 1, "probe.offset": 1}
             shapes |= {name: (rank, inputs)} | {each: (length,) for each, length in vectors.items()}
+        elif part == "start" and inputs > size and inputs % size == 0:
+            channels = inputs - size
+            shapes |= {name: (rank, inputs), "start.up": (channels, rank), "start.mean": (channels,)}
         elif part.removeprefix("readout.").isdecimal() and inputs % size == 0:
             shapes |= {name: (rank, inputs), f"{part}.up": (inputs, rank)}
     return shapes

@@ -62,6 +62,11 @@ class DiffusionForcingConfig(EarlyExitConfig):
         check_number("embedding_momentum", self.embedding_momentum, 1.0)
         check_number("state_noise", self.state_noise, 1.0)
         check_flag("continuous_compute", self.continuous_compute)
+        if self.continuous_compute and self.learned_start:
+            raise ValueError(
+                "continuous_compute=True and learned_start=True both give new positions their states: leave out one of "
+                "them."
+            )
         if not isinstance(self.latent_processors, (list, tuple)):
             raise TypeError(f"latent_processors={self.latent_processors!r} must be a list.")
         if self.noise_schedule not in NOISE_SCHEDULES:

@@ -18,6 +18,8 @@ class EarlyExitConfig(CompilableConfig):
         prefill_steps: recurrences of the prompt; `num_steps` when None.
         adaptive_prefill: freeze the longest converged prefix of the prompt after each recurrence;
             `prefill_steps` is then the maximum.
+        learned_start: start a new position, instead of from noise, from the state that the model's start head
+            (`hf-diffusion-forcing fit`) predicts from its injected embedding and the state on its left.
     """
 
     kv_sharing: str | int = "last"
@@ -25,10 +27,12 @@ class EarlyExitConfig(CompilableConfig):
     exit_threshold: float | None = None
     prefill_steps: int | None = None
     adaptive_prefill: bool = False
+    learned_start: bool = False
 
     def validate(self) -> None:
         super().validate()
         check_flag("adaptive_prefill", self.adaptive_prefill)
+        check_flag("learned_start", self.learned_start)
         if self.compile and self.kv_sharing not in ("last", 1):
             raise ValueError(
                 f"compile=True is not possible with kv_sharing={self.kv_sharing!r} and sampler={self.sampler!r}, whose "

@@ -13,7 +13,7 @@ from hf_diffusion_forcing import bundled_checkpoint
 from hf_diffusion_forcing.evaluation.widening import widen
 from hf_diffusion_forcing.hub import export_checkpoint
 from hf_diffusion_forcing.models.heads_file import HEADS_NAME, save_heads
-from support import HUGINN_MINI
+from support import FAMILIES, HUGINN_MINI
 from support.commands import run
 from support.heads import random_heads
 
@@ -85,7 +85,9 @@ def test_heads_of_another_model_are_refused(folder, change, message):
     assert HEADS_NAME in str(caught.value) and "remove the file" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["extra.up", "readout.1.down", "probe.out", "extra.down", "surplus"])
+@pytest.mark.parametrize(
+    "name", ["extra.up", "readout.1.down", "probe.out", "extra.down", "start.up", "start.mean", "surplus"]
+)
 def test_misshapen_tensors_are_refused(folder, name):
     tensors, facts = load_file(folder / HEADS_NAME), stored(folder)
     tensors[name] = torch.zeros(7, 9)
@@ -111,6 +113,8 @@ def test_a_widened_models_heads_say_the_same(headed, factor):
     close = {"atol": 1e-3, "rtol": 1e-3}
     torch.testing.assert_close(other.corrected(repeated, 1), narrow.corrected(states, 1).repeat(1, 1, factor), **close)
     torch.testing.assert_close(other.exit_chance(repeated, earlier), narrow.exit_chance(states, before), **close)
+    starts = [each.start(*inputs) for each, inputs in ((other, (repeated, earlier)), (narrow, (states, before)))]
+    torch.testing.assert_close(starts[0], starts[1].repeat(1, 1, factor), **close)
     greedy = lambda logits, _: logits.argmax(-1)  # noqa: E731
     with torch.no_grad():
         guesses = [m.decoding_heads.ahead(m, s, tokens, 3, greedy) for m, s in ((headed, states), (wide, repeated))]
@@ -127,6 +131,7 @@ def test_an_exported_checkpoint_has_them_and_its_card_says_so(bundled, tmp_path)
     assert loaded.readout_depths == [1, 2]
     card = " ".join((out / "README.md").read_text().split())
     assert "drafts after 1 and 2 recurrences" in card and f"{loaded.extra_tokens} tokens behind a draft" in card
+    assert loaded.has_start and "predicts initial states (`learned_start=True`)" in card
     assert f"at most {loaded.risk.epsilon:.1%} of tokens differ from 32 recurrences" in card
     without = copy.copy(model)
     without.decoding_heads = None
@@ -166,6 +171,33 @@ def test_the_learned_criterion_needs_a_probe(huginn_mini, headed):
     assert headed.generate(IDS, **settings, exit_threshold=0.5).shape[1] > IDS.shape[1]
     with pytest.raises(ValueError, match="threshold=-1"):
         headed.generate(IDS, **settings, exit_threshold=-1)
+
+
+@pytest.mark.parametrize("sampler", ["adaptive", "diffusion_forcing"])
+def test_a_learned_start_needs_a_start_head(huginn_mini, headed, sampler):
+    """Heads that were fitted without one still load, and decode without it."""
+    settings = {"sampler": sampler, "learned_start": True, "max_new_tokens": 4, "seed": 0}
+    with pytest.raises(
+        ValueError, match=r"needs a start head, and this model has none: run `hf-diffusion-forcing fit`"
+    ):
+        huginn_mini.generate(IDS, **settings)
+    headed.decoding_heads = headed.decoding_heads.only("readout", "extra", "probe")
+    with pytest.raises(ValueError, match="needs a start head"):
+        headed.generate(IDS, **settings)
+    with pytest.raises(TypeError, match="learned_start='yes' must be True or False"):
+        headed.generate(IDS, **settings | {"learned_start": "yes"})
+    assert headed.generate(IDS, **settings | {"learned_start": False}).shape[1] > IDS.shape[1]
+
+
+def test_a_core_without_injected_embedding_has_no_learned_start():
+    model = AutoModelForCausalLM.from_pretrained(FAMILIES["ouro"])
+    with pytest.raises(ValueError, match="its core reads no injected embedding"):
+        model.generate(IDS, sampler="adaptive", learned_start=True)
+
+
+def test_two_starts_are_refused(headed):
+    with pytest.raises(ValueError, match="continuous_compute=True and learned_start=True"):
+        headed.generate(IDS, sampler="diffusion_forcing", learned_start=True, continuous_compute=True)
 
 
 def test_a_copy_of_a_checkpoint_is_converted_with_its_heads(tmp_path):

@@ -21,6 +21,7 @@ from hf_diffusion_forcing.generation.wave_choice import (
     waves,
 )
 from support import left_pad
+from support.heads import with_start_head
 
 BYTES = CostCurve(core=(1.0,) * 7, ends=(1.0,) * 7)
 """Reading weights decides: a wide pass costs what a narrow one does."""
@@ -176,13 +177,13 @@ def arithmetic(monkeypatch):
 
 
 @pytest.mark.parametrize("do_sample", [False, True])
-@pytest.mark.parametrize("more", [{}, {"exit_criterion": "kl"}, {"kv_sharing": "none"}])
+@pytest.mark.parametrize("more", [{}, {"exit_criterion": "kl"}, {"kv_sharing": "none"}, {"learned_start": True}])
 def test_one_position_at_a_time_is_what_adaptive_writes(huginn_mini, prompts, arithmetic, more, do_sample):
-    inputs = left_pad(prompts[:3])
+    inputs, model = left_pad(prompts[:3]), with_start_head(huginn_mini)
     common = {"seed": 3, "max_new_tokens": 7, "num_steps": 12, "do_sample": do_sample, "pad_token_id": 0} | more
     common["return_dict_in_generate"] = True
-    output = huginn_mini.generate(**inputs, sampler="diffusion_forcing", wavefront="auto", **common)
-    adaptive = huginn_mini.generate(**inputs, sampler="adaptive", **common)
+    output = model.generate(**inputs, sampler="diffusion_forcing", wavefront="auto", **common)
+    adaptive = model.generate(**inputs, sampler="adaptive", **common)
     assert [each.sampler for each in output.stats.decisions] == ["adaptive"]
     assert output.sequences.tolist() == adaptive.sequences.tolist()
     assert (output.stats.wavefront, output.stats.inner_recurrence) == (1, 1)
@@ -205,13 +206,15 @@ class Restless(AutoWave):
         return self.count % 3 == 0
 
 
-@pytest.mark.parametrize("kv_sharing", ["last", "none", 2])
-def test_changes_in_mid_text_change_no_text_that_converges(bundled, monkeypatch, kv_sharing):
+@pytest.mark.parametrize(
+    ("kv_sharing", "learned"), [("last", False), ("none", False), (2, False), ("last", True), ("none", True)]
+)
+def test_changes_in_mid_text_change_no_text_that_converges(bundled, monkeypatch, kv_sharing, learned):
     model, tokenizer = bundled
     chosen = [next(problems(seed, held_out=True, kind="worked")).prompt for seed in (1, 2, 3)]
     tokenizer.padding_side = "left"
     inputs = tokenizer(chosen, return_tensors="pt", padding=True)
-    common = {"seed": 0, "max_new_tokens": 60, "num_steps": 16, "kv_sharing": kv_sharing}
+    common = {"seed": 0, "max_new_tokens": 60, "num_steps": 16, "kv_sharing": kv_sharing, "learned_start": learned}
     expected = model.generate(**inputs, sampler_preset="fast", **common)
     monkeypatch.setattr(diffusion_forcing, "AutoWave", Restless)
     traced = {"return_dict_in_generate": True, "return_trace": True}

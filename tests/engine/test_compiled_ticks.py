@@ -30,6 +30,7 @@ from hf_diffusion_forcing.serving.request import prepare, request_of
 from hf_diffusion_forcing.serving.scheduler import Limits
 from support import FAMILIES, INJECTED, left_pad, tiny_config
 from support.batching import alone
+from support.heads import with_start_head
 from support.looped_adapter import LoopedAdapter
 from support.looped_model import LoopedConfig, LoopedLM
 from support.matrix import cases
@@ -73,16 +74,19 @@ def load(name):
     return AutoModelForCausalLM.from_pretrained(FAMILIES[name]).eval()
 
 
-@pytest.mark.parametrize("sampler", EVERY)
+@pytest.mark.parametrize("sampler", [*EVERY, "adaptive learned start", "diffusion_forcing learned start"])
 def test_every_sampler(tiny, counter, sampler):
     """Of a ragged batch, greedy and sampled; the second call compiles nothing."""
-    settings = {"sampler": sampler, "num_steps": 4, "max_new_tokens": 9} | EVERY[sampler]
-    assert_equal(tiny, left_pad(ROWS), **settings)
+    name, *learned = sampler.split(maxsplit=1)
+    settings = {"sampler": name, "num_steps": 4, "max_new_tokens": 9} | EVERY[name]
+    settings |= {"learned_start": True} if learned else {}
+    model = with_start_head(tiny)
+    assert_equal(model, left_pad(ROWS), **settings)
     count = counter.frame_count
     assert 1 <= count <= 6
-    assert_equal(tiny, left_pad(ROWS), **settings)
+    assert_equal(model, left_pad(ROWS), **settings)
     assert counter.frame_count == count
-    assert_equal(tiny, left_pad(ROWS), **settings, **SAMPLED)
+    assert_equal(model, left_pad(ROWS), **settings, **SAMPLED)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hf_diffusion_forcing.generation.compiled import CorePasses, core_pass
 from hf_diffusion_forcing.generation.samplers import SAMPLERS
 from support import left_pad, tiny_config
 from support.device_traffic import counted
+from support.heads import with_start_head
 
 ROWS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9], [7, 9, 3]]
 FORCING = {"sampler": "diffusion_forcing", "inner_recurrence": 2}
@@ -30,7 +31,7 @@ def nothing(self, s, *rest):
 def counts(settings, rows=1, layers=2):
     """The `Traffic` of every tick."""
     torch.manual_seed(0)
-    model = RavenForCausalLM(tiny_config(n_layers_in_recurrent_block=layers)).eval()
+    model = with_start_head(RavenForCausalLM(tiny_config(n_layers_in_recurrent_block=layers)).eval())
     sampler = SAMPLERS[settings["sampler"]]
 
     class Counted(sampler):
@@ -61,9 +62,9 @@ def kernels(settings, layers):
 
 
 @pytest.mark.parametrize("rows", [1, 4])
-@pytest.mark.parametrize("wavefront", [2, 16])
-def test_diffusion_forcing_waits_once(wavefront, rows):
-    reads, makes, ticks = traffic(FORCING | {"wavefront": wavefront}, rows)
+@pytest.mark.parametrize("more", [{"wavefront": 2}, {"wavefront": 16}, {"wavefront": 16, "learned_start": True}])
+def test_diffusion_forcing_waits_once(more, rows):
+    reads, makes, ticks = traffic(FORCING | more, rows)
     # The wave's own numbers; those of the grid, where the rows differ in width.
     assert reads == 1 and makes <= 2 and ticks > 10
 
@@ -75,9 +76,11 @@ def test_lossless_decoding_waits_once(rows):
     assert reads == 1 and makes <= 7 and ticks > 10
 
 
+@pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("rows", [1, 4])
-def test_adaptive_decoding_waits_for_exits_and_then_for_tokens(rows):
-    reads, makes, ticks = traffic({"sampler": "adaptive", "exit_threshold": 0.1}, rows)
+def test_adaptive_decoding_waits_for_exits_and_then_for_tokens(rows, learned):
+    settings = {"sampler": "adaptive", "exit_threshold": 0.1, "learned_start": learned}
+    reads, makes, ticks = traffic(settings, rows)
     assert reads <= 2 and makes <= 2 and ticks > 10
 
 

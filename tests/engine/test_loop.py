@@ -11,6 +11,7 @@ from hf_diffusion_forcing.generation.row import Row
 from hf_diffusion_forcing.generation.samplers import SAMPLERS
 from hf_diffusion_forcing.generation.stopping import Stopping
 from hf_diffusion_forcing.settings.sampler_config import sampler_config_class
+from support.heads import with_start_head
 from support.matrix import crossed
 
 CPU = torch.device("cpu")
@@ -27,7 +28,9 @@ SETTINGS = {
         "latent_processors": ["anderson"],
         "adaptive_prefill": True,
     },
+    "diffusion_forcing learned start": {"wavefront": 4, "headway": 2, "num_steps": 8, "learned_start": True},
     "adaptive": {"num_steps": 8},
+    "adaptive learned start": {"num_steps": 8, "learned_start": True},
     "adaptive kl": {"num_steps": 8, "exit_criterion": "kl", "kv_sharing": 3},
     "speculative_wavefront": {"num_steps": 8, "draft_depth": 2, "second_draft_depth": 4},
 }
@@ -51,19 +54,21 @@ def row(prompt, new_tokens, seed, is_sampling):
             ("diffusion_forcing with hooks", True),
             ("diffusion_forcing unshared", False),
             ("adaptive kl", False),
+            ("adaptive learned start", False),
+            ("diffusion_forcing learned start", False),
             ("speculative_wavefront", True),
         ],
     ),
 )
 @torch.no_grad()
 def test_rows_join_and_leave_between_ticks(huginn_mini, prompts, name, is_sampling):
-    sampler = name.split()[0]
-    config = sampler_config_class(sampler)(**SETTINGS[name]).resolve(huginn_mini.config.mean_recurrence)
+    sampler, model = name.split()[0], with_start_head(huginn_mini)
+    config = sampler_config_class(sampler)(**SETTINGS[name]).resolve(model.config.mean_recurrence)
     lengths = [20, 6, 9, 14, 4, 8]
     texts = [prompts[index % len(prompts)][: 30 + 10 * index] for index in range(len(lengths))]
     rows = [row(text, length, 3 + i, is_sampling) for i, (text, length) in enumerate(zip(texts, lengths, strict=True))]
-    cache = huginn_mini.new_cache(config.deepest, config.kv_sharing)
-    loop = Loop(SAMPLERS[sampler](huginn_mini, cache, config, CPU), cache)
+    cache = model.new_cache(config.deepest, config.kv_sharing)
+    loop = Loop(SAMPLERS[sampler](model, cache, config, CPU), cache)
     waiting = rows[:]
     loop.join([waiting.pop(0), waiting.pop(0)])
     most = ticks = 0
@@ -77,7 +82,7 @@ def test_rows_join_and_leave_between_ticks(huginn_mini, prompts, name, is_sampli
     loop.restore_seats(rows)
     assert loop.seated == rows
     for i, (r, length) in enumerate(zip(rows, lengths, strict=True)):
-        alone = huginn_mini.generate(
+        alone = model.generate(
             torch.tensor([texts[i]]),
             sampler=sampler,
             seed=3 + i,

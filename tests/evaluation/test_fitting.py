@@ -11,7 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_diffusion_forcing import bundled_checkpoint
 from hf_diffusion_forcing.evaluation.python_source import source_starts
 from hf_diffusion_forcing.fitting import FitSettings, fit_heads
-from support import ROOT
+from hf_diffusion_forcing.fitting.fit import fit_to
+from hf_diffusion_forcing.fitting.own_text import Text, text_batches
+from hf_diffusion_forcing.fitting.start import RIDGE, explained, fit_start, neighbours
+from hf_diffusion_forcing.models.decoding_heads import DecodingHeads, FittedModel
+from support import FAMILIES, ROOT
 from support.commands import run
 
 SMALL = {"max_new_tokens": 16, "epochs": 2, "epsilon": 0.2, "progress": False, "extra_tokens": 2, "extra_rank": 32}
@@ -42,6 +46,7 @@ def test_drafts_and_guesses_get_better(fitted):
     assert result.extra[1][0] > 10 / model.config.vocab_size and result.extra[1][0] >= result.extra[1][1]
     assert result.calibration.threshold == result.heads.risk.threshold and result.heads.risk.tokens > 60
     assert result.calibration.chosen.upper <= 0.2 and result.calibration.chosen.recurrences < 8
+    assert result.heads.has_start and 0.3 < result.start < 1 and "start head predicts" in "\n".join(result.lines())
     json.dumps(result.to_dict())
 
 
@@ -55,11 +60,40 @@ def test_fitted_heads_decode(fitted, tmp_path):
     assert text.shape[1] > inputs.input_ids.shape[1]
 
 
+def test_the_start_head_is_the_best_map_of_its_rank(fitted):
+    """Of full rank it is ridge regression; a lower rank explains less; the same texts give the same map."""
+    model, _, _, _ = fitted
+    ids = torch.randint(0, 1024, (6, 40), generator=torch.manual_seed(0))
+    batches = text_batches(model, [Text(row.tolist(), 4) for row in ids], [1], 8, 2, 0, False)
+    channels = model.config.n_embd
+    tensors = [fit_start(model, batches, rank) for rank in (channels, channels, 8)]
+    assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+    heads = [DecodingHeads(FittedModel.of(model.config), each) for each in tensors]
+    shares = [explained(model, each, batches) for each in heads[1:]]
+    assert 0 < shares[1] < shares[0] < 1
+    pairs = [pair for batch in batches for pair in neighbours(model, batch)]
+    e, left, last = (torch.cat(each).double() for each in zip(*pairs, strict=True))
+    x, mean = torch.cat((e, left), dim=-1), last.mean(0)
+    centred = x - x.mean(0)
+    penalty = RIDGE * len(x) * centred.square().mean() * torch.eye(x.shape[1])
+    best = torch.linalg.solve(centred.T @ centred + penalty, centred.T @ (last - mean))
+    torch.testing.assert_close(heads[0].start(e, left), mean + centred @ best, atol=1e-4, rtol=1e-4)
+
+
+def test_a_core_without_injected_embedding_gets_no_start_head():
+    model = AutoModelForCausalLM.from_pretrained(FAMILIES["ouro"]).eval()
+    ids = torch.randint(0, 100, (4, 20), generator=torch.manual_seed(0))
+    batches = text_batches(model, [Text(row.tolist(), 4) for row in ids], [1], 2, 2, 0, False)
+    settings = FitSettings(epochs=1, extra_tokens=0, progress=False)
+    assert not fit_to(model, batches, [1], settings).has_start
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"rank": 0}, "rank=0"),
         ({"extra_tokens": -1}, "extra_tokens=-1"),
+        ({"start_rank": -1}, "start_rank=-1"),
         ({"epsilon": 1.0}, "epsilon=1.0 must be between 0 and 1"),
         ({"draft_depths": [8]}, r"draft_depths=\[8\] must be below the full depth of 8"),
         ({"draft_depths": [0]}, "draft_depths=0"),

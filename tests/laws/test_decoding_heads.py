@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from hf_diffusion_forcing import RavenForCausalLM
 from hf_diffusion_forcing.generation.guesses import EXTRA
 from support import FAMILIES, left_pad, tiny_config
-from support.heads import random_heads
+from support.heads import random_heads, with_start_head
 
 SPECULATIVE = {"sampler": "speculative_wavefront"}
 PROMPT = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6, 3, 1, 4, 1]])
@@ -112,3 +112,30 @@ def test_laws_3_4_and_6_with_the_learned_criterion(wild, scale):
             assert alone.sequences[0, len(row) :].tolist() == together.sequences[number, -10:].tolist()
     spent = model.generate(PROMPT, **settings | {"sampler": "adaptive"}).stats.recurrences_per_token
     assert spent == 8 if math.isnan(scale) else spent < 8
+
+
+def test_a_learned_start_under_forward_hooks(wild):
+    """With a hook, a pass runs on a grid of rows; this one changes nothing."""
+    model = with_start_head(wild)
+    settings = {"sampler": "diffusion_forcing", "learned_start": True, "seed": 0, "max_new_tokens": 12}
+    inputs = left_pad([[1, 2, 3], [4, 5, 6, 7, 8]])
+    expected = model.generate(**inputs, **settings).tolist()
+    hook = model.transformer.coda[0].register_forward_hook(lambda module, args, output: output.clone())
+    try:
+        assert model.generate(**inputs, **settings).tolist() == expected
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("scale", [1.0, math.nan])
+@pytest.mark.parametrize("more", [{}, {"kv_sharing": "none"}, {"wavefront": 5, "headway": 3, "inner_recurrence": 2}])
+def test_laws_3_4_and_6_with_a_learned_start(wild, scale, more):
+    """A row's text does not depend on its batch or its padding, and every call ends."""
+    model = with_start_head(wild, scale=scale)
+    rows = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11]]
+    settings = {"sampler": "diffusion_forcing" if "wavefront" in more else "adaptive", "learned_start": True, "seed": 0}
+    settings |= more | {"max_new_tokens": 12, "pad_token_id": 0, "eos_token_id": None}
+    together = model.generate(**left_pad(rows), **settings)
+    for number, row in enumerate(rows):
+        alone = model.generate(torch.tensor([row]), **settings | {"seed": [number]})
+        assert alone[0, len(row) :].tolist() == together[number, -12:].tolist()

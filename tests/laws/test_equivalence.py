@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from support import left_pad, new_tokens
+from support.heads import with_start_head
 from support.matrix import cases, crossed
 
 FORCING = {"sampler": "diffusion_forcing", "wavefront": 12, "exit_threshold": 0.03, "inner_recurrence": 2}
@@ -25,6 +26,8 @@ SAMPLERS = {
         "exit_criterion": {"all": ["kl", {"name": "token_stability", "patience": 2}]},
         "latent_processors": ["anderson"],
     },
+    "diffusion_forcing learned start": FORCING | {"learned_start": True, "headway": 3, "kv_sharing": 3},
+    "adaptive learned start": {"sampler": "adaptive", "learned_start": True},
     "autoregressive 3 slots": {"sampler": "autoregressive", "kv_sharing": 3},
     "adaptive": {"sampler": "adaptive", "exit_threshold": 0.1},
     "adaptive prefill": FORCING | {"adaptive_prefill": True, "exit_threshold": 0.2},
@@ -45,6 +48,7 @@ KEPT = [
     "adaptive prefill unshared",
     "diffusion_forcing stabilised",
     "diffusion_forcing with hooks",
+    "diffusion_forcing learned start",
     "speculative_wavefront twice",
 ]
 """One of each sampler, and of each kind of setting."""
@@ -81,10 +85,10 @@ def test_law_2_with_random_weights_and_states(tiny, kv_sharing, do_sample):
 @pytest.mark.parametrize("name", cases(SAMPLERS, KEPT))
 def test_law_3_rows_do_not_depend_on_their_batch(huginn_mini, prompts, name):
     common = {"max_new_tokens": 16, "num_steps": 8, **SAMPLERS[name]}
-    inputs = left_pad(prompts)
-    together = huginn_mini.generate(**inputs, seed=[3, 4, 5, 6], **common)
+    inputs, model = left_pad(prompts), with_start_head(huginn_mini)
+    together = model.generate(**inputs, seed=[3, 4, 5, 6], **common)
     for row, prompt in enumerate(prompts):
-        alone = huginn_mini.generate(torch.tensor([prompt]), seed=3 + row, **common)
+        alone = model.generate(torch.tensor([prompt]), seed=3 + row, **common)
         assert new_tokens(together, inputs["input_ids"].shape[1])[row] == new_tokens(alone, len(prompt))[0]
 
 
@@ -106,13 +110,13 @@ def test_law_3_for_rows_that_end_at_different_times(huginn_mini, prompts):
 @pytest.mark.parametrize("padding", cases([1, 13], keep=[13]))
 def test_law_4_left_padding_changes_nothing(huginn_mini, prompts, name, padding):
     common = {"max_new_tokens": 12, "num_steps": 8, "seed": 2, **SAMPLERS[name]}
-    prompt = prompts[3]
-    plain = huginn_mini.generate(torch.tensor([prompt]), **common)
+    prompt, model = prompts[3], with_start_head(huginn_mini)
+    plain = model.generate(torch.tensor([prompt]), **common)
     padded = {
         "input_ids": torch.tensor([[7] * padding + prompt]),
         "attention_mask": torch.tensor([[0] * padding + [1] * len(prompt)]),
     }
-    assert new_tokens(huginn_mini.generate(**padded, **common), padding + len(prompt)) == new_tokens(plain, len(prompt))
+    assert new_tokens(model.generate(**padded, **common), padding + len(prompt)) == new_tokens(plain, len(prompt))
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hf_diffusion_forcing import RavenForCausalLM
 from support import left_pad, tiny_config
+from support.heads import with_start_head
 
 VOCABULARY = 61
 
@@ -16,7 +17,7 @@ VOCABULARY = 61
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(3)
-    return RavenForCausalLM(tiny_config()).eval()
+    return with_start_head(RavenForCausalLM(tiny_config()).eval())
 
 
 prompts = st.lists(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=9), min_size=1, max_size=11)
@@ -28,6 +29,7 @@ samplers = st.one_of(
             "kv_sharing": st.sampled_from(["last", "none", 2]),
             "exit_criterion": st.sampled_from(["latent_difference", "kl", {"name": "fixed", "steps": 3}]),
             "prefill_steps": st.integers(1, 8),
+            "learned_start": st.booleans(),
         }
     ),
     st.fixed_dictionaries(
@@ -39,11 +41,11 @@ samplers = st.one_of(
             "exit_threshold": st.sampled_from([0.0, 0.03, 0.3, 10.0]),
             "kv_sharing": st.sampled_from(["last", "none", 2]),
             "embedding_momentum": st.sampled_from([0.0, 0.2]),
-            "continuous_compute": st.booleans(),
             "prefill_steps": st.integers(1, 8),
             "state_noise": st.sampled_from([0.0, 0.1]),
+            **dict.fromkeys(("continuous_compute", "learned_start"), st.booleans()),
         }
-    ),
+    ).filter(lambda settings: not (settings["continuous_compute"] and settings["learned_start"])),
 )
 calls = st.fixed_dictionaries(
     {

@@ -17,6 +17,7 @@ from hf_diffusion_forcing.serving.request import prepare, request_of
 from hf_diffusion_forcing.serving.scheduler import Limits
 from support import left_pad
 from support.batching import SETTINGS, alone, no_thread_left
+from support.heads import with_start_head
 from support.matrix import cases
 from support.streamers import Recorder
 
@@ -62,6 +63,7 @@ def few(prompts, count=4):
             ("lossless", True),
             ("adaptive", False),
             ("hooks", True),
+            ("learned start", False),
             ("chunks", False),
             ("auto", False),
         ],
@@ -69,14 +71,14 @@ def few(prompts, count=4):
 )
 def test_a_request_gets_the_text_it_would_have_alone(huginn_mini, prompts, name, is_sampling):
     settings = SETTINGS[name] | {"max_new_tokens": 8, "do_sample": is_sampling}
-    given = few(prompts)
+    given, model = few(prompts), with_start_head(huginn_mini)
     with no_thread_left():
-        results = huginn_mini.generate_batch(given, seed=3, max_batch_size=3, **settings)
+        results = model.generate_batch(given, seed=3, max_batch_size=3, **settings)
     assert list(results) == [f"req_{number}" for number in range(len(given))]
     for number, (prompt, result) in enumerate(zip(given, results.values(), strict=True)):
         assert result.status == RequestStatus.FINISHED and result.error is None
         assert result.prompt_ids == prompt
-        assert result.generated_tokens == alone(huginn_mini, prompt, seed=3 + number, **settings)
+        assert result.generated_tokens == alone(model, prompt, seed=3 + number, **settings)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,8 @@ SETTINGS = {
         "embedding_momentum": 0.1,
         "state_noise": 0.1,
     },
+    "learned start": {"sampler": "diffusion_forcing", "wavefront": 4, "num_steps": 8, "learned_start": True},
+    "adaptive learned start": {"sampler": "adaptive", "num_steps": 8, "learned_start": True},
     "unshared": {"sampler": "diffusion_forcing", "wavefront": 4, "num_steps": 8, "kv_sharing": "none"},
     "chunks": {"sampler": "diffusion_forcing", "wavefront": 4, "num_steps": 8, "prefill_chunk_size": 5},
     "auto": {"sampler": "diffusion_forcing", "wavefront": "auto", "num_steps": 8},
