@@ -32,6 +32,8 @@ class Row:
         logprobs: the logarithm of each committed token's probability, after the processors, if kept.
         starts: initial states drawn ahead for later positions; see `StateStarts`.
         guesses: guesses tokens after the newest draft (lossless decoding).
+        is_finite: whether all its states so far were finite (lossless decoding).
+        can_narrow: whether values that are not finite may still come from a draft (diffusion forcing).
     """
 
     call: Call
@@ -51,6 +53,8 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     starts: tuple[int, torch.Tensor] | None = None
     guesses: Guesses | None = None
+    is_finite: bool = True
+    can_narrow: bool = True
 
     def __post_init__(self):
         self.prompt_length = len(self.ids)
