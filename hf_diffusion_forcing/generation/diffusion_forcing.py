@@ -29,8 +29,6 @@ class DiffusionForcing(FrontSampler):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.processors = self.config.processors()
-        self.can_narrow = True
-        """Whether values that are not finite may still come from a draft."""
         self.wavefront, self.inner_recurrence = self.config.wavefront, self.config.inner_recurrence
         self.auto: AutoWave | None = None
         """Set once prompts have been read with `wavefront="auto"`."""
@@ -66,7 +64,7 @@ class DiffusionForcing(FrontSampler):
     def begin(self, row: Row) -> None:
         """The first wave: the first token, and drafts that repeat it."""
         row.wave = [Position(row.ids[-1]) for _ in range(self._width(row, 0))]
-        self.can_narrow, self.at = True, None
+        self.at = None
 
     def _width(self, row: Row, kept: int) -> int:
         """Positions of the row's next wave: `headway` more than it keeps, within `wavefront` and the length limit."""
@@ -166,19 +164,20 @@ class DiffusionForcing(FrontSampler):
     def _has_narrowed(self, rows: list[Row], is_finite: list[list[int]]) -> bool:
         """Whether a draft has overflowed. The tick is then discarded and repeated with only the fronts of such rows.
 
-        Through 0 * NaN in attention such a draft also spoils the positions on its left. If a front is not finite on its
-        own, the model itself is to blame and narrowing does not help.
+        Through 0 * NaN in attention such a draft also spoils the positions on its left. If a row's front is not finite
+        on its own, the model itself is to blame, and narrowing that row does not help.
         """
-        if not self.can_narrow:
-            return False
-        spoiled = [seat for seat, flags in enumerate(is_finite) if not all(flags[1:])]
-        if spoiled:
-            for seat in spoiled:
-                rows[seat].wave = rows[seat].wave[:1]
+        has_narrowed = False
+        for seat, (row, flags) in enumerate(zip(rows, is_finite, strict=True)):
+            if not row.can_narrow or all(flags):
+                continue
+            if len(flags) == 1:
+                row.can_narrow = False
+            elif not all(flags[1:]):
+                row.wave = row.wave[:1]
                 # Attention may still read past the front, up to the longest row's extent or the rounded one.
                 self.cache.scrub(seat)
+                has_narrowed = True
+        if has_narrowed:
             self.record(abandoned=True)
-            return True
-        is_alone = all(len(row.wave) == 1 for row in rows)
-        self.can_narrow = not is_alone or all(flags[0] for flags in is_finite)
-        return False
+        return has_narrowed

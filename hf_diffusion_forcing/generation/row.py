@@ -34,6 +34,8 @@ class Row:
         prompt_state: [1, 1, channels], the prompt's last state, once it has been read.
         last_cell: index of its wave's last state in the last tick's tensors; None before the first tick.
         guesses: guesses tokens after the newest draft (lossless decoding).
+        is_finite: whether all its states so far were finite (lossless decoding).
+        can_narrow: whether values that are not finite may still come from a draft (diffusion forcing).
     """
 
     call: Call
@@ -55,6 +57,8 @@ class Row:
     prompt_state: torch.Tensor | None = None
     last_cell: int | None = None
     guesses: Guesses | None = None
+    is_finite: bool = True
+    can_narrow: bool = True
 
     def __post_init__(self):
         self.prompt_length = len(self.ids)

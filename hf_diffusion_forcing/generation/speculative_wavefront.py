@@ -68,8 +68,6 @@ class SpeculativeWavefront(TickingSampler):
         """How many tokens the model's own head guesses behind a draft."""
         self.curve: CostCurve | None = None
         """What ticks cost, with `draft_tokens="auto"`."""
-        self.is_finite = True
-        """Whether all states so far were finite."""
         self.rows: list[Row] = []
         """The rows of the current tick, in the order of their seats."""
         self.states: torch.Tensor | None = None
@@ -132,8 +130,11 @@ class SpeculativeWavefront(TickingSampler):
         said, logits, scores = {}, None, None
         if read:
             predictions, ahead, logits, scores = self._read_out(wave, positions, read)
-            facts = torch.cat((predictions, *ahead, state.isfinite().all()[None].to(predictions))).tolist()
-            self.is_finite &= bool(facts.pop())
+            is_finite = state.isfinite().all(-1)[0]
+            facts = torch.cat((predictions, *ahead, is_finite.to(predictions))).tolist()
+            facts, flags = facts[: -len(wave)], facts[-len(wave) :]
+            for row, own in zip(rows, wave.split(flags), strict=True):
+                row.is_finite &= all(own)
             said = {
                 positions[index]: Said(place, facts[place], tuple(facts[place + len(read) :: len(read)]))
                 for place, index in enumerate(read)
@@ -279,5 +280,5 @@ class SpeculativeWavefront(TickingSampler):
         if self.recorder is not None and row in self.recorder.observed:
             # Positions added in this tick have had no recurrences.
             self.recorder.observed[row].discarded += [recurrences for recurrences in spent if recurrences]
-        if spent and not self.is_finite and row in self.rows:
+        if spent and not row.is_finite and row in self.rows:
             self.cache.scrub(self.rows.index(row))

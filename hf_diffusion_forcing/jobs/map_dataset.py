@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,8 @@ def map_dataset(
         What was done; None on all processes but the main one, which writes the output.
 
     Raises:
-        TypeError, ValueError: an argument is wrong, or the journal is that of another job; nothing was decoded. Or
-            `strict`, and a row has failed.
+        TypeError, ValueError: an argument is wrong, the journal is that of another job, or a job that still runs writes
+            the output; nothing was decoded. Or `strict`, and a row has failed.
         KeyboardInterrupt: Ctrl+C; the message says what was finished.
     """
     for name, value, least in (("max_new_tokens", max_new_tokens, 1), ("seed", seed, 0)):
@@ -187,9 +187,13 @@ class Job:
     progress: bool | None
 
     def run(self) -> MapResult | None:
-        """Decode what is left; the main process then writes the output."""
+        """Decode what is left; the main process then writes the output. It keeps other jobs away until then."""
+        with self.file.locked() if process_state().is_main_process else nullcontext():
+            begin_together(self.journal)
+            return self._run()
+
+    def _run(self) -> MapResult | None:
         state, total = process_state(), len(self.decoder.rows)
-        begin_together(self.journal)
         with FinishedRows(self.journal.files()) as finished:
             before = finished.keys() - finished.failed
         state.wait_for_everyone()

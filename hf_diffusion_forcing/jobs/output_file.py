@@ -13,12 +13,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
+from filelock import FileLock, Timeout
 
 from ..evaluation.journal import check_writable
 from ..files import whole_file
 
 ROWS_AT_A_TIME = 1000
 JOURNAL_SUFFIX = ".journal"
+LOCK_SUFFIX = ".lock"
 WRITTEN_AS = {"text": "", "tokens": "_tokens", "finish_reason": "_finish_reason", "error": "_error"}
 """What a column is called, after the name of the text's own column, by its key in the records."""
 
@@ -89,6 +91,27 @@ class OutputFile:
                 f"{self.path} exists, and not from a job that could be resumed: choose another output, or replace it "
                 "with overwrite (--overwrite)."
             )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other jobs from this output. The system frees the lock when the process ends, however it ends.
+
+        Raises:
+            ValueError: another job has it, or files cannot be locked there.
+        """
+        lock = FileLock(self.path.with_name(self.path.name + LOCK_SUFFIX), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise ValueError(
+                f"Another job is writing {self.path}: wait until it has ended, end it, or choose another output."
+            ) from error
+        except (OSError, NotImplementedError) as error:
+            raise ValueError(f"{self.path} cannot be locked ({error}): choose an output in another folder.") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def write(self, rows: Dataset, records: Mapping[int, dict[str, Any]]) -> None:
         """Write the file as a whole.

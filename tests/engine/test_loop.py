@@ -2,19 +2,14 @@
 
 import pytest
 import torch
-from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from hf_diffusion_forcing.generation.call import Call
-from hf_diffusion_forcing.generation.choice import TokenChoice
 from hf_diffusion_forcing.generation.loop import Loop
-from hf_diffusion_forcing.generation.row import Row
 from hf_diffusion_forcing.generation.samplers import SAMPLERS
-from hf_diffusion_forcing.generation.stopping import Stopping
 from hf_diffusion_forcing.settings.sampler_config import sampler_config_class
 from support.heads import with_start_head
 from support.matrix import crossed
+from support.rows import CPU, row
 
-CPU = torch.device("cpu")
 SETTINGS = {
     "diffusion_forcing": {"wavefront": 6, "inner_recurrence": 2, "num_steps": 8},
     "diffusion_forcing unshared": {"wavefront": 6, "inner_recurrence": 2, "num_steps": 8, "kv_sharing": "none"},
@@ -34,15 +29,6 @@ SETTINGS = {
     "adaptive kl": {"num_steps": 8, "exit_criterion": "kl", "kv_sharing": 3},
     "speculative_wavefront": {"num_steps": 8, "draft_depth": 2, "second_draft_depth": 4},
 }
-
-
-def row(prompt, new_tokens, seed, is_sampling):
-    """A row of a call of its own."""
-    ids = torch.tensor([prompt])
-    room = len(prompt) + new_tokens
-    choice = TokenChoice(ids, LogitsProcessorList(), room, None, is_sampling)
-    call = Call(choice, Stopping(set(), room, StoppingCriteriaList(), CPU))
-    return Row(call, 0, list(prompt), shift=0, seed=seed, last_position=room - 2)
 
 
 @pytest.mark.parametrize(

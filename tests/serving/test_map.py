@@ -15,6 +15,7 @@ from datasets import Dataset, load_dataset
 from hf_diffusion_forcing.evaluation.journal import Journal
 from hf_diffusion_forcing.jobs.finished_rows import FinishedRows
 from hf_diffusion_forcing.jobs.map_dataset import map_dataset
+from hf_diffusion_forcing.jobs.output_file import OutputFile
 from support.commands import run
 
 SETTINGS = {"sampler_preset": "fast", "num_steps": 8, "state_scale": 1.0, "do_sample": True, "max_new_tokens": 12}
@@ -147,6 +148,17 @@ def test_another_job_is_refused_by_name(bundled, rows, tmp_path):
     with pytest.raises(ValueError, match="exists, and not from a job that could be resumed"):
         job(bundled, rows, mine, **few)
     assert mine.read_text() == "mine"
+
+
+def test_a_second_job_for_one_output_is_refused(bundled, rows, tmp_path):
+    output = tmp_path / "out.jsonl"
+    with OutputFile.of(output, "output", False, False).locked():
+        for overwrite in (False, True):
+            with pytest.raises(ValueError, match=r"Another job is writing .*out\.jsonl: wait until it has ended"):
+                job(bundled, rows, output, max_new_tokens=2, overwrite=overwrite)
+        assert not Path(f"{output}.journal").exists()
+        assert job(bundled, rows, tmp_path / "other.jsonl", max_new_tokens=2).decoded == 7
+    assert job(bundled, rows, output, max_new_tokens=2).decoded == 7
 
 
 BAD = ["Q: 1", "", None, "Q: 2 " * 3000, "Q: 3"]
@@ -336,6 +348,27 @@ def test_killed_and_resumed(many, tmp_path):
     assert output.read_bytes() == whole
     (journal,) = Path(f"{output}.journal").glob("journal-*")
     assert len([line for line in journal.read_bytes().splitlines() if line.endswith(b"}")]) == 60
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("processes", [1, 2])
+def test_another_process_is_refused_until_the_job_is_killed(many, bundled, tmp_path, processes):
+    data, whole = many
+    output, dataset = tmp_path / "out.jsonl", Dataset.from_list(questions(60))
+    process = launch(processes, data, output)
+    wait_for_records(process, output)
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="Another job is writing"):
+            job(bundled, dataset, output, overwrite=overwrite)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    for each in (*workers, process):
+        each.kill()
+    psutil.wait_procs(workers)
+    process.communicate()
+    killed = records(output)
+    assert 0 < len(killed) < 60 and not output.exists()
+    assert job(bundled, dataset, output).decoded == 60 - len(killed)
+    assert output.read_bytes() == whole
 
 
 @pytest.mark.full
