@@ -1,36 +1,41 @@
-"""Measure weights in fewer bits: how often each depth still predicts the same token, what is solved, and the time.
+"""Measure layouts and precisions of weights, keys and values: the time, and how often the same tokens come out.
 
     python scripts/measure_weights.py
     python scripts/measure_weights.py --part speed
 
-A recurrent-depth model applies the same rounded weights again and again, so the error is reported by depth. torchao
-rounds the linear layers. Writes docs/benchmarks/weights.json and weights.md; a part replaces only its own rows. Run the
-speed on an otherwise idle machine.
+A recurrent-depth model applies the same rounded weights again and again, so agreement is reported by depth. torchao
+rounds to int8, int4 and float8, FBGEMM packs in float16. Writes docs/benchmarks/weights.json and weights.md; a part
+replaces only its own rows. Run the parts that take times on an otherwise idle machine.
 """
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import torch
 from measure_lossless import FACTOR, prompts
 from measured_parts import CHECKPOINTS, measure_parts, signature
+from profile_decoding import attention_costs
 from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
 from torchao.quantization.granularity import PerGroup
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hf_diffusion_forcing import pack_linear_weights
 from hf_diffusion_forcing.evaluation.inspection import inspect_recurrences
 from hf_diffusion_forcing.evaluation.measure import accuracy, solve
 from hf_diffusion_forcing.evaluation.problems import problems
-from hf_diffusion_forcing.evaluation.timing import timed_generate
+from hf_diffusion_forcing.evaluation.timing import median_seconds, timed_generate
 from hf_diffusion_forcing.evaluation.widening import widen
 
 DEPTHS = (1, 4, 32)
 GROUP = 32
 """Weights that share a scale in int4."""
-KINDS = ("float32", "float32, packed", "bfloat16", "int8", "int4", "float8")
+KINDS = ("float32", "float32, packed", "float16, packed", "bfloat16", "int8", "int4", "float8")
+PACKED = {"float32, packed": None, "float16, packed": torch.float16}
+WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128)
+FACTORS = (4, 8)
+"""How many times as wide the models are whose layers are timed."""
 SAMPLERS = {"autoregressive": {"sampler": "autoregressive"}, "fast": {"sampler_preset": "fast"}}
 
 
@@ -40,8 +45,8 @@ def model_of(domain: str, kind: str, factor: int = 1):
     model = AutoModelForCausalLM.from_pretrained(CHECKPOINTS[domain], dtype=dtype, decoding_heads=False).eval()
     if factor > 1:
         model = widen(model, factor).eval()
-    if kind == "float32, packed":
-        return pack_linear_weights(model)
+    if kind in PACKED:
+        return pack_linear_weights(model, dtype=PACKED[kind])
     rounded = {
         "int8": Int8WeightOnlyConfig,
         "int4": lambda: IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(GROUP)),
@@ -50,6 +55,67 @@ def model_of(domain: str, kind: str, factor: int = 1):
     if kind in rounded:
         quantize_(model, rounded[kind]())
     return model
+
+
+Calls = list[Callable[[torch.Tensor], torch.Tensor]]
+
+
+def mkl_calls(weights: list[torch.Tensor], width: int) -> Calls:
+    """Layers packed by MKL, for one number of positions."""
+
+    def call(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, width)
+        return lambda x: torch.ops.mkl._mkl_linear(x, packed, weight, None, width)
+
+    return [call(weight) for weight in weights]
+
+
+def dynamic_calls(weights: list[torch.Tensor]) -> Calls:
+    """Layers in int8 packed by FBGEMM, which round the inputs of a call to int8 too, with one scale for all of them."""
+
+    def call(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        scales, zeros = weight.abs().amax(1) / 127, torch.zeros(len(weight), dtype=torch.int64)
+        rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+        packed = torch.ops.quantized.linear_prepack(rounded, None)
+        return lambda x: torch.ops.quantized.linear_dynamic(x, packed)
+
+    return [call(weight) for weight in weights]
+
+
+@torch.no_grad()
+def kernel_rows(count: int, room: int) -> Iterator[dict]:
+    """Yield the milliseconds of all linear layers of a model by the number of positions, kernels in turns."""
+    for factor in FACTORS:
+        kinds = [kind for kind in KINDS if kind in ("float32", "int8", *PACKED)]
+        models = {kind: model_of("problems", kind, factor) for kind in kinds}
+        layers = {
+            kind: [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+            for kind, model in models.items()
+        }
+        weights = [layer.weight.detach() for layer in layers["float32"]]
+        dynamic = dynamic_calls(weights)
+        for width in tqdm(WIDTHS, desc=f"{factor} times", leave=False):
+            inputs = [torch.randn(1, width, weight.shape[1]) for weight in weights]
+            called = layers | {"float32, packed by MKL": mkl_calls(weights, width), "int8, inputs too": dynamic}
+            calls = {
+                kind: lambda each=each, inputs=inputs: [layer(x) for layer, x in zip(each, inputs, strict=True)]
+                for kind, each in called.items()
+            }
+            seconds = median_seconds(calls, count)
+            weighs = sum(weight.numel() for weight in weights)
+            yield {
+                "factor": factor,
+                "weights": weighs,
+                "calls": count,
+                "positions": width,
+                "milliseconds": {kind: 1e3 * each for kind, each in seconds.items()},
+            }
+
+
+def key_rows(count: int, room: int) -> Iterator[dict]:
+    """Yield the milliseconds of the attention of one layer by the precision of its keys and values."""
+    config = AutoConfig.from_pretrained(CHECKPOINTS["problems"])
+    yield from attention_costs(config.num_attention_heads * FACTOR, config.head_dim, repeats=2 * count)
 
 
 def readouts_of(model, asked: list[torch.Tensor], texts: list[torch.Tensor]) -> torch.Tensor:
@@ -112,13 +178,48 @@ def speed_rows(count: int, room: int) -> Iterator[dict]:
             }
 
 
+def kernel_page(part: dict) -> list[str]:
+    kinds = list(part["rows"][0]["milliseconds"])
+    lines = [
+        "## Linear layers by the number of positions",
+        "",
+        f"{signature(part)} Milliseconds of all linear layers of the bundled checkpoint, widened: the median of "
+        f"{part['rows'][0]['calls']} calls, kernels in turns. *float32* is torch's own call. *packed* is "
+        "`pack_linear_weights`. *int8* is torchao's, weights only; *int8, inputs too* is FBGEMM's, with one scale for "
+        "the inputs of a call.",
+        "",
+        f"| widened | positions | {' | '.join(kinds)} |",
+        f"| --- | ---: |{' ---: |' * len(kinds)}",
+    ]
+    for row in part["rows"]:
+        cells = " | ".join(f"{each:.1f}" for each in row["milliseconds"].values())
+        lines.append(f"| {row['factor']} times ({row['weights'] / 1e6:.0f}M) | {row['positions']} | {cells} |")
+    return lines
+
+
+def key_page(part: dict) -> list[str]:
+    kinds = [name for name in part["rows"][0] if name not in ("keys", "queries")]
+    lines = [
+        "## Keys and values",
+        "",
+        f"{signature(part)} Milliseconds of the attention of one layer of the bundled checkpoint, {FACTOR} times as "
+        "wide. Keys and values are float32 unless the column says otherwise.",
+        "",
+        f"| keys | queries | {' | '.join(kinds)} |",
+        f"| ---: | ---: |{' ---: |' * len(kinds)}",
+    ]
+    for row in part["rows"]:
+        lines.append(f"| {row['keys']} | {row['queries']} | {' | '.join(f'{row[kind]:.2f}' for kind in kinds)} |")
+    return lines
+
+
 def agreement_page(part: dict) -> list[str]:
     lines = [
         "## Agreement",
         "",
         f"{signature(part)} The share of new tokens at which a depth predicts the same token as with float32 weights, "
         "given the text of float32. *Solved* is the share of held-out problems, by autoregression and by the preset "
-        f"*fast*. int4 has a scale for {GROUP} weights, int8 and float8 for a row.",
+        f"*fast*. int4 has a scale for {GROUP} weights, int8 and float8 for a row, float16 none.",
         "",
         f"| text | weights | tokens | {' | '.join(f'r = {depth}' for depth in DEPTHS)} | solved | fast |",
         f"| --- | --- | ---: |{' ---: |' * len(DEPTHS)} ---: | ---: |",
@@ -147,6 +248,8 @@ def speed_page(part: dict) -> list[str]:
 
 
 PARTS = {
+    "kernels": (kernel_rows, kernel_page),
+    "keys": (key_rows, key_page),
     "agreement": (agreement_rows, agreement_page),
     "speed": (speed_rows, speed_page),
 }
@@ -155,9 +258,9 @@ PARTS = {
 if __name__ == "__main__":
     measure_parts(
         "weights",
-        "Weights in fewer bits",
+        "Layouts and precisions of weights, keys and values",
         PARTS,
         count=12,
-        counted="Texts of each kind, or prompts.",
+        counted="Texts of each kind, prompts, or calls of a kernel.",
         max_new_tokens=128,
     )

@@ -9,6 +9,7 @@ import json
 import platform
 import time
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -100,7 +101,7 @@ def attention_costs(heads: int, head_dim: int, repeats: int = 24, layers: int = 
     rows = []
     for keys in KEYS:
         stored = torch.randn(2, layers, heads, keys, head_dim)
-        low = stored.bfloat16()
+        low = {dtype: stored.to(dtype) for dtype in (torch.bfloat16, torch.float16)}
         for width in (1, 4, 16):
             query, mask = torch.randn(1, heads, width, head_dim), torch.zeros(1, 1, width, keys)
             turn = iter(range(10**9))
@@ -115,10 +116,9 @@ def attention_costs(heads: int, head_dim: int, repeats: int = 24, layers: int = 
                 mask = mask.to(key.dtype)
                 return F.scaled_dot_product_attention(query.to(key.dtype), key[None], value[None], mask)
 
-            def kernel_low(kernel=kernel, low=low):
-                return kernel(stored=low)
-
-            calls = {"plain products": plain, "torch's kernel": kernel, "torch's kernel, bfloat16": kernel_low}
+            calls = {"plain products": plain, "torch's kernel": kernel}
+            for dtype, rounded in low.items():
+                calls[f"torch's kernel, {str(dtype).removeprefix('torch.')}"] = partial(kernel, stored=rounded)
             milliseconds = {name: 1e3 * s for name, s in median_seconds(calls, repeats).items()}
             rows.append({"keys": keys, "queries": width, **milliseconds})
     return rows

@@ -83,7 +83,7 @@ _INIT = "initial weights are written by it, and loading skips what a checkpoint 
 _CLASSIFIER = "classifiers are a base model and this head"
 _HRM_TEXT = "transformers.models.hrm_text.modeling_hrm_text:HrmText"
 _HRM_ATTENTION = "overridden: its keys and values are in a RecurrentDepthCache; the stacks hand on its arguments"
-_PACKED = "linear layers in oneDNN's blocked layout"
+_PACKED = "linear layers in oneDNN's blocked layout, or in FBGEMM's"
 _PRECISION = "whether the processor is fast in this precision"
 
 NAMES: tuple[Name, ...] = (
@@ -347,6 +347,8 @@ NAMES: tuple[Name, ...] = (
     Name("torch:ops.mkldnn._is_mkldnn_bf16_supported", TORCH, _PRECISION),
     Name("torch:ops.mkldnn._is_mkldnn_fp16_supported", TORCH, _PRECISION),
     Name("torch:ops.mkldnn._reorder_linear_weight(self, batch_size)", TORCH, _PACKED),
+    Name("torch:ops.quantized.linear_prepack_fp16(W, B)", TORCH, _PACKED),
+    Name("torch:ops.quantized.linear_dynamic_fp16(X, W_prepack)", TORCH, _PACKED),
     Name("torch:Tensor._version", TORCH, "whether a weight was written to after it was packed"),
     Name("torch.nn:Module#_forward_hooks", TORCH, "whether a module has forward hooks, which may look at rows"),
     Name("torch.nn:Module#_forward_pre_hooks", TORCH, "the same, for hooks called before it"),

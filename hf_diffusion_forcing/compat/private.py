@@ -30,11 +30,13 @@ __all__ = [
     "WeightRenaming",
     "attn_implementation",
     "find_file",
+    "half_weight_linear",
     "has_forward_hooks",
     "has_hooks_of_its_own",
     "initialization",
     "is_from_model_config",
     "mask_length",
+    "pack_half_weight",
     "pack_weight",
     "packed_linear",
     "pad_token_id",
@@ -115,6 +117,16 @@ def pack_weight(weight: torch.Tensor, positions: int) -> torch.Tensor:
 def packed_linear(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     """`F.linear` without bias, by a weight of `pack_weight`."""
     return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+
+def pack_half_weight(weight: torch.Tensor) -> Any:
+    """A copy of a float32 linear weight, rounded to float16, in FBGEMM's layout."""
+    return torch.ops.quantized.linear_prepack_fp16(weight, None)
+
+
+def half_weight_linear(x: torch.Tensor, packed: Any) -> torch.Tensor:
+    """`F.linear` without bias, of float32 inputs by a weight of `pack_half_weight`; sums and outputs are float32."""
+    return torch.ops.quantized.linear_dynamic_fp16(x, packed)
 
 
 def with_own_code(function: Callable) -> Callable:

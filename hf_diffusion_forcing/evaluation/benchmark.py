@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ..generation.samplers import SAMPLERS
-from ..packing import PackedLinear
+from ..packing import packed_dtypes
 from ..settings.validation import check_integer
 from .markdown import markdown_table
 from .provenance import describe_machine, describe_model, provenance, versions
@@ -94,7 +94,8 @@ class Benchmark:
     @property
     def packed(self) -> str:
         """Names packed weights."""
-        return " (packed)" if self.settings["packed"] else ""
+        dtypes = [dtype.removeprefix("torch.") for dtype in self.settings["packed"]]
+        return f" (packed in {', '.join(dtypes)})" if dtypes else ""
 
 
 def benchmark(
@@ -139,7 +140,7 @@ def benchmark(
         "max_new_tokens": max_new_tokens,
         "base": f"{BASE_TOKENS} tokens of {base}",
         "samplers": samplers,
-        "packed": any(isinstance(module, PackedLinear) for module in model.modules()),
+        "packed": packed_dtypes(model),
     }
     return Benchmark(settings, table["rows"], table["parameters"], table["bandwidth"])
 

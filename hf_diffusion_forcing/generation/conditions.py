@@ -13,7 +13,7 @@ import transformers
 
 from ..compat import attn_implementation
 from ..models.interface import RecurrentDepthInterface
-from ..packing import PackedLinear
+from ..packing import packed_dtypes
 from ..version import __version__
 
 CPU_FIELDS = ("model name", "cpu family", "model", "CPU implementer", "CPU part")
@@ -45,7 +45,7 @@ def conditions_of(model: RecurrentDepthInterface, batch: int, device: torch.devi
         "model": type(network).__name__,
         "shapes": shapes_of(network),
         "batch": batch,
-        "packed": any(isinstance(module, PackedLinear) for module in network.modules()),
+        "packed": packed_dtypes(network),
     }
 
 

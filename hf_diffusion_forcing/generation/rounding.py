@@ -13,7 +13,7 @@ from ..cache import Placement
 from ..cache.exact import ALONE, TILE, Kernel, QueryByQuery, Tiles, of_all_widths, rounded
 from ..compat import attn_implementation
 from ..models.interface import RecurrentDepthInterface
-from ..packing import PackedLinear
+from ..packing import packed_dtypes
 
 logger = logging.get_logger(__name__)
 
@@ -68,7 +68,7 @@ class Rounding:
     @torch.no_grad()
     def of(cls, model: RecurrentDepthInterface, device: torch.device) -> Rounding:
         """A model's widths; found once per dtype, device, thread count, autocast, kernel and packing."""
-        packed = any(isinstance(module, PackedLinear) for module in model.modules())
+        packed = tuple(packed_dtypes(model))
         autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         key = model.dtype, device, torch.get_num_threads(), autocast, attn_implementation(model.config), packed
         with _COMPARING:

@@ -179,6 +179,7 @@ def test_everything_that_changes_the_time_changes_the_file(tiny):
         conditions_of(RavenForCausalLM(tiny_config(n_heads=4)), 1, CPU),
         conditions_of(RavenForCausalLM._from_config(tiny_config(), attn_implementation="eager"), 1, CPU),
         conditions_of(pack_linear_weights(RavenForCausalLM(tiny_config()).eval()), 1, CPU),
+        changed(tiny, packed_dtypes=lambda model: ["torch.float16"]),
     ]
     for module in (conditions, transformers):  # this package's version, and transformers'
         with pytest.MonkeyPatch.context() as patch:

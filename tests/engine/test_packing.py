@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from hf_diffusion_forcing import RavenForCausalLM, pack_linear_weights, unpack_linear_weights
-from hf_diffusion_forcing.packing import PackedLinear, packable_dtypes
+from hf_diffusion_forcing import RavenForCausalLM, pack_linear_weights, packing, unpack_linear_weights
+from hf_diffusion_forcing.packing import FBGEMM, PackedLinear, packable_dtypes, packed_dtypes
 from support import left_pad, tiny_config
 
 ROWS = [[3, 1, 4, 1, 5], [9, 2]]
@@ -91,6 +91,72 @@ def test_there_and_back_drops_the_copy(model):
     model.to(torch.float64).to(model.dtype)
     assert not [m for m in model.modules() if isinstance(m, PackedLinear) and m.packed is not None]
     assert logits(model).isfinite().all()
+
+
+needs_fbgemm = pytest.mark.skipif(torch.backends.quantized.engine not in FBGEMM, reason="this torch has no FBGEMM")
+
+
+@pytest.fixture
+def halved():
+    """A float32 model whose weights float16 holds exactly, so that its copies are equal to them."""
+    torch.manual_seed(0)
+    return RavenForCausalLM(tiny_config(n_embd=64, intermediate_size=96)).half().float().eval()
+
+
+@needs_fbgemm
+def test_float16_copies_give_the_sums_of_the_rounded_weights(halved):
+    plain = logits(halved)
+    pack_linear_weights(halved, dtype=torch.float16)
+    assert packed_dtypes(halved) == ["torch.float16"]
+    torch.testing.assert_close(logits(halved), plain, atol=1e-5, rtol=1e-5)
+    unpack_linear_weights(halved)
+    assert packed_dtypes(halved) == []
+    assert torch.equal(logits(halved), plain)
+
+
+@needs_fbgemm
+def test_float16_copies_round_the_weights_of_a_pass(halved):
+    layer = halved.transformer.adapter
+    with torch.no_grad():
+        layer.weight.add_(torch.randn_like(layer.weight))
+    x = torch.randn(1, 3, layer.in_features)
+    rounded = torch.nn.functional.linear(x, layer.weight.half().float())
+    assert not torch.allclose(layer(x), rounded, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        pack_linear_weights(halved, dtype=torch.float16)
+        torch.testing.assert_close(layer(x), rounded, atol=1e-5, rtol=1e-5)
+
+
+@needs_fbgemm
+def test_packing_again_changes_the_kind(halved):
+    pack_linear_weights(pack_linear_weights(halved, dtype=torch.float16))
+    assert packed_dtypes(halved) == ["torch.float32"]
+    pack_linear_weights(halved, dtype=torch.float16)
+    copied = copy.deepcopy(halved)
+    assert logits(copied).isfinite().all()
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("wrong", [1e6, float("nan"), float("-inf")])
+def test_weights_beyond_float16_are_refused_by_name(halved, wrong):
+    with torch.no_grad():
+        halved.transformer.core_block[0].mlp.proj.weight[3, 5] = wrong
+    with pytest.raises(ValueError, match=r"core_block.0.mlp.proj.weight holds numbers .*65504.*leave dtype out"):
+        pack_linear_weights(halved, dtype=torch.float16)
+    assert packed_dtypes(halved) == []
+
+
+def test_dtypes_of_copies_are_checked(halved, monkeypatch):
+    with pytest.raises(ValueError, match=r"dtype=torch.int8: pass torch.float16, or None"):
+        pack_linear_weights(halved, dtype=torch.int8)
+    if torch.backends.quantized.engine in FBGEMM:
+        with pytest.raises(
+            ValueError, match=r"found torch.float64 on cpu.*float32 to torch.float16.*dtype=torch.float32"
+        ):
+            pack_linear_weights(halved.double(), dtype=torch.float16)
+    monkeypatch.setattr(packing, "FBGEMM", ("another",))
+    with pytest.raises(RuntimeError, match=r"quantized.engine is '.*leave dtype out"):
+        pack_linear_weights(halved, dtype=torch.float16)
 
 
 def test_what_cannot_be_packed_is_named():

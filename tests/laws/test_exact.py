@@ -14,7 +14,7 @@ from hf_diffusion_forcing.cache import RoundedExtents
 from hf_diffusion_forcing.evaluation.problems import problems
 from hf_diffusion_forcing.generation.batch_invariant import BatchInvariant
 from hf_diffusion_forcing.generation.rounding import Rounding
-from hf_diffusion_forcing.packing import packable_dtypes
+from hf_diffusion_forcing.packing import FBGEMM, packable_dtypes
 from support import FAMILIES, HUGINN_MINI, left_pad, random_model, tiny_config
 from support.batching import alone
 from support.matrix import cases, crossed
@@ -73,8 +73,12 @@ def test_logits_are_equal_bit_for_bit_alone_in_a_wave_and_in_a_batch(name, dtype
 
 
 @pytest.mark.parametrize("dtype", packable_dtypes())
-def test_packed_weights(dtype):
-    model = pack_linear_weights(AutoModelForCausalLM.from_pretrained(HUGINN_MINI, dtype=dtype).eval())
+@pytest.mark.parametrize("copies", [None, torch.float16])
+def test_packed_weights(dtype, copies):
+    if copies is not None and (dtype != torch.float32 or torch.backends.quantized.engine not in FBGEMM):
+        pytest.skip("FBGEMM packs float32 weights to float16")
+    model = AutoModelForCausalLM.from_pretrained(HUGINN_MINI, dtype=dtype).eval()
+    pack_linear_weights(model, dtype=copies)
     expected = texts(model, left_pad(ROWS), **AUTOREGRESSIVE, seed=3, num_steps=8, max_new_tokens=9)
     assert_equal(texts(model, left_pad(ROWS), **LOSSLESS, seed=3, num_steps=8, max_new_tokens=9), expected)
 
