@@ -20,8 +20,8 @@ class SpeculativeWavefrontConfig(LosslessConfig):
     Args:
         draft_depth: recurrences after which a position drafts the next token, and recurrences of a tick; must divide
             `num_steps`. "auto" compares shallow predictions and guesses with full-depth ones on the prompt, times
-            several widths on this machine, and chooses; it chooses again while decoding. None is the largest depth that keeps
-            16 positions in the wave, or 1.
+            several widths on this machine, and chooses; it chooses again while decoding. None is the largest depth that
+            keeps 16 positions in the wave, or 1.
         second_draft_depth: recurrences after which a position drafts the next token again; if the two drafts differ,
             the positions after it start over. A multiple of `draft_depth` below `num_steps`, or 0 for no second
             draft. None is four times `draft_depth` if that is below `num_steps`, otherwise 0.

@@ -1,4 +1,4 @@
-"""`draft_depth="auto"` and the lossless preset auto: what is chosen, when it is chosen again, and that no text changes."""
+"""`draft_depth="auto"` and the lossless preset auto: what is chosen, when it is chosen again; no text changes."""
 
 from itertools import cycle
 
@@ -116,7 +116,9 @@ class Restless(AutoDrafts):
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.turns, self.count = cycle([4, 1, 2, 1, 4, 2]), 0
+        self.turns, self.count = cycle([2, 1, 4, 1, 2]), 0
+        self.wanted = Drafts(4, 3)
+        self.take()
 
     def add(self, *facts):
         self.count += 1
@@ -139,7 +141,7 @@ def test_changes_in_mid_text_change_no_text(huginn_mini, prompts, monkeypatch, d
     expected = huginn_mini.generate(**alone, sampler="autoregressive", **common).tolist()
     output = huginn_mini.generate(**alone, **settings, **common, return_dict_in_generate=True)
     assert output.sequences.tolist() == expected
-    assert len({depth for depth, _ in output.stats.proposals.items()}) > 2
+    assert {1, 2, 4} <= output.stats.proposals.keys()
 
 
 def test_the_preset_auto_writes_autoregressions_text(bundled):
