@@ -121,7 +121,12 @@ AUTO = {"draft_depth": "auto", "draft_tokens": "auto"}
     ("stored", "call", "sampler", "expected"),
     [
         ({}, {"sampler_preset": "auto", "lossless": True}, "speculative_wavefront", AUTO),
-        ({}, {"sampler_preset": "auto", "lossless": True, "draft_depth": 2}, "speculative_wavefront", {"draft_depth": 2}),
+        (
+            {},
+            {"sampler_preset": "auto", "lossless": True, "draft_depth": 2},
+            "speculative_wavefront",
+            {"draft_depth": 2},
+        ),
         ({}, {"sampler_preset": "auto", "lossless": False}, FORCING, {"wavefront": "auto"}),
         ({"sampler_preset": "auto"}, {"lossless": True}, "speculative_wavefront", AUTO),
         ({"sampler_preset": "auto", "sampler": FORCING}, {"lossless": True}, "speculative_wavefront", AUTO),
@@ -160,7 +165,9 @@ def test_lossless_without_the_preset_auto_is_refused(bundled):
     resolve = RecurrentDepthGenerationConfig().resolve
     with pytest.raises(TypeError, match="lossless='yes' must be True or False"):
         resolve(model.config, sampler_preset="auto", lossless="yes")
-    with pytest.raises(ValueError, match="lossless=True belongs to sampler='speculative_wavefront', not to sampler='adap"):
+    with pytest.raises(
+        ValueError, match="lossless=True belongs to sampler='speculative_wavefront', not to sampler='adap"
+    ):
         resolve(model.config, sampler="adaptive", sampler_preset="auto", lossless=True)
     with pytest.raises(ValueError, match="draft_depth='auto' is not possible with compile=True"):
         resolve(model.config, sampler_preset="auto", lossless=True, compile=True)
