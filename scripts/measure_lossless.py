@@ -202,8 +202,9 @@ def auto_page(part: dict) -> list[str]:
         "## Automatic settings",
         "",
         f"{signature(part)} The models are {FACTOR} times as wide, float32, plain weights, r = 32, batch 1; whole "
-        "calls, prompt included. *Call / lossless* divides the seconds of a call by those of the preset lossless on the "
-        "same prompt: the median, the least and the most. *Chosen* is draft depth x draft tokens of the calls, in order.",
+        "calls, prompt included. *Call / lossless* divides the seconds of a call by those of the preset lossless on "
+        "the same prompt: the median, the least and the most. *Chosen* is draft depth x draft tokens of the calls, in "
+        "order.",
         "",
         "| text | settings | changed | ms per token | call / lossless | chosen |",
         "| --- | --- | ---: | ---: | ---: | --- |",
