@@ -3,12 +3,14 @@
     python scripts/measure_lossless.py
     python scripts/measure_lossless.py --part guesses
     python scripts/measure_lossless.py --part speed
+    python scripts/measure_lossless.py --part auto --count 2
 
 Both trained checkpoints run at full depth: without guesses in float32 and bfloat16, with guesses (`draft_tokens`) in
 float32, and made 4 times as wide for the speed. Writes docs/benchmarks/lossless.json and lossless.md; a part replaces
 only its own rows.
 """
 
+import statistics
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +35,12 @@ WAYS = [
     for tokens, source in ((1, None), (2, "prompt_lookup"), (4, "prompt_lookup"), (8, "prompt_lookup"), (8, None))
 ] + [{"draft_depth": 2, "draft_tokens": "auto", "draft_source": "prompt_lookup"}]
 """Settings with and without guesses. Without a source only dropped drafts are guessed."""
+FIXED = {
+    f"draft_depth={depth}, draft_tokens={tokens}": {"draft_depth": depth, "draft_tokens": tokens}
+    for depth in (1, 2, 4)
+    for tokens in (1, 4)
+}
+"""Fixed settings that the preset auto is compared with, besides the preset lossless."""
 FACTOR = 4
 """How many times as wide the models are that are timed: about 30 million weights in a core pass and the ends."""
 
@@ -157,6 +165,60 @@ def speed_rows(count: int, room: int) -> Iterator[dict]:
             yield {"domain": domain, **way, "seconds_per_token": seconds, "speedup": baseline / seconds}
 
 
+def auto_rows(count: int, room: int) -> Iterator[dict]:
+    """Yield what each way takes relative to the preset lossless, in turns on every prompt, with wider models."""
+    ways = {"lossless": {"sampler_preset": "lossless"}, "auto": {"sampler_preset": "auto", "lossless": True}}
+    ways |= {name: {"sampler": "speculative_wavefront"} | way for name, way in FIXED.items()}
+    for domain, path in CHECKPOINTS.items():
+        model = widen(
+            AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, decoding_heads=False).eval(), FACTOR
+        ).eval()
+        asked = prompts(domain, count)
+        for way in ways.values():  # lazy initialisation, and the cost curve
+            model.generate(asked[0], **way, seed=0, max_new_tokens=4)
+        calls = {name: [] for name in ways}
+        for ids in tqdm(asked, desc=domain, leave=False):
+            for name, way in ways.items():
+                calls[name].append(timed_generate(model, {"input_ids": ids}, way | {"seed": 0, "max_new_tokens": room}))
+        for name, own in calls.items():
+            ratios = [call.seconds / base.seconds for call, base in zip(own, calls["lossless"], strict=True)]
+            decided = [call.output.stats.decisions for call in own] if name == "auto" else []
+            yield {
+                "domain": domain,
+                "way": name,
+                "changed": sum(
+                    call.output.sequences.tolist() != base.output.sequences.tolist()
+                    for call, base in zip(own, calls["lossless"], strict=True)
+                ),
+                "ms_per_token": 1e3 * sum(call.seconds for call in own) / sum(call.tokens for call in own),
+                "time_over_lossless": [statistics.median(ratios), min(ratios), max(ratios)],
+                "chosen": [[list(each.settings.values()) for each in decisions] for decisions in decided],
+            }
+
+
+def auto_page(part: dict) -> list[str]:
+    """The comparison with the preset auto as Markdown."""
+    lines = [
+        "## Automatic settings",
+        "",
+        f"{signature(part)} The models are {FACTOR} times as wide, float32, plain weights, r = 32, batch 1; whole "
+        "calls, prompt included. *Call / lossless* divides the seconds of a call by those of the preset lossless on "
+        "the same prompt: the median, the least and the most. *Chosen* is draft depth x draft tokens of the calls, in "
+        "order.",
+        "",
+        "| text | settings | changed | ms per token | call / lossless | chosen |",
+        "| --- | --- | ---: | ---: | ---: | --- |",
+    ]
+    for row in part["rows"]:
+        median, least, most = row["time_over_lossless"]
+        chosen = "; ".join(" then ".join(f"{k} x {m}" for k, m in decisions) for decisions in row["chosen"])
+        lines.append(
+            f"| {row['domain']} | {row['way']} | {row['changed']} | {row['ms_per_token']:.1f} | "
+            f"{median:.2f} ({least:.2f} to {most:.2f}) | {chosen} |"
+        )
+    return lines
+
+
 def way_cells(row: dict) -> str:
     """The settings of a row as cells of a table."""
     if "draft_tokens" not in row:
@@ -227,6 +289,7 @@ PARTS = {
     "equality": (rows, equality_page),
     "guesses": (guess_rows, guesses_page),
     "speed": (speed_rows, speed_page),
+    "auto": (auto_rows, auto_page),
 }
 
 

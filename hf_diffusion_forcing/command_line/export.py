@@ -28,7 +28,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
 ) -> None:
     """Write a folder, ready to push, that decodes by diffusion forcing wherever it is loaded."""
-    preset, settings = stored_preset(sampler, choice)
+    preset, lossless, settings = stored_preset(sampler, choice)
     from ..hub.export import export_checkpoint
     from ..hub.staging import check_destination
 
@@ -40,6 +40,7 @@ def export(
             tokenizer,
             out,
             preset,
+            lossless=lossless,
             sampler_config=settings,
             source=model,
             repo_id=repo_id,
@@ -48,14 +49,14 @@ def export(
         list_files(Console(), out)
 
 
-def stored_preset(sampler: str | None, choice: Preset) -> tuple[str, dict | None]:
-    """The preset to store in the exported model, and the settings that override it.
+def stored_preset(sampler: str | None, choice: Preset) -> tuple[str, bool | None, dict | None]:
+    """The preset to store in the exported model, its `lossless`, and the settings that override it.
 
     Raises:
         typer.Exit: the sampler, preset or a setting is wrong, or no preset is given; the reason is printed.
     """
-    if sampler is None and choice.preset is None:
-        return DEFAULT_PRESET, None
+    if sampler is None and choice.preset is None and choice.lossless is None:
+        return DEFAULT_PRESET, None, None
     settings = chosen_sampler(sampler, choice)
     del settings["sampler"]
     with exit_on_error():
@@ -64,4 +65,4 @@ def stored_preset(sampler: str | None, choice: Preset) -> tuple[str, dict | None
                 f"--sampler {sampler} names no preset, but an exported model needs one: add preset={DEFAULT_PRESET} "
                 f"or another of {', '.join(PRESET_SAMPLERS)}."
             )
-    return settings.pop("sampler_preset"), settings or None
+    return settings.pop("sampler_preset"), settings.pop("lossless", None), settings or None

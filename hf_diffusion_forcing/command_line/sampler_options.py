@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from ..settings.presets import PRESET_SAMPLERS, preset_sampler
+from ..settings.presets import PRESET_SAMPLERS, check_lossless, preset_sampler
 from ..settings.sampler_config import SAMPLER_CONFIGS, SamplerConfig, field_help
 from ..settings.spelling import check_sampler, parse_value, spelled_sampler
 from .console import exit_on_error
@@ -82,6 +82,10 @@ class Preset:
     preset: Annotated[
         str | None, typer.Option(help=f"{', '.join(PRESET_SAMPLERS)}: settings chosen by measurement.")
     ] = None
+    lossless: Annotated[
+        bool | None,
+        typer.Option(help="With --preset auto: choose among lossless settings, whose text is autoregression's."),
+    ] = None
 
     @property
     def given(self) -> dict[str, Any]:
@@ -125,7 +129,9 @@ def chosen_sampler(sampler: str | None, plain: Preset, default: str = DEFAULT_SA
     given = plain.given
     with exit_on_error():
         if sampler is None:
-            sampler = preset_sampler(given["sampler_preset"]) if "sampler_preset" in given else default
+            preset, lossless = given.get("sampler_preset"), given.get("lossless")
+            check_lossless(lossless, preset)
+            sampler = default if preset is None else preset_sampler(preset, lossless)
         kwargs = with_settings(sampler, given)
         check_options(given, [kwargs["sampler"]])
         check_sampler(kwargs)
@@ -155,17 +161,18 @@ def compared_samplers(samplers: list[str], plain: Preset) -> dict[str, dict[str,
     with exit_on_error():
         names = [spelled_sampler(text)["sampler"] for text in samplers]
         check_options(given, names)
-        preset = given.pop("sampler_preset", None)
-        if preset is not None and preset_sampler(preset) not in names:
+        preset, lossless = given.get("sampler_preset"), given.get("lossless")
+        check_lossless(lossless, preset)
+        owner = None if preset is None else preset_sampler(preset, lossless)
+        if owner is not None and owner not in names:
             raise ValueError(
-                f"--preset {preset} belongs to {preset_sampler(preset)}, which is not compared: leave it out, or add "
-                f"--sampler {preset_sampler(preset)}."
+                f"--preset {preset} belongs to {owner}, which is not compared: leave it out, or add --sampler {owner}."
             )
         chosen = {}
         for text, name in zip(samplers, names, strict=True):
             own = {setting: value for setting, value in given.items() if name in {c.sampler for c in owners(setting)}}
-            if preset is not None and preset_sampler(preset) == name:
-                own["sampler_preset"] = preset
+            if owner == name:
+                own |= {each: given[each] for each in ("sampler_preset", "lossless") if each in given}
             kwargs = with_settings(text, own)
             check_sampler(kwargs)
             chosen[text] = kwargs

@@ -35,7 +35,7 @@ def serve(
         print_seats(model, dtype)
         return
     kwargs = settings.given
-    if sampler is not None or "sampler_preset" in kwargs:
+    if sampler is not None or kwargs.keys() & {"sampler_preset", "lossless"}:
         kwargs = chosen_sampler(sampler, settings)
     with exit_on_error():
         from ..serving.access import check_host
@@ -49,9 +49,11 @@ def serve(
     port = listen.port + rank
     network, tokenizer = load(model, device_map=own_device(device, rank), dtype=dtype)
     name, chosen = kwargs.pop("sampler", None), kwargs.pop("sampler_preset", None)
+    lossless = kwargs.pop("lossless", None)
     with exit_on_error():
         if chosen is not None:
-            kwargs = merged(preset(chosen, name, network.config.model_type, kwargs.get("num_steps")), kwargs)
+            model_type = network.config.model_type
+            kwargs = merged(preset(chosen, name, model_type, kwargs.get("num_steps"), lossless), kwargs)
         choose_sampler(network, name, **kwargs | ({} if seed is None else {"seed": seed}))
         reuse_prompts(network, engine.prefill_chunk_size)
     config, called = network.generation_config, model or "bundled"

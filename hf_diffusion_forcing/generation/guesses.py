@@ -57,11 +57,15 @@ class Guesses:
         if position.guess is None:
             return
         source, guessed = position.guess
-        self.rates[source] += ((guessed == token) - self.rates[source]) / MEMORY
+        self.rate(source, guessed == token)
         for depth, drafted in position.proposals.items():
             if drafted != guessed:
                 lead = self.leads.get((source, depth), 0.0) * (1 - 1 / MEMORY)
                 self.leads[source, depth] = lead + (guessed == token) - (drafted == token)
+
+    def rate(self, source: str, is_right: bool) -> None:
+        """Count one guess of a source."""
+        self.rates[source] += (is_right - self.rates[source]) / MEMORY
 
     def preferred(self, position: Position, drafted: int) -> int:
         """The token to follow a position that has just been read out as `drafted`: that one, or its guess.

@@ -57,11 +57,11 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
     """`GenerationMixin` for recurrent-depth models.
 
     `generate()` takes `sampler="diffusion_forcing"`, `"speculative_wavefront"`, `"adaptive"` or `"autoregressive"`,
-    every field of that sampler's config as a keyword, `sampler_config=` and `sampler_preset=`; what is not passed comes
-    from the generation config (`RecurrentDepthGenerationConfig.resolve` has the order). If no sampler is set anywhere,
-    or with `sampler=False`, transformers decodes as usual: the keywords of `"autoregressive"` apply, and sampling draws
-    from torch's generator. With `return_trace=True` (or `"latents"`) and `return_dict_in_generate=True` the output of
-    a sampler with ticks has a `Trace`.
+    every field of that sampler's config as a keyword, `sampler_config=`, `sampler_preset=` and `lossless=`; what is not
+    passed comes from the generation config (`RecurrentDepthGenerationConfig.resolve` has the order). If no sampler is
+    set anywhere, or with `sampler=False`, transformers decodes as usual: the keywords of `"autoregressive"` apply, and
+    sampling draws from torch's generator. With `return_trace=True` (or `"latents"`) and
+    `return_dict_in_generate=True` the output of a sampler with ticks has a `Trace`.
     """
 
     generation_config_class = RecurrentDepthGenerationConfig
@@ -113,7 +113,8 @@ class RecurrentDepthGenerationMixin(CacheGenerationMixin):
         if isinstance(cache, RecurrentDepthCache):
             call["cache_sharing"] = cache.kv_sharing
         settings = self.generation_config.resolve(self.config, generation_config, **call)
-        prepared.sampler, prepared.sampler_preset, prepared.sampler_config = settings.sampler, None, settings
+        prepared.sampler, prepared.sampler_config = settings.sampler, settings
+        prepared.sampler_preset = prepared.lossless = None
         # Also here: before it validates modes, transformers fetches code from the Hub for some of them.
         self._refuse_other_modes(prepared.sampler, prepared.get_generation_mode())
         self._validate_return_trace(return_trace, prepared)

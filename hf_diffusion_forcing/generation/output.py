@@ -21,7 +21,7 @@ class SamplerStats:
         prefill_core_passes: core calls over the prompt.
         wavefront, inner_recurrence: for diffusion forcing, as given or as last chosen by `wavefront="auto"`, which may
             also refine one position at a time: then both are 1.
-        draft_depth: for the speculative wavefront, as given or chosen by `draft_depth="auto"`.
+        draft_depth: for the speculative wavefront, as given or as last chosen by `draft_depth="auto"`.
         waves: how often the speculative wavefront started a wave: once per row and after every wrong draft.
         wasted_recurrences: recurrences of positions that were dropped.
         proposals: by readout depth, how many drafts were later checked and how many of them were right.
@@ -29,7 +29,7 @@ class SamplerStats:
             "dropped_drafts", or "extra_tokens".
         settled: with a trace, how many of each row's tokens the remaining recurrences were estimated not to change when
             they were committed (`TokenTrace.settled`); None where this is not known.
-        decisions: what `wavefront="auto"` chose, in order, and why.
+        decisions: what `wavefront="auto"` or `draft_depth="auto"` chose, in order, and why.
         tokens_committed: new tokens per row; the first of a row comes from the prompt's own pass.
     """
 

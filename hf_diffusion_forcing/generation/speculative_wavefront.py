@@ -5,6 +5,7 @@ Pipelines over (position x depth) like LoopSpec (arXiv 2609.17184) and Wavefront
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from itertools import takewhile
 from typing import NamedTuple
@@ -13,8 +14,9 @@ import torch
 
 from ..cache import Placement, Slots
 from ..settings.speculative_wavefront import SpeculativeWavefrontConfig
+from .auto_drafts import AutoDrafts
 from .cost_curve import CostCurve, cost_curve
-from .draft_choice import PromptAgreement, choose_draft_depth, choose_guesses
+from .draft_choice import Guessing, PromptAgreement, choose_guesses
 from .guesses import Guesses
 from .position import NEW, Position
 from .prompt import PromptReader
@@ -68,6 +70,8 @@ class SpeculativeWavefront(TickingSampler):
         """How many tokens the model's own head guesses behind a draft."""
         self.curve: CostCurve | None = None
         """What ticks cost, with `draft_tokens="auto"`."""
+        self.auto: AutoDrafts | None = None
+        """Set once prompts have been read with `draft_depth="auto"`."""
         self.rows: list[Row] = []
         """The rows of the current tick, in the order of their seats."""
         self.states: torch.Tensor | None = None
@@ -77,21 +81,29 @@ class SpeculativeWavefront(TickingSampler):
     def read(self, rows, first_seat):
         """Read the prompts; with `draft_depth="auto"` also compare shallow readouts with full-depth ones."""
         config = self.config
-        is_auto = self.draft_depth == "auto"
-        watcher = PromptAgreement(self.model, config.draft_depths, config.num_steps) if is_auto else None
+        watcher = None
+        if self.draft_depth == "auto":
+            seconds = [config.second_depth(depth) for depth in config.draft_depths]
+            watcher = PromptAgreement(self.model, filter(None, config.draft_depths + seconds), config.num_steps)
         reader = PromptReader(self.model, self.cache, config, self.stats, self.device, self.chunk)
         logits = yield from reader.read(rows, first_seat, watcher)
         if watcher is not None or (config.draft_tokens == "auto" and self.curve is None):
             self.curve = cost_curve(self.model, len(rows), self.device)
-        if watcher is not None:
-            self.draft_depth = choose_draft_depth(self.curve, watcher.shares, config.num_steps)
-            self.second_depth = config.second_depth(self.draft_depth)
         if config.most_draft_tokens > 1:
             for row in rows:
                 row.guesses = Guesses(self.source, logits.shape[-1], row.call.stopping.eos, self.extra > 0)
+        if watcher is not None:
+            guessing = watcher.guessing(rows) if config.most_draft_tokens > 1 else Guessing()
+            self.auto = AutoDrafts(self.curve, len(rows), config, watcher.shares, guessing, self.stats)
+            self._take(self.auto.draft_depth)
         self.cache.start_readout(DRAFT, TRUTH, range(first_seat, first_seat + len(rows)))
         self.stats.draft_depth = self.draft_depth
         return self.first_tokens(rows, logits)
+
+    def _take(self, draft_depth: int) -> None:
+        """Make ticks of so many recurrences; every position has a multiple of them."""
+        self.draft_depth = self.stats.draft_depth = draft_depth
+        self.second_depth = self.config.second_depth(draft_depth)
 
     def begin(self, row: Row) -> None:
         row.wave = [Position(row.ids[-1])]
@@ -102,6 +114,22 @@ class SpeculativeWavefront(TickingSampler):
         self._drop(row, 0)
 
     def tick(self, rows: list[Row]) -> None:
+        if self.auto is None:
+            self._refine(rows)
+            return
+        began, length = time.perf_counter(), sum(len(row.ids) for row in rows)
+        positions = sum(len(row.wave) for row in rows)
+        read = self._refine(rows)
+        committed = sum(len(row.ids) for row in rows) - length
+        self.auto.add(time.perf_counter() - began, len(rows), positions, read, committed)
+        wanted = self.auto.wanted.draft_depth
+        # A position could not stop at full depth if it had not a multiple of the new depth behind it.
+        if wanted != self.draft_depth and not any(each.steps % wanted for row in rows for each in row.wave):
+            self.auto.take()
+            self._take(wanted)
+
+    def _refine(self, rows: list[Row]) -> int:
+        """Run a tick; returns how many positions were read out."""
         model, depth, last = self.model, self.draft_depth, self.config.num_steps
         self.rows = rows
         # Newest first: the slots of neighbours then rise by a constant step, so a strided view of the cache has them.
@@ -152,6 +180,7 @@ class SpeculativeWavefront(TickingSampler):
             self._advance(row, said, logits, scores)
             self._guess(row)
         self.record()
+        return len(read)
 
     def _place(self, wave: Wave, index: list[int] | None, start: int | None = None) -> Placement:
         """The placement of the positions in `index`; None is all of them, each at its own depth."""
@@ -259,8 +288,10 @@ class SpeculativeWavefront(TickingSampler):
         guesses = row.guesses.propose(
             row.ids + [position.token for position in row.wave[1:]], count + 1, row.wave[-1].ahead
         )
-        if self.config.draft_tokens == "auto":
-            chances = [row.guesses.rates[source] for source, _ in guesses[:count]]
+        chances = [row.guesses.rates[source] for source, _ in guesses[:count]]
+        if self.auto is not None:
+            count = self.auto.guesses(chances)
+        elif self.config.draft_tokens == "auto":
             count = choose_guesses(self.curve, chances, self.config.num_steps, self.draft_depth)
         for index, guess in enumerate(guesses[: count + 1]):
             row.wave[-1].guess = guess

@@ -30,6 +30,7 @@ def export_checkpoint(
     out: str | os.PathLike,
     preset: str = "balanced",
     *,
+    lossless: bool | None = None,
     sampler_config: SamplerConfig | dict[str, Any] | None = None,
     source: str | os.PathLike | None = None,
     repo_id: str | None = None,
@@ -45,6 +46,7 @@ def export_checkpoint(
         tokenizer: the model's tokenizer.
         out: the folder.
         preset: stored by name in the generation config.
+        lossless: with the preset "auto", stored beside it.
         sampler_config: settings that override the preset's.
         source: folder or Hub id of the unchanged weights. Its model card is kept, with its measurements; without a
             source, the new card says that nothing was measured.
@@ -63,13 +65,13 @@ def export_checkpoint(
     _check_types(model, tokenizer)
     if repo_id is not None:
         validate_repo_id(repo_id)
-    settings = _checked_settings(model, preset, sampler_config)
+    settings = _checked_settings(model, preset, lossless, sampler_config)
     out = check_destination(out, overwrite)
     with staged(out, overwrite) as stage:
         card = SourceCard() if source is None else SourceCard.of(source)
         model.save_pretrained(stage)
         tokenizer.save_pretrained(stage)
-        _store_sampler(model, stage, preset, settings)
+        _store_sampler(model, stage, preset, lossless, settings)
         # Point auto_map to our own config code: one the model was loaded with names files that are not in the folder.
         _rewrite(stage / "config.json", auto_map={"AutoConfig": "configuration_recurrent_depth.RecurrentDepthConfig"})
         # These only record how the tokenizer was loaded.
@@ -77,7 +79,7 @@ def export_checkpoint(
         shutil.copytree(REPOSITORY, stage, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         (stage / "custom_generate/requirements.txt").write_text(f"hf-diffusion-forcing>={__version__}\n")
         card.save_images(stage)
-        model_card(model, repo_id or out.name, preset, settings, card).save(stage / "README.md")
+        model_card(model, repo_id or out.name, preset, settings, card, lossless).save(stage / "README.md")
     return out
 
 
@@ -93,23 +95,31 @@ def _check_types(model: Any, tokenizer: Any) -> None:
 
 
 def _checked_settings(
-    model: RecurrentDepthGenerationMixin, preset: str, sampler_config: SamplerConfig | dict[str, Any] | None
+    model: RecurrentDepthGenerationMixin,
+    preset: str,
+    lossless: bool | None,
+    sampler_config: SamplerConfig | dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The settings that override the preset's, as JSON values; ValueError if the model cannot decode with them."""
-    sampler, settings = named_settings(preset_sampler(preset), sampler_config)
+    sampler, settings = named_settings(preset_sampler(preset, lossless), sampler_config)
     if SAMPLERS[sampler].needs_injected_embedding and not model.has_injected_embedding:
         raise ValueError(
             f"preset={preset!r} uses {sampler}, which needs an injected embedding; {type(model).__name__} has none: "
             "use preset='lossless'."
         )
-    stored = RecurrentDepthGenerationConfig(sampler=sampler, sampler_preset=preset, sampler_config=settings)
+    stored = RecurrentDepthGenerationConfig(
+        sampler=sampler, sampler_preset=preset, lossless=lossless, sampler_config=settings
+    )
     stored.resolve(model.config)
     return plain(settings)
 
 
-def _store_sampler(model: RecurrentDepthGenerationMixin, folder: Path, preset: str, settings: dict[str, Any]) -> None:
+def _store_sampler(
+    model: RecurrentDepthGenerationMixin, folder: Path, preset: str, lossless: bool | None, settings: dict[str, Any]
+) -> None:
     config = copy.deepcopy(model.generation_config)
-    config.sampler, config.sampler_preset, config.sampler_config = preset_sampler(preset), preset, settings or None
+    config.sampler, config.sampler_preset, config.lossless = preset_sampler(preset, lossless), preset, lossless
+    config.sampler_config = settings or None
     config.save_pretrained(folder)
 
 

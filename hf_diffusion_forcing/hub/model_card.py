@@ -4,7 +4,7 @@ from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
 from ..models.decoding_heads import DecodingHeads
-from ..settings.presets import PRESET_SAMPLERS, PRESETS
+from ..settings.presets import PRESET_SAMPLERS, PRESETS, preset_sampler
 from .source_card import MARKER, SourceCard
 
 TAGS = ["custom_generate", "recurrent-depth", "diffusion-forcing"]
@@ -112,7 +112,14 @@ def heads_section(heads: DecodingHeads | None) -> str:
     return "\n".join([*lines, "", ""])
 
 
-def model_card(model: PreTrainedModel, repo_id: str, preset: str, settings: dict, source: SourceCard) -> ModelCard:
+def model_card(
+    model: PreTrainedModel,
+    repo_id: str,
+    preset: str,
+    settings: dict,
+    source: SourceCard,
+    lossless: bool | None = None,
+) -> ModelCard:
     """The card of an exported checkpoint.
 
     Args:
@@ -121,20 +128,22 @@ def model_card(model: PreTrainedModel, repo_id: str, preset: str, settings: dict
         preset: the stored preset's name.
         settings: stored settings that override the preset's.
         source: the card of the source checkpoint; its metadata and text are kept.
+        lossless: stored with the preset.
     """
     data = source.data
     data.library_name, data.pipeline_tag = "transformers", "text-generation"
     if source.repo_id not in (None, repo_id):
         data.base_model = source.repo_id
     data.tags = list(dict.fromkeys([*(data.tags or []), *TAGS]))
-    changes = ", ".join(f"`{name}={value!r}`" for name, value in settings.items())
+    stored = ({"lossless": True} if lossless else {}) | settings
+    changes = ", ".join(f"`{name}={value!r}`" for name, value in stored.items())
     body = BODY.format(
         title=repo_id.split("/")[-1],
         model_type=model.config.model_type,
         parameters=f"{model.num_parameters():,}",
         recurrences=model.config.mean_recurrence,
         preset=preset,
-        method=METHODS[PRESET_SAMPLERS[preset]],
+        method=METHODS[preset_sampler(preset, lossless)],
         changes=f" and {changes}" if changes else "",
         repo_id=repo_id,
         presets=preset_table(model.config.model_type),

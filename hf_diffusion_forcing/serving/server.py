@@ -74,7 +74,7 @@ def choose_sampler(model: PreTrainedModel, sampler: str | None = None, **setting
     config.resolve(model.config, sampler=sampler, **settings)
     check_model(sampler, model)
     if stored_sampler not in (None, sampler):
-        stored_preset, stored = None, {}
+        stored_preset, config.lossless, stored = None, None, {}
     config.sampler, config.sampler_preset, config.sampler_config = sampler, stored_preset, merged(stored, settings)
 
 

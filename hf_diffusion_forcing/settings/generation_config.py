@@ -6,11 +6,11 @@ from typing import Any, Literal
 from transformers import GenerationConfig, PreTrainedConfig
 
 from .autoregressive import PlainDecodingConfig
-from .presets import preset, preset_sampler
+from .presets import check_lossless, preset, preset_sampler
 from .sampler_config import SAMPLER_CONFIGS, SamplerConfig, merged, plain, sampler_config_class, sampler_keywords
 from .trained_depth import warn_beyond_training
 
-SAMPLER_NAMES = ("sampler", "sampler_preset", "sampler_config")
+SAMPLER_NAMES = ("sampler", "sampler_preset", "lossless", "sampler_config")
 """The sampler attributes of a generation config; each is also a keyword of `generate()`."""
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -26,6 +26,8 @@ class RecurrentDepthGenerationConfig(GenerationConfig):
         sampler: "diffusion_forcing", "speculative_wavefront", "adaptive" or "autoregressive"; False is plain
             transformers decoding; None is not set.
         sampler_preset: "quality", "balanced", "fast", "lossless" or "auto".
+        lossless: with `sampler_preset="auto"`, whether it chooses among settings of the lossless wavefront, whose text
+            is that of autoregression; None is False.
         sampler_config: the sampler's settings, as a dict of some of them or as its dataclass. The dataclass also names
             the sampler, and all its fields apply, defaults too.
     """
@@ -33,6 +35,7 @@ class RecurrentDepthGenerationConfig(GenerationConfig):
     # Class attributes, so that `del config.sampler` resets to None.
     sampler: str | Literal[False] | None = None
     sampler_preset: str | None = None
+    lossless: bool | None = None
     sampler_config: SamplerConfig | dict[str, Any] | None = None
     return_trace: bool | str = False
     """Set by `generate()` for one call; never stored."""
@@ -65,6 +68,7 @@ class RecurrentDepthGenerationConfig(GenerationConfig):
         *,
         sampler: str | Literal[False] | None = None,
         sampler_preset: str | None = None,
+        lossless: bool | None = None,
         sampler_config: SamplerConfig | dict[str, Any] | None = None,
         cache_sharing: str | int | None = None,
         **keywords: Any,
@@ -78,7 +82,8 @@ class RecurrentDepthGenerationConfig(GenerationConfig):
         2. `sampler_config` of the call;
         3. `sampler_config` of a generation config: the one passed, if any sampler attribute of it is set, otherwise
            the model's;
-        4. the preset, of the call or else of that generation config;
+        4. the preset, of the call or else of that generation config; `lossless` likewise, and a stored one counts only
+           with the preset "auto";
         5. the sampler's default.
 
         A cache that is passed in brings its `kv_sharing`, which comes after what the call says (1, 2 and a generation
@@ -92,7 +97,7 @@ class RecurrentDepthGenerationConfig(GenerationConfig):
         Args:
             model_config: has `mean_recurrence`, the default depth, and `model_type`, which selects the presets.
             generation_config: the one passed with the call.
-            sampler, sampler_preset, sampler_config, keywords: arguments of the call.
+            sampler, sampler_preset, lossless, sampler_config, keywords: arguments of the call.
             cache_sharing: `kv_sharing` of the cache passed with the call.
 
         Returns:
@@ -108,8 +113,13 @@ class RecurrentDepthGenerationConfig(GenerationConfig):
             config.refuse_misplaced()
         stored_sampler, stored_preset, stored = source.stored()
         sampler, called = named_settings(sampler, sampler_config)
+        if lossless is not None and sampler_preset is None and stored_preset == "auto":
+            sampler_preset = stored_preset
+        check_lossless(lossless, sampler_preset)
+        if lossless is None and sampler_preset in (None, "auto") and sampler in (None, stored_sampler):
+            lossless = source.lossless
         if sampler is None:
-            sampler = stored_sampler if sampler_preset is None else preset_sampler(sampler_preset)
+            sampler = stored_sampler if sampler_preset is None else preset_sampler(sampler_preset, lossless)
         if stored_sampler not in (None, sampler) or (sampler is False and stored_sampler is None):
             stored_preset, stored = None, {}
         sampler_preset = stored_preset if sampler_preset is None else sampler_preset
@@ -122,16 +132,22 @@ class RecurrentDepthGenerationConfig(GenerationConfig):
         refuse_settings_of_others(config_class, settings)
         if sampler_preset is not None:
             depth = settings.get("num_steps") or model_config.mean_recurrence
-            settings = merged(preset(sampler_preset, sampler, model_config.model_type, depth), settings)
+            settings = merged(preset(sampler_preset, sampler, model_config.model_type, depth, lossless), settings)
         resolved = config_class.from_dict(settings).resolve(model_config.mean_recurrence)
         warn_beyond_training(model_config, resolved.deepest)
         return resolved
 
     def stored(self) -> tuple[str | Literal[False] | None, str | None, dict[str, Any]]:
-        """The stored sampler, preset and settings; a preset alone implies its sampler."""
+        """The stored sampler, preset and settings; a preset alone implies its sampler.
+
+        Raises:
+            TypeError: `lossless` is no bool, or `sampler_config` is neither a dataclass nor a dict.
+            ValueError: `lossless` does not fit the preset, or the settings are for another sampler.
+        """
+        check_lossless(self.lossless, self.sampler_preset)
         sampler, settings = named_settings(self.sampler, self.sampler_config)
         if sampler is None and self.sampler_preset is not None:
-            sampler = preset_sampler(self.sampler_preset)
+            sampler = preset_sampler(self.sampler_preset, self.lossless)
         return sampler, self.sampler_preset, settings
 
     def refuse_misplaced(self) -> None:

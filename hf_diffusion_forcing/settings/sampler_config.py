@@ -183,17 +183,21 @@ class SamplerConfig:
         return cls(**values)
 
     @classmethod
-    def from_preset(cls, name: str, model_type: str | None = None, **settings) -> "SamplerConfig":
+    def from_preset(
+        cls, name: str, model_type: str | None = None, lossless: bool | None = None, **settings
+    ) -> "SamplerConfig":
         """A preset's settings, overridden by `settings`.
 
         Args:
             name: "quality", "balanced", "fast", "lossless" or "auto".
             model_type: selects a family's own presets, if it has any.
+            lossless: whether "auto" chooses among lossless settings only.
 
         Raises:
             ValueError: the preset is unknown, or belongs to another sampler.
         """
-        return cls.from_dict(merged(preset(name, cls.sampler, model_type, settings.get("num_steps")), settings))
+        chosen = preset(name, cls.sampler, model_type, settings.get("num_steps"), lossless)
+        return cls.from_dict(merged(chosen, settings))
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write `sampler_config.json` into a folder."""

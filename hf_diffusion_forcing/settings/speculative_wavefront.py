@@ -19,8 +19,9 @@ class SpeculativeWavefrontConfig(LosslessConfig):
 
     Args:
         draft_depth: recurrences after which a position drafts the next token, and recurrences of a tick; must divide
-            `num_steps`. "auto" compares shallow predictions with full-depth ones on the prompt, times several widths
-            on this machine, and chooses. None is the largest depth that keeps 16 positions in the wave, or 1.
+            `num_steps`. "auto" compares shallow predictions and guesses with full-depth ones on the prompt, times
+            several widths on this machine, and chooses; it chooses again while decoding. None is the largest depth that
+            keeps 16 positions in the wave, or 1.
         second_draft_depth: recurrences after which a position drafts the next token again; if the two drafts differ,
             the positions after it start over. A multiple of `draft_depth` below `num_steps`, or 0 for no second
             draft. None is four times `draft_depth` if that is below `num_steps`, otherwise 0.
@@ -48,11 +49,12 @@ class SpeculativeWavefrontConfig(LosslessConfig):
             )
         if isinstance(self.draft_depth, str) and self.draft_depth != "auto":
             raise ValueError(f"draft_depth={self.draft_depth!r} is unknown: use 'auto' or a number of recurrences.")
-        if self.draft_depth == "auto" and self.compile:
-            raise ValueError(
-                "draft_depth='auto' is not possible with compile=True: it times passes that are not compiled. Pass "
-                "draft_depth=, or leave compile out."
-            )
+        for name in ("draft_depth", "draft_tokens"):
+            if getattr(self, name) == "auto" and self.compile:
+                raise ValueError(
+                    f"{name}='auto' is not possible with compile=True: it times passes that are not compiled. Pass "
+                    f"{name}=, or leave compile out."
+                )
         if self.draft_depth not in (None, "auto"):
             check_integer("draft_depth", self.draft_depth, 1)
         if self.second_draft_depth is not None:
@@ -112,8 +114,13 @@ class SpeculativeWavefrontConfig(LosslessConfig):
         super().fill_depths(mean_recurrence)
         self.check_depths()  # raises if no draft depth fits
         if self.draft_depth is None:
-            widest = max(1, self.num_steps // 16)
-            self.draft_depth = max(depth for depth in self.draft_depths if depth <= widest)
+            self.draft_depth = self.usual_draft_depth
+
+    @property
+    def usual_draft_depth(self) -> int:
+        """The draft depth without a choice: the largest that keeps 16 positions in the wave, or 1."""
+        widest = max(1, self.num_steps // 16)
+        return max(depth for depth in self.draft_depths if depth <= widest)
 
     @property
     def widest(self) -> int:

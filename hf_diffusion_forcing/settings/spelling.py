@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+from .presets import check_lossless
 from .sampler_config import sampler_config_class
 
 SPELLING = re.compile(r"(?P<sampler>\w+)(:(?P<settings>\w+=.*))?", re.DOTALL)
@@ -16,7 +17,8 @@ def parse_sampler(text: str) -> dict[str, Any]:
 
     Args:
         text: `NAME` or `NAME:setting=value,setting=value`; values are JSON or YAML (`4`, `true`, `kl`,
-            `{name: kl, threshold: 0.1}`), and `preset` is a setting of every sampler that has presets.
+            `{name: kl, threshold: 0.1}`), and `preset` is a setting of every sampler that has presets; `lossless` goes
+            with the preset "auto".
 
     Raises:
         ValueError, TypeError: the spelling, the sampler or a setting is wrong.
@@ -81,13 +83,15 @@ def check_sampler(kwargs: dict[str, Any]) -> None:
     """
     settings = dict(kwargs)
     sampler, preset = settings.pop("sampler"), settings.pop("sampler_preset", None)
+    lossless = settings.pop("lossless", None)
     config_class = sampler_config_class(sampler)
     if "seed" in settings:
         raise ValueError("seed applies to all samplers: leave it out of the sampler's settings.")
+    check_lossless(lossless, preset)
     if preset is None:
         config_class.from_dict(settings)
     else:
-        config_class.from_preset(preset, **settings)
+        config_class.from_preset(preset, lossless=lossless, **settings)
 
 
 def named_samplers(samplers: list[str] | dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -114,6 +114,74 @@ def test_presets_that_are_tuned_and_exported(bundled, preset, depth, tmp_path):
     assert exported.resolve(model.config) == settings
 
 
+AUTO = {"draft_depth": "auto", "draft_tokens": "auto"}
+
+
+@pytest.mark.parametrize(
+    ("stored", "call", "sampler", "expected"),
+    [
+        ({}, {"sampler_preset": "auto", "lossless": True}, "speculative_wavefront", AUTO),
+        (
+            {},
+            {"sampler_preset": "auto", "lossless": True, "draft_depth": 2},
+            "speculative_wavefront",
+            {"draft_depth": 2},
+        ),
+        ({}, {"sampler_preset": "auto", "lossless": False}, FORCING, {"wavefront": "auto"}),
+        ({"sampler_preset": "auto"}, {"lossless": True}, "speculative_wavefront", AUTO),
+        ({"sampler_preset": "auto", "sampler": FORCING}, {"lossless": True}, "speculative_wavefront", AUTO),
+        ({"sampler_preset": "auto", "lossless": True}, {}, "speculative_wavefront", AUTO),
+        ({"sampler_preset": "auto", "lossless": True}, {"sampler_preset": "auto"}, "speculative_wavefront", AUTO),
+        ({"sampler_preset": "auto", "lossless": True}, {"lossless": False}, FORCING, {"wavefront": "auto"}),
+        ({"sampler_preset": "auto", "lossless": True}, {"sampler_preset": "fast"}, FORCING, {"wavefront": 32}),
+        ({"sampler_preset": "auto", "lossless": True}, {"sampler": FORCING}, FORCING, {"wavefront": 32}),
+        ({"sampler_preset": "auto", "lossless": True}, {"sampler": False}, False, {}),
+        (
+            {"sampler_preset": "auto", "lossless": True, "sampler_config": {"draft_tokens": 3}},
+            {},
+            "speculative_wavefront",
+            {"draft_depth": "auto", "draft_tokens": 3},
+        ),
+    ],
+)
+def test_lossless_goes_with_the_preset_auto(stored, call, sampler, expected, bundled, tmp_path):
+    RecurrentDepthGenerationConfig(**stored).save_pretrained(tmp_path)
+    for config in (RecurrentDepthGenerationConfig(**stored), RecurrentDepthGenerationConfig.from_pretrained(tmp_path)):
+        settings = config.resolve(bundled[0].config, **call)
+        assert settings.sampler == sampler
+        assert {name: getattr(settings, name) for name in expected} == expected
+
+
+def test_lossless_without_the_preset_auto_is_refused(bundled):
+    model = bundled[0]
+    for stored, call in (
+        ({}, {"lossless": True}),
+        ({}, {"sampler_preset": "fast", "lossless": True}),
+        ({"sampler_preset": "fast"}, {"lossless": True}),
+        ({"sampler_preset": "lossless", "lossless": True}, {}),
+    ):
+        with pytest.raises(ValueError, match=r"lossless=True .*sampler_preset='auto'.*sampler_preset='lossless'"):
+            RecurrentDepthGenerationConfig(**stored).resolve(model.config, **call)
+    resolve = RecurrentDepthGenerationConfig().resolve
+    with pytest.raises(TypeError, match="lossless='yes' must be True or False"):
+        resolve(model.config, sampler_preset="auto", lossless="yes")
+    with pytest.raises(
+        ValueError, match="lossless=True belongs to sampler='speculative_wavefront', not to sampler='adap"
+    ):
+        resolve(model.config, sampler="adaptive", sampler_preset="auto", lossless=True)
+    with pytest.raises(ValueError, match="draft_depth='auto' is not possible with compile=True"):
+        resolve(model.config, sampler_preset="auto", lossless=True, compile=True)
+
+
+def test_the_lossless_preset_auto_is_exported(bundled, tmp_path):
+    model, tokenizer = bundled
+    export_checkpoint(model, tokenizer, tmp_path / "out", "auto", lossless=True)
+    exported = RecurrentDepthGenerationConfig.from_pretrained(tmp_path / "out")
+    assert (exported.sampler, exported.sampler_preset, exported.lossless) == ("speculative_wavefront", "auto", True)
+    assert exported.resolve(model.config).draft_tokens == "auto"
+    assert "`auto` and `lossless=True`" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_no_sampler_is_plain_decoding():
     model = RavenForCausalLM(tiny_config())
     model.generation_config.sampler_preset = "fast"

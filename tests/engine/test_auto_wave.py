@@ -167,6 +167,8 @@ def test_nothing_is_chosen_by_times_that_compiled_ticks_do_not_take():
         DiffusionForcingConfig.from_preset("auto", compile=True)
     with pytest.raises(ValueError, match=r"draft_depth='auto' is not possible with compile=True.* Pass draft_depth="):
         SpeculativeWavefrontConfig(draft_depth="auto", compile=True)
+    with pytest.raises(ValueError, match=r"draft_tokens='auto' is not possible with compile=True.* Pass draft_tokens="):
+        SpeculativeWavefrontConfig(draft_tokens="auto", compile=True)
     assert DiffusionForcingConfig(compile=True).wavefront == 32
 
 

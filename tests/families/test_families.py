@@ -190,6 +190,8 @@ def test_law_5_draft_depth_auto_and_the_preset(family):
     expected = family.generate(**left_pad(ROWS), sampler="autoregressive", **common).tolist()
     auto = family.generate(**left_pad(ROWS), sampler="speculative_wavefront", draft_depth="auto", **common)
     assert auto.tolist() == expected
+    chosen = family.generate(**left_pad(ROWS), sampler_preset="auto", lossless=True, **common)
+    assert chosen.tolist() == expected
     assert family.generate(**left_pad(ROWS), sampler_preset="lossless", **common).tolist() == expected
 
 

@@ -12,8 +12,6 @@ from transformers.generation.streamers import BaseStreamer
 from hf_diffusion_forcing import RavenForCausalLM, SpeculativeWavefrontConfig
 from hf_diffusion_forcing.cache import Slots
 from hf_diffusion_forcing.evaluation.problems import problems
-from hf_diffusion_forcing.generation.cost_curve import CostCurve
-from hf_diffusion_forcing.generation.draft_choice import choose_draft_depth
 from support import left_pad, new_tokens, tiny_config
 from support.matrix import cases, crossed
 
@@ -365,15 +363,6 @@ def test_the_preset_fits_every_depth(tiny, num_steps):
     common = {"num_steps": num_steps, "seed": 0, "max_new_tokens": 8}
     lossless = tiny.generate(PROMPT, sampler_preset="lossless", **common)
     assert lossless.tolist() == tiny.generate(PROMPT, sampler="autoregressive", **common).tolist()
-
-
-def test_auto_chooses_by_agreement_and_cost():
-    flat = CostCurve(core=(1.0,) * 7, ends=(0.5,) * 7)
-    always, never = dict.fromkeys((1, 2, 4, 8), 1.0), dict.fromkeys((1, 2, 4, 8), 0.0)
-    assert choose_draft_depth(flat, always, 16) == 1
-    assert choose_draft_depth(flat, {1: 0.0, 2: 0.0, 4: 1.0, 8: 1.0}, 16) == 4
-    steep = CostCurve(core=tuple(float(2**i) for i in range(7)), ends=(0.5,) * 7)
-    assert choose_draft_depth(steep, never, 16) == 8  # the fewer ticks, the fewer readouts
 
 
 def test_auto_gives_the_same_text(bundled):

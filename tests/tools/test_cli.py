@@ -58,6 +58,12 @@ def test_an_automatic_wavefront_and_a_preset():
     record = json.loads(run(*common, "--wavefront", "auto").stdout)
     assert record["settings"]["wavefront"] == "auto" and isinstance(record["stats"]["wavefront"], int)
     assert json.loads(run(*common, "--preset", "fast").stdout)["stats"]["inner_recurrence"] == 1
+    record = json.loads(run(*common, "--preset", "auto", "--lossless").stdout)
+    assert record["stats"]["decisions"][0]["sampler"] == "speculative_wavefront"
+    spelled = json.loads(run(*common, "--sampler", "speculative_wavefront:preset=auto,lossless=true").stdout)
+    assert spelled["text"] == record["text"]
+    wrong = run(*common, "--preset", "fast", "--lossless")
+    assert wrong.exit_code == 2 and "lossless=True" in wrong.stderr
     wrong = run(*common, "--wavefront", "wide")
     assert wrong.exit_code == 2 and "wavefront='wide' is unknown: use 'auto' or a number" in wrong.stderr
 

@@ -26,8 +26,8 @@ def generate(inputs=None, generation_config=None, *args, model, **kwargs):
     # model's own generation config chooses the sampler.
     named = (
         "generate" in vars(model)
-        or any(kwargs.get(name) is not None for name in ("sampler", "sampler_preset"))
-        or any(getattr(generation_config, name, None) is not None for name in ("sampler", "sampler_preset"))
+        or any(kwargs.get(name) is not None for name in ("sampler", "sampler_preset", "lossless"))
+        or any(getattr(generation_config, name, None) is not None for name in ("sampler", "sampler_preset", "lossless"))
         or isinstance(kwargs.get("sampler_config"), SamplerConfig)
         or isinstance(getattr(generation_config, "sampler_config", None), SamplerConfig)
     )
