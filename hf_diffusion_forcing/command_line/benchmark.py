@@ -8,7 +8,7 @@ from rich.console import Console
 
 from ..settings.presets import PRESET_SAMPLERS
 from .console import ModelArgument, exit_on_error, say
-from .options import AsJson, DeviceOptions, TaskOptions
+from .options import AsJson, DeviceOptions, PackOption, TaskOptions, pack_weights
 from .report_file import ReportFile, check_report_file, write_report
 from .sampler_options import SPELLING_HELP
 
@@ -29,9 +29,7 @@ def benchmark(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most new tokens per text.", min=2)] = 96,
     repeats: Annotated[int, typer.Option(help="Rounds over the prompts.", min=1)] = 2,
-    pack: Annotated[
-        bool, typer.Option("--pack", help="Pack the linear weights (CPUs only; twice the memory).")
-    ] = False,
+    pack: PackOption = None,
     output: ReportFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -43,7 +41,6 @@ def benchmark(
     from ..evaluation.benchmark import COLUMNS
     from ..evaluation.benchmark import benchmark as time_samplers
     from ..evaluation.terminal_table import terminal_table
-    from ..packing import pack_linear_weights
     from ..settings.spelling import named_samplers
 
     with exit_on_error():
@@ -56,8 +53,7 @@ def benchmark(
         samplers = {name: kwargs for name, kwargs in samplers.items() if supports(network, kwargs)}
     prompts = [tokenizer(sample.prompt, return_tensors="pt").input_ids for sample in task.samples]
     with exit_on_error():
-        if pack:
-            pack_linear_weights(network)
+        pack_weights(network, pack)
         result = time_samplers(network, prompts, samplers, max_new_tokens, repeats)
     if output is not None:
         write_report(output, result)

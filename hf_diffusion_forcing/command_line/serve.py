@@ -9,7 +9,7 @@ from rich.console import Console
 from ..settings.presets import preset
 from ..settings.sampler_config import merged
 from .console import ModelArgument, exit_on_error, fail, load, say
-from .options import Dtype
+from .options import Dtype, PackOption, pack_weights
 from .sampler_options import SPELLING_HELP, PlainSettings, chosen_sampler
 from .seat_table import print_seats
 from .serve_options import AccessOptions, EngineOptions, ListenOptions
@@ -28,6 +28,7 @@ def serve(
     seed: Annotated[int | None, typer.Option(help="Seed for requests without one; see the guide.")] = None,
     device: Annotated[str, typer.Option(help="Device of the model: auto, cpu, cuda:0, ...")] = "auto",
     dtype: Dtype = "auto",
+    pack: PackOption = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print how many seats fit into memory, and exit.")] = False,
 ) -> None:
     """Answer OpenAI clients, many at once: chat completions, completions and responses, streamed or not."""
@@ -51,6 +52,7 @@ def serve(
     name, chosen = kwargs.pop("sampler", None), kwargs.pop("sampler_preset", None)
     lossless = kwargs.pop("lossless", None)
     with exit_on_error():
+        pack_weights(network, pack)
         if chosen is not None:
             model_type = network.config.model_type
             kwargs = merged(preset(chosen, name, model_type, kwargs.get("num_steps"), lossless), kwargs)
