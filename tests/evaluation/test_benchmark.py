@@ -79,4 +79,7 @@ def test_the_command(tmp_path):
     assert "adaptive" in result.stdout and "GB/s" in result.stdout
     record = json.loads(file.read_text())
     assert [row["sampler"] for row in record["rows"]] == ["autoregressive:num_steps=2", "adaptive"]
+    assert record["settings"]["packed"] == []
+    result = run(*short, "--sampler", "autoregressive:num_steps=2", "--pack", "same", "--json")
+    assert json.loads(result.stdout)["settings"]["packed"] == ["torch.float32"]
     assert run("benchmark", "--output", tmp_path / "speed.csv").exit_code == 2
