@@ -31,7 +31,7 @@ class Row:
         logits, scores: those of each committed token, before and after the processors, if kept.
         logprobs: the logarithm of each committed token's probability, after the processors, if kept.
         starts: initial states drawn ahead for later positions; see `StateStarts`.
-        guesses: guesses tokens after the newest draft (lossless decoding).
+        guesses: guesses tokens after the newest draft; None without guesses.
     """
 
     call: Call
