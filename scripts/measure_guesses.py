@@ -1,4 +1,4 @@
-"""Measure what guesses (`draft_tokens`) change in diffusion forcing: core passes a token, and agreement with full depth.
+"""Measure what guesses change in diffusion forcing: core passes a token, and agreement with full depth.
 
     python scripts/measure_guesses.py
     python scripts/measure_guesses.py --part speed
@@ -126,7 +126,7 @@ def page(part: dict) -> list[str]:
         "`draft_tokens=8`. The oracle knows the text of full depth.",
         "",
         "- *Refined* is positions refined per token.",
-        "- *Agreement* is the share of tokens equal to those of full depth at the same place, and *equal* counts texts.",
+        "- *Agreement* is the share of tokens that full depth has at the same place; *equal* counts texts.",
         "- *Changed* is the share of ticks in which a draft changed, and *behind* how many positions were behind it.",
         "- *Right* counts the guesses whose earlier tokens were all right.",
         "",

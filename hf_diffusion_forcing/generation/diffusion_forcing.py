@@ -102,9 +102,11 @@ class DiffusionForcing(FrontSampler):
         changed = [place for place, position in enumerate(kept) if position.token != drafts[place]]
         newest = min([*changed, len(kept)])
         text, room = row.ids + drafts[1 : newest + 1], min(self.config.draft_tokens, most - newest) - 1
-        follow = [tokens[frozen + newest - 1] for tokens in ahead]
+        follow = [told[frozen + newest - 1] for told in ahead]
         guesses = row.guesses.propose(text, room, follow) if room > 0 else []
-        predictions[frozen + newest : frozen + newest + len(guesses)] = [token for _, token in guesses]
+        replaced = frozen + newest
+        tokens = [token for _, token in guesses]
+        predictions = predictions[:replaced] + tokens + predictions[replaced + len(tokens) :]
         behind = min(len(kept) + headway, newest + max(self.config.draft_tokens, headway))
         width = min(max(newest + 1 + len(guesses), behind), most)
         row.advance(frozen, predictions, width, recurrences)
