@@ -137,6 +137,10 @@ class RoundedExtents:
     def __getattr__(self, name: str):
         return getattr(self.cache, name)
 
+    def capacity_for(self, extent: int, limit: int | None = None) -> int:
+        """`RecurrentDepthCache.capacity_for`, however the positions are read."""
+        return self.cache.capacity_for(rounded(extent), limit)
+
     def place_rows(self, positions, rows, widths, extents, start=None, first_seat=0, depth=0) -> Placement:
         """`RecurrentDepthCache.place_rows`; `start` would do without a mask."""
         extents = [rounded(extent, ALONE) for extent in extents]

@@ -8,7 +8,7 @@ from transformers.cache_utils import Cache
 from .attention import CHUNK
 from .gradients import wants_gradients, with_gradients
 from .grid import Grid
-from .memory import zeros
+from .memory import resized, zeros
 from .placement import Placement, Slots
 from .seats import Seats
 
@@ -22,7 +22,8 @@ class RecurrentDepthCache(Seats, Cache):
     A layer's keys are one tensor [slots, seats, heads, capacity + 1, head_dim], indexed by absolute position, counted
     from each row's first real token. Padding is written to the last of the `capacity + 1` places, which is never read.
     Every row has a seat. Dropping tokens changes a number and copies nothing. When a text outgrows the capacity, it
-    grows by half (with `compile=True` it doubles), copying only what has been written in each seat. Bytes of memory:
+    grows by half (with `compile=True` it doubles), but not past `limit`. Growing copies what has been written in each
+    seat; on a CPU under Linux it usually copies nothing. Bytes of memory, of which a CPU has taken only those written:
 
         2 x seats x heads x (capacity + 1) x head_dim x itemsize x (prelude + slots x core + readouts x coda)
 
@@ -40,6 +41,7 @@ class RecurrentDepthCache(Seats, Cache):
     Attributes:
         columns: columns of `input_ids` in the cache, including left padding.
         seats: the rows it has memory for.
+        limit: positions that no row will pass, if that is known.
 
     Raises:
         ValueError: `kv_sharing` is none of these, or `num_steps` < 1.
@@ -65,6 +67,7 @@ class RecurrentDepthCache(Seats, Cache):
         self.num_steps = num_steps
         self.kv_sharing = "last" if kv_sharing == 1 else kv_sharing
         self.capacity = capacity
+        self.limit: int | None = None
         self.filled: list[int] = []
         """For each seat, all positions written so far are below this."""
         self.columns = 0
@@ -194,26 +197,31 @@ class RecurrentDepthCache(Seats, Cache):
 
     # --- memory ---
 
+    def capacity_for(self, extent: int, limit: int | None = None) -> int:
+        """The capacity once there is room for positions below `extent`.
+
+        Args:
+            limit: positions that no row will pass, if that is known.
+        """
+        if extent <= self.capacity:
+            return self.capacity
+        # Growing by half keeps copies rare and memory proportional to the text.
+        grown = self.capacity + self.capacity // 2
+        capacity = max(extent, grown if limit is None else min(grown, limit))
+        return capacity + -capacity % STEP
+
     def reserve(self, extent: int, seats: int) -> None:
-        """Make room for positions below `extent` in `seats` seats; copies what has been written.
+        """Make room for positions below `extent` in `seats` seats.
 
         If memory runs out, the layers before may have more room than the others: nothing is lost.
         """
-        capacity = self.capacity
-        if extent > capacity:
-            # Growing by half keeps copies rare and memory proportional to the text.
-            capacity = max(extent, capacity + capacity // 2)
-            capacity += -capacity % STEP
+        capacity, seats = self.capacity_for(extent, self.limit), max(seats, self.seats)
         if capacity > self.capacity or seats > self.seats:
-            seats = max(seats, self.seats)
             for tensors in (self.keys, self.values):
                 for layer, old in enumerate(tensors):
-                    if old is not None and (old.shape[1] < seats or old.shape[3] <= capacity):
-                        room = max(seats, old.shape[1]), old.shape[2], max(capacity + 1, old.shape[3])
-                        new = zeros((old.shape[0], *room, old.shape[4]), old)
-                        for seat, length in enumerate(self.filled):
-                            new[:, seat, :, :length] = old[:, seat, :, :length]
-                        tensors[layer] = new
+                    if old is not None:
+                        room = max(seats, old.shape[1]), max(capacity + 1, old.shape[3])
+                        tensors[layer] = resized(old, old.shape[0], *room, self.filled)
             self.capacity, self.seats = capacity, seats
             self.filled += [0] * (seats - len(self.filled))
 
@@ -224,7 +232,7 @@ class RecurrentDepthCache(Seats, Cache):
         if not stored or torch.is_inference_mode_enabled() or not any(t.is_inference() for t in stored):
             return
         for tensors in (self.keys, self.values):
-            tensors[:] = [None if t is None else t.clone() for t in tensors]
+            tensors[:] = [t if t is None else self._copy_of(t, range(t.shape[1])) for t in tensors]
 
     # --- attention ---
 
@@ -328,9 +336,11 @@ class RecurrentDepthCache(Seats, Cache):
             for layer in range(first, self.num_layers):
                 stored = tensors[layer]
                 if stored.shape[0] <= readout:
-                    tensors[layer] = torch.cat((stored, stored[source : source + 1]))
-                else:
-                    stored[readout, seats.start : seats.stop] = stored[source, seats.start : seats.stop]
+                    stored = tensors[layer] = resized(
+                        stored, readout + 1, stored.shape[1], stored.shape[3], self.filled
+                    )
+                for seat in seats:
+                    stored[readout, seat, :, : self.filled[seat]] = stored[source, seat, :, : self.filled[seat]]
 
     def settle(self, at: Placement, num_steps: int) -> None:
         """After `num_steps` recurrences of a pass, copy the last entry to the deeper slots.

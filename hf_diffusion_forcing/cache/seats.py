@@ -1,6 +1,10 @@
 """What can be done with the seats of a cache: exchange, copy, clean, keep and repeat them."""
 
+from collections.abc import Sequence
+
 import torch
+
+from .memory import copied
 
 
 class Seats:
@@ -45,19 +49,13 @@ class Seats:
 
     def keep_seats(self, count: int) -> None:
         """Free the memory of all seats but the first `count`."""
-        for tensors in (self.keys, self.values):
-            tensors[:] = [None if t is None or not count else t[:, :count].clone() for t in tensors]
-        self.seats, self.filled = count, self.filled[:count]
+        self._take_seats(range(count))
         if not count:
             self.capacity = 0
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the rows `indices` (int64 [rows])."""
-        for tensors in (self.keys, self.values):
-            tensors[:] = [None if t is None else t.index_select(1, indices.to(t.device)) for t in tensors]
-        written = dict(enumerate(self.filled))  # empty if nothing was ever written
-        self.filled = [written.get(seat, 0) for seat in indices.tolist()]
-        self.seats = len(indices)
+        self._take_seats(indices.tolist())
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Keep the rows that beam search picked."""
@@ -65,7 +63,16 @@ class Seats:
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row `repeats` times."""
+        self._take_seats([seat for seat in range(self.seats) for _ in range(repeats)])
+
+    def _take_seats(self, origins: Sequence[int]) -> None:
+        """Have a seat for each of `origins`, with what that seat holds."""
         for tensors in (self.keys, self.values):
-            tensors[:] = [None if t is None else t.repeat_interleave(repeats, dim=1) for t in tensors]
-        self.filled = [length for length in self.filled for _ in range(repeats)]
-        self.seats *= repeats
+            tensors[:] = [None if t is None or not origins else self._copy_of(t, origins) for t in tensors]
+        written = dict(enumerate(self.filled))  # empty if nothing was ever written
+        self.filled = [written.get(seat, 0) for seat in origins]
+        self.seats = len(origins)
+
+    def _copy_of(self, stored: torch.Tensor, origins: Sequence[int]) -> torch.Tensor:
+        """A new tensor of keys or values with a copy of each seat in `origins`."""
+        return copied(stored, stored.shape[0], len(origins), stored.shape[3], origins, self.filled)

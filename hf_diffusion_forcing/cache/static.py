@@ -169,13 +169,17 @@ class RoundedCapacity:
     def __getattr__(self, name: str):
         return getattr(self.cache, name)
 
+    def capacity_for(self, extent: int, limit: int | None = None) -> int:
+        """`RecurrentDepthCache.capacity_for`, whatever the limit."""
+        return bucket(extent, STEP) if extent > self.cache.capacity else self.cache.capacity
+
     def place_rows(self, positions, rows, widths, extents, *args, **kwargs) -> Placement:
         """`RecurrentDepthCache.place_rows`."""
-        self.cache.reserve(bucket(max(extents), STEP), 0)
+        self.cache.reserve(self.capacity_for(max(extents)), 0)
         return self.cache.place_rows(positions, rows, widths, extents, *args, **kwargs)
 
     def place_prompt(self, positions, rows, widths, starts, first_seat=0) -> Placement:
         """`RecurrentDepthCache.place_prompt`."""
         extent = max(start + width for start, width in zip(starts, widths, strict=True))
-        self.cache.reserve(bucket(extent, STEP), 0)
+        self.cache.reserve(self.capacity_for(extent), 0)
         return self.cache.place_prompt(positions, rows, widths, starts, first_seat)

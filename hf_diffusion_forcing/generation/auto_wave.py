@@ -8,12 +8,12 @@ from .cost_curve import CostCurve
 from .decision import Decision
 from .output import SamplerStats
 from .pace import Correction, Pace, Tick
-from .wave_choice import AS_MEASURED, fronts_seconds, wave_seconds, waves
+from .wave_choice import AS_MEASURED, fronts_seconds, steady_wave, wave_seconds, waves
 
 WINDOW, TOKENS, LONGEST = 32, 16, 64
 """The choice is reconsidered after `WINDOW` ticks that committed `TOKENS` tokens per row, or after `LONGEST` ticks. The
 ticks counted begin after one that commits a token and end with one, so that no token lacks some of its ticks."""
-GAIN = 0.95
+GAIN = 0.97
 """Something else is chosen if it is estimated to take at most this share of the time."""
 ALONE = 0.8
 """What a position alone needs of the recurrences that one of the prompt needs, whose neighbours on the left have not
@@ -56,6 +56,8 @@ class AutoWave:
         self.reads_out, self.stats = reads_out, stats
         self.recurrences = recurrences
         """How many a position needs in a wave; alone it needs `ALONE` times as many."""
+        self.lost = 0.0
+        """Ticks per token that wrong drafts cost with r' = 1, by the last ticks that were waves."""
         self.factors = {True: 1.0, False: 1.0}
         """Measured seconds per token over the model's: of fronts alone, and of waves."""
         self.pace, self.is_filling = Pace(), True
@@ -85,7 +87,12 @@ class AutoWave:
         if not (is_long and tokens):
             return False
         before = self.way
-        needed = self.pace.stay / ALONE if self.way is None else self.pace.stay * self.way[1]
+        if self.way is None:
+            needed = self.pace.stay / ALONE
+        else:
+            wavefront, inner = self.way
+            needed, ticks = self.pace.stay * inner, 1 / self.pace.tokens_per_tick
+            self.lost = max(ticks - steady_wave(self.pace.stay, wavefront)[0], 0.0) * inner**2
         self.recurrences = min(needed, float(self.budget))
         measured = {"tick_seconds": self.pace.tick_seconds, "tokens_per_tick": self.pace.tokens_per_tick}
         self.way = self._choose(self.pace.correction(), rows, {"recurrences": self.recurrences} | measured)
@@ -98,7 +105,7 @@ class AutoWave:
         def modelled(way: Way) -> float:
             if way is None:
                 return fronts_seconds(self.curve, ALONE * self.recurrences, rows, correction, share, self.reads_out)
-            return wave_seconds(self.curve, self.recurrences, *way, correction, share)
+            return wave_seconds(self.curve, self.recurrences, *way, correction, share, self.lost)
 
         share = rows / self.rows
         ways: list[Way] = [*waves(self.recurrences, self.budget, self.inner_recurrence)]

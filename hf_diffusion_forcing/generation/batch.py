@@ -80,6 +80,7 @@ class Batch:
         keeps = bool(generation_config.output_logits), bool(generation_config.output_scores)
         call = Call(choice, stopping, streamer, *keeps)
         self.rows = prompt.rows(call, row_seeds(config.seed, batch).tolist(), cache.columns)
+        cache.limit = max(row.last_position for row in self.rows) + 1
         self.trace = None
         if return_trace:
             starts = [row.shift + length for row in self.rows]

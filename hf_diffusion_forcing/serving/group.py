@@ -8,8 +8,6 @@ from collections.abc import Generator
 
 import torch
 
-from ..cache.recurrent_depth_cache import STEP
-from ..cache.static import bucket
 from ..compat.continuous_batching import RequestStatus
 from ..generation.loop import Loop
 from ..generation.output import SamplerStats
@@ -98,12 +96,7 @@ class Group:
         joining = len(members) - len(self.requests) - len(self.reading)
         seats = max(min(len(self.loop.seated) + joining, self.seats), len(self.loop.seated), len(members))
         longest = max((each.positions for each in members), default=0)
-        if longest > self.cache.capacity:
-            # The cache grows by half at least, and rounds up.
-            longest = max(longest, min(longest, self.cache.capacity) * 3 // 2) + STEP
-            if self.settings.config.is_compiled:
-                longest = bucket(longest, STEP)
-        return self.bytes_per_position * seats * (max(longest, self.cache.capacity) + 1)
+        return self.bytes_per_position * seats * (self.loop.sampler.cache.capacity_for(longest, longest) + 1)
 
     @property
     def width(self) -> float:
@@ -142,6 +135,7 @@ class Group:
             positions: the most positions of a pass.
         """
         passes = self.stats.core_passes + self.stats.prefill_core_passes
+        self.cache.limit = max(each.positions for each in self.members)
         over = self._read(positions)
         if self.loop.rows:
             over += self._tick()

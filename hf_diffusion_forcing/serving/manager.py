@@ -19,6 +19,7 @@ from ..generation.processors import kind_of, one_per_row
 from ..randomness import row_seeds
 from ..settings.generation_config import RecurrentDepthGenerationConfig
 from .engine import Engine
+from .openmp import release_threads
 from .outputs import Outputs
 from .request import Request, prepare, request_of
 from .scheduler import Limits
@@ -175,7 +176,7 @@ class ContinuousBatchingManager:
         return_logprobs: bool | None = None,
         **keywords: Any,
     ) -> str:
-        """Add a request; it waits until there is room.
+        """Add a request; it waits until there is room. The calling thread ends its OpenMP threads (`release_threads`).
 
         Args:
             input_ids: the prompt's ids.
@@ -212,6 +213,7 @@ class ContinuousBatchingManager:
             calls = [prepare(self.model, input_ids, config, one | {"seed": seed}) for seed in seeds]
             requests = [request_of(each, call, *make) for each, call in zip(names, calls, strict=True)]
         self._add(requests)
+        release_threads()  # it has prepared the request, and loaded the model perhaps
         return name
 
     def add_requests(

@@ -36,6 +36,7 @@ try:
     from .gate import Gate
     from .handlers import ChatCompletions, Completions, Responses
     from .metrics import Metrics
+    from .openmp import release_threads
     from .schema import document
     from .service import Service, ServiceLimits
 except ImportError as error:
@@ -176,6 +177,14 @@ def build_app(
     return app
 
 
+def measured_positions(model: PreTrainedModel) -> int:
+    """`positions_of`, in a thread that will not compute again."""
+    try:
+        return positions_of(model, model.device)
+    finally:
+        release_threads()
+
+
 def with_engine(lifespan: Any, model: PreTrainedModel, manager: Any) -> Any:
     """An application's lifespan with the engine's inside."""
 
@@ -183,7 +192,7 @@ def with_engine(lifespan: Any, model: PreTrainedModel, manager: Any) -> Any:
     async def running(app: FastAPI) -> AsyncIterator[None]:
         if manager.limits.positions is None and manager.limits.rows > 1:
             # Now, and not while somebody waits.
-            manager.limits.positions = await asyncio.to_thread(positions_of, model, model.device)
+            manager.limits.positions = await asyncio.to_thread(measured_positions, model)
         async with lifespan(app):
             manager.start()
             try:

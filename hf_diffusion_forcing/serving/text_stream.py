@@ -81,16 +81,17 @@ class TextStream:
             self._put(response_events_to_chunks(response_parser.initial_events))
 
     def feed(self, tokens: Iterable[int]) -> None:
-        """Take new tokens."""
+        """Take new tokens; their texts become one item."""
+        texts = []
         for token in tokens:
             self._silent.append(self.total_tokens)
             self.total_tokens += 1
-            if (text := self._decoder.step(self._tokenizer, token)) is None:
-                continue
-            if self._parser is None:
-                self._put(filter(None, [self._cut.feed(text)]))
-            else:
-                self._put(response_events_to_chunks(self._parser.feed(text)))
+            texts.append(self._decoder.step(self._tokenizer, token) or "")
+        text = "".join(texts)
+        if text and self._parser is None:
+            self._put(filter(None, [self._cut.feed(text)]))
+        elif text:
+            self._put(response_events_to_chunks(self._parser.feed(text)))
 
     def end(self, error: str | None = None) -> None:
         """The text is complete, or ends by an error."""

@@ -1,13 +1,17 @@
 """Rows end to end: attention of each is what it is alone, wherever the row sits and at whatever slots it stands."""
 
 import random
+import sys
 
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hf_diffusion_forcing import RecurrentDepthCache
-from hf_diffusion_forcing.cache import Grid, NoCache, Slots
+from hf_diffusion_forcing.cache import Grid, NoCache, RoundedCapacity, RoundedExtents, Slots, memory
 from hf_diffusion_forcing.cache.recurrent_depth_cache import STEP
 
 HEADS, DIM, LENGTH = 4, 8, 150
@@ -218,7 +222,7 @@ def test_a_first_capacity_is_taken_as_it_is_and_more_seats_keep_it():
     assert torch.equal(cache.keys[0][0, :1, :, :3], x) and not cache.keys[0][0, 1:].any()
 
 
-def test_growth_copies_of_a_seat_what_was_written_in_it():
+def test_a_copy_has_of_a_seat_what_was_written_in_it():
     """A long row beside short ones costs no more than its own keys and values, also after it has moved."""
     rows = Rows(3)
     rows.pass_over([[*range(9)], [0, 1], [0]])
@@ -228,11 +232,72 @@ def test_growth_copies_of_a_seat_what_was_written_in_it():
     assert cache.filled == [2, 2, 9]
     kept = [cache.keys[0][0, seat, :, :length].clone() for seat, length in enumerate(cache.filled)]
     cache.keys[0][0, 0, :, 2:] = 7.0  # nobody wrote it, and nobody reads it
-    cache.reserve(cache.capacity + 1, 4)
-    assert cache.filled == [2, 2, 9, 0]
-    for seat, expected in enumerate(kept):
-        grown = cache.keys[0][0, seat]
-        assert torch.equal(grown[:, : expected.shape[1]], expected) and not grown[:, expected.shape[1] :].any()
+    cache.batch_select_indices(torch.tensor([2, 0, 1, 0]))
+    assert cache.filled == [9, 2, 2, 2]
+    for seat, origin in enumerate((2, 0, 1, 0)):
+        copy, expected = cache.keys[0][0, seat], kept[origin]
+        assert torch.equal(copy[:, : expected.shape[1]], expected) and not copy[:, expected.shape[1] :].any()
+
+
+@pytest.mark.parametrize("has_addresses", [True, False])
+def test_growth_keeps_what_was_written(has_addresses, monkeypatch):
+    if not has_addresses:  # as under another system, or with a limit on addresses
+        monkeypatch.setattr(memory, "ADDRESSES", 1)
+    elif sys.platform != "linux":
+        pytest.skip("Only Linux gives addresses without memory.")
+    rows = Rows(3)
+    rows.pass_over([[*range(9)], [0, 1], [0]])
+    cache, x = rows.cache, torch.full((1, 2, 1, DIM), float("nan"))
+    padding = torch.tensor([[-1], [-1], [-1]])
+    cache.place(padding, extent=1).attend(0, *[x.expand(3, -1, -1, -1)] * 3)
+    before, kept = cache.keys[0], cache.keys[0][0, :, :, :9].clone()
+    for capacity, seats in ((65, 3), (65, 5), (400, 7)):
+        cache.reserve(capacity, seats)
+        grown = cache.keys[0]
+        assert torch.equal(grown[0, :3, :, :9], kept) and grown[..., :capacity, :].isfinite().all()
+        assert not grown[:, :, :, 9:capacity].any() and not grown[:, 3:].any()
+        assert grown.shape[1:4:2] == (seats, cache.capacity + 1) and cache.filled == [9, 2, 1] + [0] * (seats - 3)
+        assert (grown.data_ptr() == before.data_ptr()) == has_addresses
+    cache.reserve(10_000, 40)  # more than there are addresses for
+    assert torch.equal(cache.keys[0][0, :3, :, :9], kept) and cache.keys[0].data_ptr() != before.data_ptr()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Only Linux gives addresses without memory.")
+def test_a_cpu_takes_memory_for_what_is_written():
+    cache, process = RecurrentDepthCache(1, 0, 0, 1, capacity=2**17), psutil.Process()
+    x = torch.randn(1, 2, 3, DIM)
+    before = process.memory_info().rss
+    for seat in range(8):
+        place = torch.arange(3)[None]
+        cache.place_rows(place, torch.zeros_like(place), [3], [3], first_seat=seat).attend(0, x, x, x)
+    cache.reserve(2**19, 8)
+    assert cache.nbytes > 256 * 2**20 and process.memory_info().rss - before < 16 * 2**20
+    assert torch.equal(cache.values[0][0, 7, :, :3], x[0])
+
+
+def test_growth_stops_at_the_limit():
+    for capacity, limit, extent, expected in ((320, None, 321, 512), (320, 330, 321, 384), (320, 330, 400, 448)):
+        cache = RecurrentDepthCache(1, 0, 0, 1, capacity=capacity)
+        cache.limit = limit
+        assert cache.capacity_for(extent, limit) == expected and cache.capacity_for(capacity, limit) == capacity
+        cache.reserve(extent, 1)
+        assert cache.capacity == expected
+
+
+@given(
+    extents=st.lists(st.integers(1, 700), min_size=1, max_size=12),
+    kind=st.sampled_from([lambda cache: cache, RoundedExtents, RoundedCapacity]),
+)
+def test_growth_never_passes_what_is_foretold_for_the_longest_row(extents, kind):
+    cache = RecurrentDepthCache(1, 0, 0, 1)
+    asked = kind(cache)
+    cache.limit = max(extents)
+    foretold = asked.capacity_for(cache.limit, cache.limit)
+    for extent in extents:
+        at = torch.tensor([[extent - 1]])
+        asked.place_rows(at, torch.zeros_like(at), [1], [extent])
+        assert extent <= cache.capacity <= foretold
+    assert cache.capacity == foretold
 
 
 def test_growth_between_passes_changes_no_attention():
@@ -331,10 +396,10 @@ def test_slots_on_a_placement_with_a_start(start, width, rows):
     seats = torch.arange(rows).repeat_interleave(width)[None]
     before, new = torch.randn(2, 3, rows, start, 4), torch.randn(3, 1, 2, rows * width, 4)
     read = []
-    for given in (start, None):
+    for first in (start, None):
         cache = RecurrentDepthCache(0, 1, 0, 3, "none")
         cache.place(torch.zeros(rows, 1, dtype=torch.long), extent=start + width)
-        at = cache.place_rows(positions, seats, [width] * rows, [start + width] * rows, given)
+        at = cache.place_rows(positions, seats, [width] * rows, [start + width] * rows, first)
         cache.keys[0], cache.values[0] = (
             torch.nn.functional.pad(each[:, :, None].expand(-1, -1, 2, -1, -1), (0, 0, 0, cache.capacity + 1 - start))
             for each in before
