@@ -1,15 +1,20 @@
 """Diffusion forcing: refine a wave of positions, freeze those that have converged (arXiv 2510.14961, section 4)."""
 
 import time
+from collections.abc import Sequence
+from functools import partial
+from itertools import zip_longest
 
 import torch
 
 from ..hooks.latent_criteria import LatentDifferenceCriterion
+from ..hooks.refinement import Refinement
 from ..settings.diffusion_forcing import DiffusionForcingConfig
 from .auto_wave import AutoWave, Way
 from .cost_curve import cost_curve
 from .freezing import frozen_prefix
 from .front import FrontSampler
+from .guesses import Guesses
 from .position import Position
 from .row import Row
 from .wave import Wave
@@ -29,6 +34,10 @@ class DiffusionForcing(FrontSampler):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.processors = self.config.processors()
+        self.source = self.config.source()
+        self.heads = self.model.decoding_heads
+        self.extra = min(self.heads.extra_tokens if self.heads else 0, self.config.draft_tokens - 1)
+        """How many tokens the model's own head guesses behind a prediction."""
         self.wavefront, self.inner_recurrence = self.config.wavefront, self.config.inner_recurrence
         self.auto: AutoWave | None = None
         """Set once prompts have been read with `wavefront="auto"`."""
@@ -54,6 +63,9 @@ class DiffusionForcing(FrontSampler):
             )
             self._take(self.auto.way)
         self.stats.wavefront, self.stats.inner_recurrence = self.wavefront, self.inner_recurrence
+        if self.config.draft_tokens > 1:
+            for row in rows:
+                row.guesses = Guesses(self.source, first[1].shape[-1], row.call.stopping.eos, self.extra > 0)
         return first
 
     def _take(self, way: Way) -> None:
@@ -62,13 +74,42 @@ class DiffusionForcing(FrontSampler):
         self.stats.wavefront, self.stats.inner_recurrence = self.wavefront, self.inner_recurrence
 
     def begin(self, row: Row) -> None:
-        """The first wave: the first token, and drafts that repeat it."""
-        row.wave = [Position(row.ids[-1]) for _ in range(self._width(row, 0))]
+        """The first wave: the first token, guesses of the next ones, and drafts that repeat the last of them."""
+        row.wave = [Position(row.ids[-1])]
+        self._advance(row, 1, row.ids[-1:], 0)
         self.at = None
 
-    def _width(self, row: Row, kept: int) -> int:
-        """Positions of the row's next wave: `headway` more than it keeps, within `wavefront` and the length limit."""
-        return min(self.wavefront, kept + self.config.headway, row.room)
+    def _advance(
+        self, row: Row, frozen: int, predictions: list[int], recurrences: int, ahead: Sequence[list[int]] = ()
+    ) -> None:
+        """Advance the wave of a row.
+
+        Where a draft has changed, all later predictions were made behind a wrong token: guesses replace them as far as
+        they reach, and `draft_tokens` - 1 positions at most stay there. Without a change, guesses follow the last
+        prediction.
+
+        Args:
+            frozen, predictions, recurrences: as in `Row.advance`.
+            ahead: what the model's own head guesses to follow each prediction, a list for each distance.
+        """
+        kept, headway, most = row.wave[frozen:], self.config.headway, min(self.wavefront, row.room)
+        if row.guesses is None:
+            row.advance(frozen, predictions, min(len(kept) + headway, most), recurrences)
+            return
+        drafts = [row.wave[0].token, *predictions][frozen:]
+        changed = [place for place, position in enumerate(kept) if position.token != drafts[place]]
+        newest = min([*changed, len(kept)])
+        text, room = row.ids + drafts[1 : newest + 1], min(self.config.draft_tokens, most - newest) - 1
+        follow = [told[frozen + newest - 1] for told in ahead]
+        guesses = row.guesses.propose(text, room, follow) if room > 0 else []
+        replaced = frozen + newest
+        tokens = [token for _, token in guesses]
+        predictions = predictions[:replaced] + tokens + predictions[replaced + len(tokens) :]
+        behind = min(len(kept) + headway, newest + max(self.config.draft_tokens, headway))
+        width = min(max(newest + 1 + len(guesses), behind), most)
+        row.advance(frozen, predictions, width, recurrences)
+        for position, guess in zip_longest(row.wave[newest:], guesses):
+            position.guess = guess
 
     def tick(self, rows: list[Row]) -> None:
         if self.auto is None:
@@ -117,15 +158,16 @@ class DiffusionForcing(FrontSampler):
         # 4. Read out what every position predicts.
         refinement.logits = logits = model.decode(state, at)
         refinement.predictions, scores = wave.choose(logits)
+        ahead = self._ahead(wave, refinement)
 
         # 5. Decide which positions have converged. This is the tick's only wait for the device.
         is_finite = state.isfinite().all(-1) & logits[..., 0].isfinite()
         converged = self.has_converged(refinement)
         traced = self.traced(refinement)
-        facts = (refinement.predictions, converged, is_finite, *traced.values())
+        facts = (refinement.predictions, converged, is_finite, *ahead, *traced.values())
         facts = [fact[0].to(refinement.predictions.device, torch.long) for fact in facts]
         predictions, converged, is_finite, *values = map(wave.split, torch.stack(facts).tolist())
-        self.observe(wave, state, recurrences, predictions, dict(zip(traced, values, strict=True)))
+        self.observe(wave, state, recurrences, predictions, dict(zip(traced, values[len(ahead) :], strict=True)))
         self.count(wave, recurrences)
         unsettled = sum(flags.count(0) for flags in converged)
         if self._has_narrowed(rows, is_finite):
@@ -136,11 +178,28 @@ class DiffusionForcing(FrontSampler):
         # 6. and 7. Commit the longest converged prefix and advance the wave.
         logits, scores = logits[0].split(wave.widths), scores[0].split(wave.widths)
         for seat, row in enumerate(rows):
-            self._freeze(row, predictions[seat], converged[seat], logits[seat], scores[seat], recurrences)
+            follow = [tokens[seat] for tokens in values[: len(ahead)]]
+            self._freeze(row, predictions[seat], converged[seat], logits[seat], scores[seat], recurrences, follow)
         self.record()
         return unsettled
 
-    def _freeze(self, row: Row, predictions: list[int], converged: list[int], logits, scores, recurrences: int) -> None:
+    def _ahead(self, wave: Wave, refinement: Refinement) -> list[torch.Tensor]:
+        """What the model's own head guesses to follow each prediction, int64 [1, n] for each distance."""
+        if not self.extra:
+            return []
+        choose = partial(wave.guess, list(range(len(wave))))
+        return self.heads.ahead(self.model, refinement.states, refinement.predictions, self.extra, choose)
+
+    def _freeze(
+        self,
+        row: Row,
+        predictions: list[int],
+        converged: list[int],
+        logits: torch.Tensor,
+        scores: torch.Tensor,
+        recurrences: int,
+        ahead: list[list[int]],
+    ) -> None:
         """Commit the predictions of the row's frozen prefix, checking every stop, and advance the wave."""
         wave = row.wave
         frozen = frozen_prefix(
@@ -153,13 +212,16 @@ class DiffusionForcing(FrontSampler):
         )
         for place in range(frozen):
             token = row.commit(predictions[place], logits[place], scores[place])
+            if row.guesses is not None:
+                self.stats.count_proposals(wave[place], token)
+                row.guesses.learn(wave[place], token)
             if row.has_ended:
                 return
             if token != predictions[place]:
                 # A processor that keeps a state has chosen another token: the draft after it was wrong.
-                predictions[place], frozen = token, place + 1
+                predictions[place], frozen, ahead = token, place + 1, []
                 break
-        row.advance(frozen, predictions, self._width(row, len(wave) - frozen), recurrences)
+        self._advance(row, frozen, predictions, recurrences, ahead)
 
     def _has_narrowed(self, rows: list[Row], is_finite: list[list[int]]) -> bool:
         """Whether a draft has overflowed. The tick is then discarded and repeated with only the fronts of such rows.

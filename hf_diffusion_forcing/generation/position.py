@@ -17,7 +17,7 @@ class Position:
         steps: recurrences since its token last changed.
         cell: index of its state in the last tick's tensors; `NEW` while it has none.
         proposals: its drafts of the next token, by readout depth (lossless decoding).
-        guess: a guess of the next token, made before any readout, and the name of its source (lossless decoding).
+        guess: a guess of the next token, made before any readout, with the name of its source.
         ahead: what the model's extra-token head guesses to follow (lossless decoding).
     """
 

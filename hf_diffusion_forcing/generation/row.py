@@ -33,7 +33,7 @@ class Row:
         starts: initial states drawn ahead for later positions; see `StateStarts`.
         prompt_state: [1, 1, channels], the prompt's last state, once it has been read.
         last_cell: index of its wave's last state in the last tick's tensors; None before the first tick.
-        guesses: guesses tokens after the newest draft (lossless decoding).
+        guesses: guesses tokens after the newest draft; None without guesses.
         is_finite: whether all its states so far were finite (lossless decoding).
         can_narrow: whether values that are not finite may still come from a draft (diffusion forcing).
     """

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from .early_exit import EarlyExitConfig
+from .guessing import GuessingConfig
 from .registry import LATENT_PROCESSORS, Hook, HookSpec
 from .validation import check_flag, check_integer, check_number, nearest
 
@@ -15,14 +16,14 @@ WAVEFRONT = 32
 
 
 @dataclass(kw_only=True)
-class DiffusionForcingConfig(EarlyExitConfig):
+class DiffusionForcingConfig(EarlyExitConfig, GuessingConfig):
     """Settings of `sampler="diffusion_forcing"` (arXiv 2510.14961, Algorithm 1).
 
     Args:
         wavefront: most positions refined at once. "auto" measures passes on this machine and the recurrences that
             positions need, chooses the width (and inner_recurrence, unless given) or one position at a time, and
             chooses again while decoding.
-        headway: new positions a tick may add.
+        headway: new positions a tick may add; guesses (`draft_tokens`) may add more.
         inner_recurrence: core passes in a tick (r'); None is 4, or the token's budget if that is less ("auto"
             chooses it).
         max_steps: recurrences after which the front position freezes even if it has not converged; `num_steps` when
@@ -39,6 +40,7 @@ class DiffusionForcingConfig(EarlyExitConfig):
 
     wavefront: int | str = WAVEFRONT
     headway: int = 1
+    draft_tokens: int = 1
     inner_recurrence: int | None = None
     max_steps: int | None = None
     embedding_momentum: float = 0.0
@@ -59,6 +61,11 @@ class DiffusionForcingConfig(EarlyExitConfig):
                 "wavefront=, or leave compile out."
             )
         check_integer("headway", self.headway, 1)
+        if self.wavefront == "auto" and self.draft_tokens != 1:
+            raise ValueError(
+                f"draft_tokens={self.draft_tokens} is not possible with wavefront='auto', which assumes that tokens "
+                "enter one by one: pass wavefront=, or leave draft_tokens out."
+            )
         check_number("embedding_momentum", self.embedding_momentum, 1.0)
         check_number("state_noise", self.state_noise, 1.0)
         check_flag("continuous_compute", self.continuous_compute)
@@ -76,6 +83,14 @@ class DiffusionForcingConfig(EarlyExitConfig):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), 1)
         self.processors()
+
+    def check_draft_tokens(self) -> None:
+        if self.draft_tokens == "auto":
+            raise ValueError(
+                f"draft_tokens='auto' is not possible with sampler={self.sampler!r}: pass a number of positions, or "
+                "use sampler='speculative_wavefront'."
+            )
+        super().check_draft_tokens()
 
     def check_depths(self) -> None:
         for name in ("num_steps", "max_steps"):

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from .guessing import GuessingConfig
 from .lossless import LosslessConfig
-from .registry import DRAFT_SOURCES, Hook, HookSpec
 from .validation import check_integer
 
 AUTO_DRAFT_TOKENS = 8
@@ -12,7 +12,7 @@ AUTO_DRAFT_TOKENS = 8
 
 
 @dataclass(kw_only=True)
-class SpeculativeWavefrontConfig(LosslessConfig):
+class SpeculativeWavefrontConfig(LosslessConfig, GuessingConfig):
     """Settings of `sampler="speculative_wavefront"`: autoregression's text, drafted at shallow depth.
 
     Drafts never change the text: only `num_steps`, `state_scale`, `seed` and (by rounding) `exact` can.
@@ -25,20 +25,12 @@ class SpeculativeWavefrontConfig(LosslessConfig):
         second_draft_depth: recurrences after which a position drafts the next token again; if the two drafts differ,
             the positions after it start over. A multiple of `draft_depth` below `num_steps`, or 0 for no second
             draft. None is four times `draft_depth` if that is below `num_steps`, otherwise 0.
-        draft_tokens: the most positions that may enter in a tick (m): the newest draft and guesses of the tokens
-            after it. 1 is no guesses. "auto" takes as many, up to 8, as are worth their time on this machine by how
-            often a row's guesses were right.
-        draft_source: guesses those tokens, after the drafts that a row has dropped: "prompt_lookup" (from the row's own
-            text), a dict {"name": ..., **parameters}, a `DraftSource`, or None. A model's own extra-token head guesses
-            too.
     """
 
     sampler: ClassVar[str] = "speculative_wavefront"
 
     draft_depth: int | str | None = None
     second_draft_depth: int | None = None
-    draft_tokens: int | str = 1
-    draft_source: HookSpec | None = "prompt_lookup"
 
     def validate(self) -> None:
         super().validate()
@@ -59,15 +51,12 @@ class SpeculativeWavefrontConfig(LosslessConfig):
             check_integer("draft_depth", self.draft_depth, 1)
         if self.second_draft_depth is not None:
             check_integer("second_draft_depth", self.second_draft_depth, 0)
-        if self.draft_tokens != "auto":
-            if isinstance(self.draft_tokens, str):
-                raise ValueError(f"draft_tokens={self.draft_tokens!r} is unknown: use 'auto' or a number of positions.")
-            check_integer("draft_tokens", self.draft_tokens, 1)
-        self.source()
 
-    def source(self) -> Hook | None:
-        """The `DraftSource` of these settings."""
-        return None if self.draft_source is None else DRAFT_SOURCES.make(self.draft_source)
+    def check_draft_tokens(self) -> None:
+        if isinstance(self.draft_tokens, str) and self.draft_tokens != "auto":
+            raise ValueError(f"draft_tokens={self.draft_tokens!r} is unknown: use 'auto' or a number of positions.")
+        if self.draft_tokens != "auto":
+            super().check_draft_tokens()
 
     @property
     def most_draft_tokens(self) -> int:

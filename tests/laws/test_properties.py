@@ -37,6 +37,8 @@ samplers = st.one_of(
             "sampler": st.just("diffusion_forcing"),
             "wavefront": st.integers(1, 12),
             "headway": st.integers(1, 4),
+            "draft_tokens": st.sampled_from([1, 2, 5]),
+            "draft_source": st.just({"name": "prompt_lookup", "min_ngram": 1}),
             "inner_recurrence": st.integers(1, 4),
             "exit_threshold": st.sampled_from([0.0, 0.03, 0.3, 10.0]),
             "kv_sharing": st.sampled_from(["last", "none", 2]),
