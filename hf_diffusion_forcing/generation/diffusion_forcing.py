@@ -99,10 +99,11 @@ class DiffusionForcing(FrontSampler):
         drafts = [row.wave[0].token, *predictions][frozen:]
         changed = [place for place, position in enumerate(kept) if position.token != drafts[place]]
         newest = min([*changed, len(kept)])
-        text, room = row.ids + drafts[1 : newest + 1], min(self.config.draft_tokens, most - newest) - 1
-        follow = [told[frozen + newest - 1] for told in ahead]
+        replaced, room = frozen + newest, min(self.config.draft_tokens, most - newest) - 1
+        follow = [told[replaced - 1] for told in ahead]
+        # Without left padding: a guess may change the text, which must not depend on the batch.
+        text = row.ids[max(-row.shift, 0) :] + drafts[1 : newest + 1]
         guesses = row.guesses.propose(text, room, follow) if room > 0 else []
-        replaced = frozen + newest
         tokens = [token for _, token in guesses]
         predictions = predictions[:replaced] + tokens + predictions[replaced + len(tokens) :]
         behind = min(len(kept) + headway, newest + max(self.config.draft_tokens, headway))

@@ -11,7 +11,8 @@ from ..settings.validation import check_integer
 
 
 class DraftSource(ABC):
-    """Guesses how a text goes on. Guesses never change the text: only its speed depends on how many are right.
+    """Guesses how a text goes on. In lossless decoding guesses never change the text, only its speed; in diffusion
+    forcing they may change it as any draft may.
 
     Subclass it as a dataclass and pass an instance; `register_draft_source` gives it a name for settings. One instance
     serves all rows of a call. An exception that it raises ends the call.
@@ -29,7 +30,7 @@ class DraftSource(ABC):
         Called in most ticks, on the host, so it should take far less time than a pass of the core.
 
         Args:
-            ids: a row's prompt, with its left padding, its new tokens and its drafts.
+            ids: a row's prompt, its new tokens and its drafts; in lossless decoding with the prompt's left padding.
             count: the most tokens that are used, 1 or more; any beyond it are ignored.
         """
 

@@ -106,6 +106,24 @@ def test_heads_guess_for_each_row_as_if_it_were_alone(huginn_mini, prompts):
         huginn_mini.decoding_heads = fitted
 
 
+@dataclass
+class First(DraftSource):
+    """Says the first token that it sees, again and again."""
+
+    seen: set[int]
+
+    def propose(self, ids, count):
+        self.seen.add(ids[0])
+        return ids[:1] * count
+
+
+def test_sources_see_no_padding(huginn_mini, prompts):
+    """Law 4: a guess may change the text."""
+    source = First(set())
+    run(huginn_mini, left_pad(prompts, pad=60), draft_tokens=3, draft_source=source, num_steps=8, max_new_tokens=8)
+    assert source.seen == {prompt[0] for prompt in prompts}
+
+
 class EveryOther(LogitsProcessor):
     """Keeps a state: bans the last token at every other call."""
 
