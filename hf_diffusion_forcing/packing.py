@@ -65,7 +65,8 @@ class PackedLinear(nn.Linear):
 
 def packed_dtypes(model: nn.Module) -> list[str]:
     """The dtypes of a model's packed copies, such as ["torch.float16"]; empty if none of its layers is packed."""
-    return sorted({str(module.packed_dtype) for module in model.modules() if isinstance(module, PackedLinear)})
+    layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    return sorted({str(layer.packed_dtype) for layer in layers if layer.packed is not None})
 
 
 def pack_linear_weights(model: nn.Module, positions: int = 8, dtype: torch.dtype | None = None) -> nn.Module:

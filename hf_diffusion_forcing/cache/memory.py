@@ -4,6 +4,8 @@ import mmap
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +15,9 @@ ADDRESSES = 8
 
 ALIGNED = 64
 """Bytes; torch's own tensors begin at multiples of it."""
+
+NEVER_OVERCOMMIT = "2"
+"""The mode of Linux in which all addresses count as memory."""
 
 NO_RESERVE = 0x4000
 """MAP_NORESERVE of Linux: addresses may be more than there is memory. Python names it from 3.13 on."""
@@ -41,8 +46,8 @@ def _addresses(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
     Raises:
         OSError, OverflowError, ValueError: there are not enough addresses.
     """
-    if not sys.platform.startswith("linux"):
-        raise OSError("Only Linux gives addresses without memory.")
+    if not _has_addresses():
+        raise OSError("The system gives addresses only with memory.")
     memory = mmap.mmap(
         -1, torch.Size(shape).numel() * like.element_size(), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
     )
@@ -52,8 +57,21 @@ def _addresses(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(memory, np.uint8)).view(like.dtype).view(shape)
 
 
+@cache
+def _has_addresses() -> bool:
+    """Whether addresses cost nothing: Linux, unless the process or the whole system has a limit on them."""
+    if not sys.platform.startswith("linux"):
+        return False
+    import resource  # only Unix has it
+
+    with suppress(OSError):
+        if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == NEVER_OVERCOMMIT:
+            return False
+    return resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+
+
 def resized(old: torch.Tensor, slots: int, seats: int, places: int, filled: Sequence[int]) -> torch.Tensor:
-    """A tensor with at least as many slots, seats and places, and what the old one holds; zero everywhere else.
+    """A tensor with so many slots, seats and places, and what the old one holds; finite everywhere else.
 
     Copies nothing if there are addresses behind the old one, which then shares the memory.
 

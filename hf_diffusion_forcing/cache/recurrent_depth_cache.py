@@ -12,9 +12,6 @@ from .memory import resized, zeros
 from .placement import Placement, Slots
 from .seats import Seats
 
-STEP = 64
-"""Growing rounds the capacity up to a multiple of this."""
-
 
 class RecurrentDepthCache(Seats, Cache):
     """Preallocated keys and values of the prelude, core and coda layers.
@@ -194,45 +191,6 @@ class RecurrentDepthCache(Seats, Cache):
             seen_by = queries if start is None else queries[:1]
             mask = torch.arange(extent, device=positions.device) <= seen_by.clamp_min(0)[:, None, :, None]
         return Placement(self, positions, extent, seats, rows, depth, start, mask, is_causal, grid)
-
-    # --- memory ---
-
-    def capacity_for(self, extent: int, limit: int | None = None) -> int:
-        """The capacity once there is room for positions below `extent`.
-
-        Args:
-            limit: positions that no row will pass, if that is known.
-        """
-        if extent <= self.capacity:
-            return self.capacity
-        # Growing by half keeps copies rare and memory proportional to the text.
-        grown = self.capacity + self.capacity // 2
-        capacity = max(extent, grown if limit is None else min(grown, limit))
-        return capacity + -capacity % STEP
-
-    def reserve(self, extent: int, seats: int) -> None:
-        """Make room for positions below `extent` in `seats` seats.
-
-        If memory runs out, the layers before may have more room than the others: nothing is lost.
-        """
-        capacity, seats = self.capacity_for(extent, self.limit), max(seats, self.seats)
-        if capacity > self.capacity or seats > self.seats:
-            for tensors in (self.keys, self.values):
-                for layer, old in enumerate(tensors):
-                    if old is not None:
-                        room = max(seats, old.shape[1]), max(capacity + 1, old.shape[3])
-                        tensors[layer] = resized(old, old.shape[0], *room, self.filled)
-            self.capacity, self.seats = capacity, seats
-            self.filled += [0] * (seats - len(self.filled))
-
-    def _leave_inference_mode(self) -> None:
-        """Outside `torch.inference_mode()`, copy tensors made inside it, which cannot be written to."""
-        stored = [t for t in (*self.keys, *self.values) if t is not None]
-        # An empty cache first: torch.compile cannot trace is_inference_mode_enabled().
-        if not stored or torch.is_inference_mode_enabled() or not any(t.is_inference() for t in stored):
-            return
-        for tensors in (self.keys, self.values):
-            tensors[:] = [t if t is None else self._copy_of(t, range(t.shape[1])) for t in tensors]
 
     # --- attention ---
 

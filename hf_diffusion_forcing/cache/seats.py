@@ -1,10 +1,13 @@
-"""What can be done with the seats of a cache: exchange, copy, clean, keep and repeat them."""
+"""The memory of a cache, seat by seat: it grows, and seats are exchanged, copied, cleaned, kept and repeated."""
 
 from collections.abc import Sequence
 
 import torch
 
-from .memory import copied
+from .memory import copied, resized
+
+STEP = 64
+"""Growing rounds the capacity up to a multiple of this."""
 
 
 class Seats:
@@ -14,6 +17,7 @@ class Seats:
         keys, values: of each layer, [slots, seats, heads, capacity + 1, head_dim]; None before it was written.
         seats: the rows it has memory for.
         capacity: positions of a seat.
+        limit: positions that no row will pass, if that is known.
         filled: for each seat, all positions written so far are below this.
     """
 
@@ -21,7 +25,52 @@ class Seats:
     values: list[torch.Tensor | None]
     seats: int
     capacity: int
+    limit: int | None
     filled: list[int]
+
+    def capacity_for(self, extent: int, limit: int | None = None) -> int:
+        """The capacity once there is room for positions below `extent`.
+
+        Args:
+            limit: positions that no row will pass, if that is known.
+        """
+        if extent <= self.capacity:
+            return self.capacity
+        # Growing by half keeps copies rare and memory proportional to the text.
+        grown = self.capacity + self.capacity // 2
+        if limit is not None and extent <= limit:
+            grown = min(grown, limit)
+        capacity = max(extent, grown)
+        return capacity + -capacity % STEP
+
+    def reserve(self, extent: int, seats: int) -> None:
+        """Make room for positions below `extent` in `seats` seats.
+
+        If memory runs out, the layers before may have more room than the others: nothing is lost.
+        """
+        capacity, seats = self.capacity_for(extent, self.limit), max(seats, self.seats)
+        if capacity > self.capacity or seats > self.seats:
+            for tensors in (self.keys, self.values):
+                for layer, old in enumerate(tensors):
+                    if old is not None:
+                        room = max(seats, old.shape[1]), max(capacity + 1, old.shape[3])
+                        tensors[layer] = resized(old, old.shape[0], *room, self.filled)
+            self.capacity, self.seats = capacity, seats
+            self.filled += [0] * (seats - len(self.filled))
+
+    def _leave_inference_mode(self) -> None:
+        """Outside `torch.inference_mode()`, copy tensors made inside it, which cannot be written to."""
+        stored = [t for t in (*self.keys, *self.values) if t is not None]
+        # An empty cache first: torch.compile cannot trace is_inference_mode_enabled().
+        if not stored or torch.is_inference_mode_enabled() or not any(t.is_inference() for t in stored):
+            return
+        for tensors in (self.keys, self.values):
+            tensors[:] = [t if t is None else self._copy_of(t, range(t.shape[1])) for t in tensors]
+
+    def __getstate__(self):
+        """A copy or a pickle holds what there is, without the addresses behind it."""
+        stored = {name: [None if t is None else t.clone() for t in getattr(self, name)] for name in ("keys", "values")}
+        return self.__dict__ | stored
 
     def swap_seats(self, first: int, second: int) -> None:
         """Exchange what two seats hold; copies what has been written in them."""

@@ -8,8 +8,9 @@ import torch
 
 from .grid import Grid
 from .placement import Placement, Slots
-from .recurrent_depth_cache import STEP, RecurrentDepthCache
+from .recurrent_depth_cache import RecurrentDepthCache
 from .runs import Run, find_runs
+from .seats import STEP
 
 
 def bucket(count: int, least: int = 1) -> int:

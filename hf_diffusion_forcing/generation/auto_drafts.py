@@ -15,7 +15,10 @@ from .pace import Correction, Pace, Tick
 from .wave_choice import AS_MEASURED
 
 MEMORY = 16
-"""How many drafts or guesses what was known before counts for, beside those since the last choice."""
+"""The shares known so far count as much as this many drafts or guesses."""
+
+SUREST = 0.999
+"""Shares of right drafts stay below this, however many were right: a text may become harder."""
 
 
 class Drafts(NamedTuple):
@@ -54,7 +57,8 @@ class AutoDrafts:
         stats: SamplerStats,
     ):
         self.curve, self.rows, self.config, self.stats = curve, rows, config, stats
-        self.shares, self.guessing = dict(shares), guessing
+        self.shares = {depth: min(share, SUREST) for depth, share in shares.items()}
+        self.guessing = guessing
         self._start_window()
         self._choose(AS_MEASURED, rows, {})
         self.take()
@@ -117,11 +121,11 @@ class AutoDrafts:
         depth, before = self.draft_depth, dict(self.shares)
         for each in {depth, self.config.second_depth(depth)} & self.shares.keys():
             made, right = self._since(self._drafts, self.stats.proposals, each)
-            self.shares[each] = (right + MEMORY * before[each]) / (made + MEMORY)
+            self.shares[each] = min((right + MEMORY * before[each]) / (made + MEMORY), SUREST)
         # Other depths are assumed to err more often, or less, by the same factor.
         factor = (1 - self.shares[depth]) / (1 - before[depth])
         for each in self.shares.keys() - {depth, self.config.second_depth(depth)}:
-            self.shares[each] = 1 - min(1.0, (1 - before[each]) * factor)
+            self.shares[each] = min(1 - min(1.0, (1 - before[each]) * factor), SUREST)
         if self._asked:
             known, sources = self.guessing, self.stats.guesses
             counts = [self._since(self._guesses, sources, source) for source in sources]

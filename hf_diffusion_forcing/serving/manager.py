@@ -213,7 +213,7 @@ class ContinuousBatchingManager:
             calls = [prepare(self.model, input_ids, config, one | {"seed": seed}) for seed in seeds]
             requests = [request_of(each, call, *make) for each, call in zip(names, calls, strict=True)]
         self._add(requests)
-        release_threads()  # it has prepared the request, and loaded the model perhaps
+        release_threads()  # started by preparing the request, or by loading the model
         return name
 
     def add_requests(

@@ -31,7 +31,7 @@ def libraries() -> list[ctypes.CDLL]:
     except OSError:  # not Linux
         return []
     found = []
-    for path in sorted({line.split()[-1] for line in lines if "libgomp" in line}):
+    for path in sorted({line.split(maxsplit=5)[5] for line in lines if "libgomp" in line}):
         with suppress(OSError):  # replaced on disk since
             library = ctypes.CDLL(path)
             found += [library] if hasattr(library, "omp_pause_resource_all") else []

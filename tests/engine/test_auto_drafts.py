@@ -173,3 +173,15 @@ def test_guesses_of_the_prompt_count(bundled, monkeypatch):
     )
     assert known.measured["guess_coverage"] > 0.5 and unknown.measured["guess_coverage"] == 0
     assert known.settings["draft_tokens"] > unknown.settings["draft_tokens"] == 1
+
+
+def test_many_right_drafts_do_not_end_the_learning():
+    auto = auto_of(FLAT, MOSTLY)
+    stats, depth = auto.stats, auto.draft_depth
+    stats.proposals[depth] = (0, 0)
+    for number in range(200):
+        made = stats.proposals[depth][0] + 1000
+        stats.proposals[depth] = (made, made if number < 199 else made - 500)
+        auto._learn()
+        auto._start_window()
+    assert auto.shares[depth] < 0.6

@@ -1,5 +1,7 @@
 """Rows end to end: attention of each is what it is alone, wherever the row sits and at whatever slots it stands."""
 
+import copy
+import pickle
 import random
 import sys
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from hf_diffusion_forcing import RecurrentDepthCache
 from hf_diffusion_forcing.cache import Grid, NoCache, RoundedCapacity, RoundedExtents, Slots, memory
-from hf_diffusion_forcing.cache.recurrent_depth_cache import STEP
+from hf_diffusion_forcing.cache.seats import STEP
 
 HEADS, DIM, LENGTH = 4, 8, 150
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -275,8 +277,17 @@ def test_a_cpu_takes_memory_for_what_is_written():
     assert torch.equal(cache.values[0][0, 7, :, :3], x[0])
 
 
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
+def test_a_copy_of_a_cache_takes_no_more_memory_than_the_cache(copy_of):
+    rows = Rows(2)
+    rows.pass_over([[0, 1], [0]])
+    other = copy_of(rows.cache)
+    assert torch.equal(other.keys[0], rows.cache.keys[0]) and other.filled == rows.cache.filled
+    assert sum(t.untyped_storage().nbytes() for t in (*other.keys, *other.values)) == rows.cache.nbytes
+
+
 def test_growth_stops_at_the_limit():
-    for capacity, limit, extent, expected in ((320, None, 321, 512), (320, 330, 321, 384), (320, 330, 400, 448)):
+    for capacity, limit, extent, expected in ((320, None, 321, 512), (320, 330, 321, 384), (320, 330, 400, 512)):
         cache = RecurrentDepthCache(1, 0, 0, 1, capacity=capacity)
         cache.limit = limit
         assert cache.capacity_for(extent, limit) == expected and cache.capacity_for(capacity, limit) == capacity
