@@ -22,6 +22,6 @@ def warn_if_slow(model: torch.nn.Module) -> None:
     if is_slow(model.dtype, model.device):
         name = str(model.dtype).removeprefix("torch.")
         logger.warning_once(
-            f"This CPU has no fast {name} instructions: passes over several positions take several times as long in "
+            f"This CPU has no fast {name} instructions: passes over many positions take several times as long in "
             f"{name} as in float32. Load the model with dtype=torch.float32, which takes twice the memory."
         )

@@ -123,7 +123,7 @@ class SpeculativeWavefront(TickingSampler):
         committed = sum(len(row.ids) for row in rows) - length
         self.auto.add(time.perf_counter() - began, len(rows), positions, read, committed)
         wanted = self.auto.wanted.draft_depth
-        # A position could not stop at full depth if it had not a multiple of the new depth behind it.
+        # Otherwise a position would step past `num_steps`.
         if wanted != self.draft_depth and not any(each.steps % wanted for row in rows for each in row.wave):
             self.auto.take()
             self._take(wanted)
