@@ -95,6 +95,7 @@ def few_tasks(monkeypatch):
 def warnings(caplog):
     """`caplog` with the warnings of transformers' loggers, which do not propagate otherwise."""
     logger = logging.getLogger("transformers")
+    logger.warning_once.cache_clear()  # another test may have caused the same one
     logger.propagate = True
     with caplog.at_level(logging.WARNING):
         yield caplog

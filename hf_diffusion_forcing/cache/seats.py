@@ -38,7 +38,7 @@ class Seats:
             return self.capacity
         # Growing by half keeps copies rare and memory proportional to the text.
         grown = self.capacity + self.capacity // 2
-        if limit is not None and extent <= limit:
+        if limit is not None and extent <= limit + -limit % STEP:
             grown = min(grown, limit)
         capacity = max(extent, grown)
         return capacity + -capacity % STEP

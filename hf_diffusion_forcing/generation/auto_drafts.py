@@ -176,7 +176,7 @@ class AutoDrafts:
         self._why = Decision(
             self.stats.ticks,
             config.sampler,
-            best._asdict(),
+            {"draft_depth": best.draft_depth, "draft_tokens": best.draft_tokens},
             known | measured,
             compared | {AutoregressiveConfig.sampler: one},
         )

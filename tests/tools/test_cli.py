@@ -160,13 +160,13 @@ def test_every_setting_of_every_sampler_is_an_option():
     own = {
         "generate": {"model", "dtype", "prompt", "sampler", "max_new_tokens", "seed", "as_json"},
         "compare": {"model", "dtype", "prompt", "sampler", "max_new_tokens", "as_json"},
-        "serve": {"model", "sampler", "seed", "device", "dtype", "plan", *of_serve},
+        "serve": {"model", "sampler", "seed", "device", "dtype", "pack", "plan", *of_serve},
         "report": {"model", "dtype", "prompt", "html", "sampler", "max_new_tokens", "seed"},
     }
     assert options("inspect") >= {"num_steps", "exit_criterion", "exit_threshold", "state_scale"}
     for name, others in own.items():
-        assert options(name) == (settings | {"preset"} | others) - ({"seed"} - others), name
-    assert {field.name for field in fields(PlainSettings)} == settings - {"seed"} | {"preset"}
+        assert options(name) == (settings | {"preset", "lossless"} | others) - ({"seed"} - others), name
+    assert {field.name for field in fields(PlainSettings)} == settings - {"seed"} | {"preset", "lossless"}
 
 
 def test_the_help_of_a_setting_is_its_docstring():

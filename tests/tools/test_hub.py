@@ -49,9 +49,12 @@ def modules_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture(scope="module")
 def exported(bundled, tmp_path_factory):
     """The bundled checkpoint, with the preset "fast"."""
-    return export_checkpoint(
-        *bundled, tmp_path_factory.mktemp("export") / "arithmetic", "fast", source=bundled_checkpoint()
+    # Not the shared tokenizer: it may have been told to pad, which is saved too.
+    tokenizer, out = (
+        AutoTokenizer.from_pretrained(bundled_checkpoint()),
+        tmp_path_factory.mktemp("export") / "arithmetic",
     )
+    return export_checkpoint(bundled[0], tokenizer, out, "fast", source=bundled_checkpoint())
 
 
 @pytest.fixture(scope="module")
