@@ -64,7 +64,7 @@ def overflowing(tiny):
 def test_a_row_that_is_never_finite_changes_no_other(overflowing, sampler):
     """Whichever joins first, and however far the others are by then."""
     alone = {name: decode(overflowing, sampler, {name: 0})[name] for name in PROMPTS}
-    for late in range(0, 12, 2):
+    for late in (0, 3, 8):
         for joining in (
             {"sound": 0, "broken": late, "other": late + 1},
             {"broken": 0, "sound": late, "other": 1},
