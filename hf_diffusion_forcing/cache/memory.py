@@ -16,6 +16,9 @@ ADDRESSES = 8
 ALIGNED = 64
 """Bytes; torch's own tensors begin at multiples of it."""
 
+SMALL = 2**20
+"""Bytes of a tensor below which copying it costs less than taking memory page by page."""
+
 NEVER_OVERCOMMIT = "2"
 """The mode of Linux in which all addresses count as memory."""
 
@@ -32,10 +35,13 @@ def zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
     """
     if like.device.type != "cpu" or torch.compiler.is_compiling():
         return like.new_zeros(shape)
+    size = torch.Size(shape).numel() * like.element_size()
+    if size < SMALL:
+        return like.new_zeros(shape)
     slots, seats, heads, places, head_dim = shape
     with suppress(OSError, OverflowError, ValueError):  # the process may have no more addresses
         return _addresses((slots, seats * ADDRESSES, heads, places * ADDRESSES, head_dim), like)[:, :seats, :, :places]
-    memory = np.zeros(torch.Size(shape).numel() * like.element_size() + ALIGNED, np.uint8)
+    memory = np.zeros(size + ALIGNED, np.uint8)
     begin = -memory.ctypes.data % ALIGNED
     return torch.from_numpy(memory[begin : -ALIGNED + begin]).view(like.dtype).view(shape)
 

@@ -243,6 +243,7 @@ def test_a_copy_has_of_a_seat_what_was_written_in_it():
 
 @pytest.mark.parametrize("has_addresses", [True, False])
 def test_growth_keeps_what_was_written(has_addresses, monkeypatch):
+    monkeypatch.setattr(memory, "SMALL", 0)
     if not has_addresses:  # as under another system, or with a limit on addresses
         monkeypatch.setattr(memory, "ADDRESSES", 1)
     elif sys.platform != "linux":
@@ -278,7 +279,8 @@ def test_a_cpu_takes_memory_for_what_is_written():
 
 
 @pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
-def test_a_copy_of_a_cache_takes_no_more_memory_than_the_cache(copy_of):
+def test_a_copy_of_a_cache_takes_no_more_memory_than_the_cache(copy_of, monkeypatch):
+    monkeypatch.setattr(memory, "SMALL", 0)
     rows = Rows(2)
     rows.pass_over([[0, 1], [0]])
     other = copy_of(rows.cache)
