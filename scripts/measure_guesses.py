@@ -12,12 +12,11 @@ from collections import Counter
 from collections.abc import Iterator
 
 import torch
-from measure_lossless import FACTOR, Oracle, prompts
+from measure_lossless import FACTOR, Oracle, decoding_seconds, prompts
 from measured_parts import CHECKPOINTS, guess_counts, measure_parts, signature
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
-from hf_diffusion_forcing.evaluation.timing import timed_generate
 from hf_diffusion_forcing.evaluation.widening import widen
 from hf_diffusion_forcing.generation.trace import Trace
 
@@ -107,11 +106,7 @@ def speed_rows(count: int, room: int) -> Iterator[dict]:
                 model.decoding_heads = heads if has_heads else None
                 settings = {"sampler": "diffusion_forcing", "inner_recurrence": recurrences, "draft_tokens": tokens}
                 settings |= {"draft_source": source, "seed": 0, "max_new_tokens": room}
-                timed_generate(model, {"input_ids": asked[0]}, settings | {"max_new_tokens": 8})
-                calls = [
-                    timed_generate(model, {"input_ids": ids}, settings, first=True) for ids in tqdm(asked, leave=False)
-                ]
-                seconds = sum(call.decoding for call in calls) / sum(call.tokens for call in calls)
+                seconds = decoding_seconds(model, asked, settings)
                 alone = alone or seconds
                 row = {"domain": domain, "inner_recurrence": recurrences, "way": way}
                 yield row | {"seconds_per_token": seconds, "speedup": alone / seconds}

@@ -144,6 +144,13 @@ def guess_rows(count: int, room: int) -> Iterator[dict]:
     yield from counted("random weights", tiny, asked, room, ways, num_steps=2, eos_token_id=None)
 
 
+def decoding_seconds(model, asked: list[torch.Tensor], settings: dict) -> float:
+    """Seconds per token of decoding the prompts one by one, after a short call that warms up."""
+    timed_generate(model, {"input_ids": asked[0]}, settings | {"max_new_tokens": 8})
+    calls = [timed_generate(model, {"input_ids": ids}, settings, first=True) for ids in tqdm(asked, leave=False)]
+    return sum(call.decoding for call in calls) / sum(call.tokens for call in calls)
+
+
 def speed_rows(count: int, room: int) -> Iterator[dict]:
     """Yield seconds per token of decoding, of autoregression and of every way, with plain weights made wider."""
     for domain, path in CHECKPOINTS.items():
@@ -156,11 +163,7 @@ def speed_rows(count: int, room: int) -> Iterator[dict]:
             settings = {"sampler": "speculative_wavefront", "seed": 0, "max_new_tokens": room} | way
             if not way:
                 settings |= {"sampler": "autoregressive", "max_new_tokens": room // 4}
-            timed_generate(model, {"input_ids": asked[0]}, settings | {"max_new_tokens": 8})
-            calls = [
-                timed_generate(model, {"input_ids": ids}, settings, first=True) for ids in tqdm(asked, leave=False)
-            ]
-            seconds = sum(call.decoding for call in calls) / sum(call.tokens for call in calls)
+            seconds = decoding_seconds(model, asked, settings)
             baseline = baseline or seconds
             yield {"domain": domain, **way, "seconds_per_token": seconds, "speedup": baseline / seconds}
 

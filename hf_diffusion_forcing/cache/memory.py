@@ -33,14 +33,14 @@ def zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
     all, which takes seconds for the cache of a server: most of it is room for positions that may never come. On Linux
     it also has addresses for what it may grow to, so that `resized` need not copy.
     """
-    if like.device.type != "cpu" or torch.compiler.is_compiling():
-        return like.new_zeros(shape)
     size = torch.Size(shape).numel() * like.element_size()
-    if size < SMALL:
+    if like.device.type != "cpu" or size < SMALL or torch.compiler.is_compiling():
         return like.new_zeros(shape)
-    slots, seats, heads, places, head_dim = shape
-    with suppress(OSError, OverflowError, ValueError):  # the process may have no more addresses
-        return _addresses((slots, seats * ADDRESSES, heads, places * ADDRESSES, head_dim), like)[:, :seats, :, :places]
+    if _has_addresses():
+        slots, seats, heads, places, head_dim = shape
+        room = slots, seats * ADDRESSES, heads, places * ADDRESSES, head_dim
+        with suppress(OSError, OverflowError, ValueError):  # the process may have no more of them
+            return _addresses(room, like)[:, :seats, :, :places]
     memory = np.zeros(size + ALIGNED, np.uint8)
     begin = -memory.ctypes.data % ALIGNED
     return torch.from_numpy(memory[begin : -ALIGNED + begin]).view(like.dtype).view(shape)
@@ -52,8 +52,6 @@ def _addresses(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
     Raises:
         OSError, OverflowError, ValueError: there are not enough addresses.
     """
-    if not _has_addresses():
-        raise OSError("The system gives addresses only with memory.")
     memory = mmap.mmap(
         -1, torch.Size(shape).numel() * like.element_size(), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
     )

@@ -305,6 +305,15 @@ def records(output):
         return {row: finished[row] for row in finished}
 
 
+def kill(process):
+    """SIGKILL a launched job and all of its processes."""
+    workers = psutil.Process(process.pid).children(recursive=True)
+    for each in (*workers, process):
+        each.kill()
+    psutil.wait_procs(workers)
+    process.communicate()
+
+
 def wait_for_records(process, output, count=1):
     deadline = time.monotonic() + 200
     while len(records(output)) < count:
@@ -360,11 +369,7 @@ def test_another_process_is_refused_until_the_job_is_killed(many, bundled, tmp_p
     for overwrite in (False, True):
         with pytest.raises(ValueError, match="Another job is writing"):
             job(bundled, dataset, output, overwrite=overwrite)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    for each in (*workers, process):
-        each.kill()
-    psutil.wait_procs(workers)
-    process.communicate()
+    kill(process)
     killed = records(output)
     assert 0 < len(killed) < 60 and not output.exists()
     assert job(bundled, dataset, output).decoded == 60 - len(killed)
@@ -378,11 +383,7 @@ def test_two_processes_killed_and_resumed(many, tmp_path):
     output = tmp_path / "out.jsonl"
     process = launch(2, data, output)
     wait_for_records(process, output, 3)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    for each in (*workers, process):
-        each.kill()
-    psutil.wait_procs(workers)
-    process.communicate()
+    kill(process)
     killed = records(output)
     assert 0 < len(killed) < 60 and not output.exists()
     copy = tmp_path / "copy.jsonl"
